@@ -1,0 +1,158 @@
+//! The one error of the crate. Every error says what was asked (operation), of what (argument),
+//! what was expected, what came instead, and - where we know it - what to change.
+
+use std::fmt;
+
+/// What sort of trouble it is; the command's exit code follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A wrong argument, option, configuration, shape or dtype. Exit code 2.
+    Argument,
+    /// A file that is missing, torn, hostile or of another kind. Exit code 3.
+    File,
+    /// Too much of a data set is unusable. Exit code 3.
+    Data,
+    /// Writing failed: the disk is full, the folder is not writable. Exit code 4.
+    Write,
+    /// The numbers differ from the recorded ones. Exit code 5.
+    Parity,
+    /// A loss or a gradient is not finite. Exit code 7.
+    NonFinite,
+    /// Stopped by a signal after saving. Exit code 128 + the signal's number.
+    Signal(i32),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Inner {
+    kind: Kind,
+    operation: String,
+    argument: String,
+    expected: String,
+    got: String,
+    fix: String,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Error(Box<Inner>);
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub fn new(kind: Kind, operation: impl Into<String>) -> Self {
+        Error(Box::new(Inner {
+            kind,
+            operation: operation.into(),
+            argument: String::new(),
+            expected: String::new(),
+            got: String::new(),
+            fix: String::new(),
+        }))
+    }
+
+    /// A wrong argument of an operation: `Error::argument("linear", "weight", "[3, 4]", "[4, 3]")`.
+    pub fn argument(
+        operation: impl Into<String>,
+        argument: impl Into<String>,
+        expected: impl fmt::Display,
+        got: impl fmt::Display,
+    ) -> Self {
+        Error::new(Kind::Argument, operation).about(argument).expected(expected).got(got)
+    }
+
+    /// Trouble with a file: `Error::file("load model", path, "a safetensors file", "a text file")`.
+    pub fn file(
+        operation: impl Into<String>,
+        path: impl AsRef<std::path::Path>,
+        expected: impl fmt::Display,
+        got: impl fmt::Display,
+    ) -> Self {
+        Error::new(Kind::File, operation)
+            .about(path.as_ref().display().to_string())
+            .expected(expected)
+            .got(got)
+    }
+
+    /// An error of the operating system at a path.
+    pub fn io(
+        operation: impl Into<String>,
+        path: impl AsRef<std::path::Path>,
+        error: &std::io::Error,
+    ) -> Self {
+        use std::io::ErrorKind as E;
+        let write = matches!(
+            error.kind(),
+            E::StorageFull | E::ReadOnlyFilesystem | E::QuotaExceeded | E::PermissionDenied
+        );
+        let e = Error::new(if write { Kind::Write } else { Kind::File }, operation)
+            .about(path.as_ref().display().to_string())
+            .got(error);
+        match error.kind() {
+            E::NotFound => e.fix("check the path"),
+            E::StorageFull => e.fix("free some space and run the same command again"),
+            E::PermissionDenied | E::ReadOnlyFilesystem => e.fix("choose a path you may use"),
+            _ => e,
+        }
+    }
+
+    #[must_use]
+    pub fn about(mut self, argument: impl Into<String>) -> Self {
+        self.0.argument = argument.into();
+        self
+    }
+
+    #[must_use]
+    pub fn expected(mut self, expected: impl fmt::Display) -> Self {
+        self.0.expected = expected.to_string();
+        self
+    }
+
+    #[must_use]
+    pub fn got(mut self, got: impl fmt::Display) -> Self {
+        self.0.got = got.to_string();
+        self
+    }
+
+    /// What the reader can do about it.
+    #[must_use]
+    pub fn fix(mut self, fix: impl fmt::Display) -> Self {
+        self.0.fix = fix.to_string();
+        self
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    pub fn exit_code(&self) -> u8 {
+        match self.0.kind {
+            Kind::Argument => 2,
+            Kind::File | Kind::Data => 3,
+            Kind::Write => 4,
+            Kind::Parity => 5,
+            Kind::NonFinite => 7,
+            Kind::Signal(n) => u8::try_from(128 + n).unwrap_or(1),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let e = &*self.0;
+        write!(f, "{}", e.operation)?;
+        if !e.argument.is_empty() {
+            write!(f, ": {}", e.argument)?;
+        }
+        match (e.expected.is_empty(), e.got.is_empty()) {
+            (false, false) => write!(f, ": expected {}, got {}", e.expected, e.got)?,
+            (false, true) => write!(f, ": expected {}", e.expected)?,
+            (true, false) => write!(f, ": {}", e.got)?,
+            (true, true) => {}
+        }
+        if !e.fix.is_empty() {
+            write!(f, "; {}", e.fix)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
