@@ -7,6 +7,9 @@
 //! | [`error`] | the one error: operation, argument, expected, got, what to change |
 
 pub mod commands;
+pub mod device;
 pub mod error;
+pub mod ops;
+pub mod tensor;
 
 pub use error::{Error, Kind, Result};

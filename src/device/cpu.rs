@@ -1,0 +1,167 @@
+//! Loops over rows: in parallel over fixed pieces, vectorised for the machine they run on.
+//!
+//! Pieces and the order of sums depend on the shapes alone, so results do not depend on the number of threads.
+
+use super::Real;
+use rayon::prelude::*;
+
+/// Elements a piece of an element-wise loop has.
+const PIECE: usize = 1 << 14;
+/// Rows of one partial sum of a column sum.
+const SUM_ROWS: usize = 64;
+
+/// Runs a loop compiled for the best vector instructions of this machine (AVX-512, AVX2 or the baseline).
+#[inline(always)]
+pub fn simd<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// out[i] = f(x[i])
+pub fn map<T: Real>(x: &[T], f: impl Fn(T) -> T + Sync) -> Vec<T> {
+    let mut out = vec![T::ZERO; x.len()];
+    zip_mut(&mut out, x, |o, x| *o = f(*x));
+    out
+}
+
+/// f(&mut a[i], &b[i]) for every i.
+pub fn zip_mut<T: Real>(a: &mut [T], b: &[T], f: impl Fn(&mut T, &T) + Sync) {
+    let run = |a: &mut [T], b: &[T]| {
+        simd(|| {
+            for (a, b) in a.iter_mut().zip(b) {
+                f(a, b);
+            }
+        });
+    };
+    if a.len() <= PIECE {
+        run(a, b);
+    } else {
+        a.par_chunks_mut(PIECE).zip(b.par_chunks(PIECE)).for_each(|(a, b)| run(a, b));
+    }
+}
+
+/// f(row index, row of `out`) for every row of `width` elements, in parallel.
+pub fn each_row<T: Real>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    let rows = (PIECE / width.max(1)).max(1);
+    let run = |first: usize, piece: &mut [T]| {
+        simd(|| {
+            for (i, row) in piece.chunks_exact_mut(width).enumerate() {
+                f(first + i, row);
+            }
+        });
+    };
+    if width == 0 {
+        return;
+    }
+    if out.len() <= rows * width {
+        run(0, out);
+    } else {
+        out.par_chunks_mut(rows * width).enumerate().for_each(|(i, p)| run(i * rows, p));
+    }
+}
+
+/// The same over two outputs of the same number of rows.
+pub fn each_row2<T: Real, U: Real>(
+    (a, wa): (&mut [T], usize),
+    (b, wb): (&mut [U], usize),
+    f: impl Fn(usize, &mut [T], &mut [U]) + Sync,
+) {
+    if wa == 0 || wb == 0 {
+        return;
+    }
+    let rows = (PIECE / wa.max(wb)).max(1);
+    a.par_chunks_mut(rows * wa).zip(b.par_chunks_mut(rows * wb)).enumerate().for_each(|(p, (a, b))| {
+        simd(|| {
+            for (i, (a, b)) in a.chunks_exact_mut(wa).zip(b.chunks_exact_mut(wb)).enumerate() {
+                f(p * rows + i, a, b);
+            }
+        });
+    });
+}
+
+/// Sums over rows, `sums` of them at once: `f(row, sums)` adds row `row`'s terms into `sums` (len elements).
+/// Partial sums over 64 rows each are added in their order.
+pub fn sum_rows<T: Real>(rows: usize, len: usize, f: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+    let partial = |p: usize| {
+        let mut sums = vec![T::ZERO; len];
+        simd(|| {
+            for row in p * SUM_ROWS..((p + 1) * SUM_ROWS).min(rows) {
+                f(row, &mut sums);
+            }
+        });
+        sums
+    };
+    let parts: Vec<Vec<T>> = (0..rows.div_ceil(SUM_ROWS)).into_par_iter().map(partial).collect();
+    let mut parts = parts.into_iter();
+    let Some(mut total) = parts.next() else { return vec![T::ZERO; len] };
+    for part in parts {
+        zip_mut(&mut total, &part, |a, b| *a += *b);
+    }
+    total
+}
+
+/// The sum of x[i], in 16 lanes, added in a fixed tree.
+#[inline(always)]
+pub fn sum<T: Real>(n: usize, x: impl Fn(usize) -> T) -> T {
+    const LANES: usize = 16;
+    let mut lanes = [T::ZERO; LANES];
+    let whole = n - n % LANES;
+    let mut i = 0;
+    while i < whole {
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            *lane += x(i + l);
+        }
+        i += LANES;
+    }
+    for (l, lane) in lanes.iter_mut().enumerate().take(n - whole) {
+        *lane += x(whole + l);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] = lanes[l] + lanes[l + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The largest x[i]; NaN if one of them is NaN; -inf of none.
+#[inline(always)]
+pub fn max<T: Real>(x: &[T]) -> T {
+    const LANES: usize = 16;
+    let low = T::of(f64::NEG_INFINITY);
+    let pick = |m: T, v: T| if v > m || v != v { v } else { m };
+    let mut lanes = [low; LANES];
+    let mut chunks = x.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (m, v) in lanes.iter_mut().zip(chunk) {
+            *m = if *m != *m { *m } else { pick(*m, *v) };
+        }
+    }
+    let rest = chunks.remainder().iter();
+    lanes.iter().chain(rest).fold(low, |m, v| if m != m { m } else { pick(m, *v) })
+}
+
+/// A mutable slice that several tasks write at once, each its own elements.
+pub(crate) struct Shared<T>(*mut T, usize);
+
+// SAFETY: a `Shared` only hands out raw pieces through `piece`, whose callers promise that no two tasks overlap.
+unsafe impl<T: Send> Send for Shared<T> {}
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub fn new(slice: &mut [T]) -> Shared<T> {
+        Shared(slice.as_mut_ptr(), slice.len())
+    }
+
+    /// Elements `at .. at + len`.
+    ///
+    /// # Safety
+    /// While the piece lives, no other task reads or writes the elements that its user touches in it.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn piece(&self, at: usize, len: usize) -> &mut [T] {
+        assert!(at + len <= self.1, "shared slice: {at} + {len} is past its end {}", self.1);
+        // SAFETY: in bounds by the assert; not aliased in use by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
+    }
+}

@@ -1,0 +1,432 @@
+//! Attention over segments of packed rows.     q [Rq, >=H*D]   k, v [Rk, >=H*D] (columns from an offset)   y [Rq, H*D]
+//!   A segment lets the query rows `q` see all key rows of `a`, and of `b` all or, if causal, row i of q the rows b[0..=i].
+//!   Per head:  S = scale q k^T,   P = softmax(S),   y = (P m) v,   m the dropout factors; rows of no segment give zeros.
+//!   With delta = sum_D(dy y):   dP = (dy v^T) m;   dS = P (dP - delta);   dq = scale dS k;   dk = scale dS^T q;   dv = (P m)^T dy
+//!   Saved: log sum e^S per row and head; P is computed again backward. Dropout's element number is
+//!   ((query row * H + head) * 2^16 + key position in the segment, a before b).
+//! dk and dv of rows that several segments see are added in the order of the segments, by one task: no atomics.
+
+use super::dropout;
+use crate::device::cpu::{self, Shared};
+use crate::device::gemm::{View, gemm};
+use crate::tensor::{Dropout, Grads, Real, Tensor, record_tensor};
+use crate::{Error, Result, on};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
+
+const OP: &str = "attention";
+/// Key positions that a dropout element number has room for.
+const MAX_KEYS: usize = 1 << 16;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub q: Range<usize>,
+    pub a: Range<usize>,
+    pub b: Range<usize>,
+    pub causal: bool,
+}
+
+impl Segment {
+    fn keys(&self) -> usize {
+        self.a.len() + self.b.len()
+    }
+
+    /// How many keys row i of q sees (a first, then b).
+    fn visible(&self, i: usize) -> usize {
+        self.a.len() + if self.causal { self.b.len().min(i + 1) } else { self.b.len() }
+    }
+
+    /// The key rows with the column of the score matrix at which they begin.
+    fn parts(&self) -> impl Iterator<Item = (usize, &Range<usize>)> {
+        [(0, &self.a), (self.a.len(), &self.b)].into_iter().filter(|(_, r)| !r.is_empty())
+    }
+}
+
+/// A checked table of segments over `q_rows` query rows and `k_rows` key rows.
+#[derive(Debug)]
+pub struct Segments {
+    list: Vec<Segment>,
+    /// Indices into `list`: segments that share key rows are in one group.
+    groups: Vec<Vec<usize>>,
+    q_rows: usize,
+    k_rows: usize,
+}
+
+impl Segments {
+    pub fn new(list: Vec<Segment>, q_rows: usize, k_rows: usize) -> Result<Arc<Segments>> {
+        let wrong = |what: &str, want: String, s: &Segment| Err(Error::argument("segments", what, want, format!("{s:?}")));
+        for s in &list {
+            let ordered = [&s.q, &s.a, &s.b].iter().all(|r| r.start <= r.end);
+            if !ordered || s.q.end > q_rows || s.a.end > k_rows || s.b.end > k_rows {
+                return wrong("rows", format!("ranges within {q_rows} query and {k_rows} key rows"), s);
+            }
+            if s.keys() > MAX_KEYS {
+                return wrong("keys", format!("at most {MAX_KEYS}"), s);
+            }
+            if s.a.start < s.b.end && s.b.start < s.a.end {
+                return wrong("keys", "a and b apart".into(), s);
+            }
+        }
+        let mut by_q: Vec<&Segment> = list.iter().filter(|s| !s.q.is_empty()).collect();
+        by_q.sort_by_key(|s| s.q.start);
+        if let Some(pair) = by_q.windows(2).find(|w| w[0].q.end > w[1].q.start) {
+            return wrong("query rows", "each row in one segment at most".into(), pair[1]);
+        }
+        let groups = group(&list);
+        Ok(Arc::new(Segments { list, groups, q_rows, k_rows }))
+    }
+
+    pub fn list(&self) -> &[Segment] {
+        &self.list
+    }
+}
+
+/// Groups of segments connected by overlapping key ranges, in order of their first segment.
+fn group(list: &[Segment]) -> Vec<Vec<usize>> {
+    let mut parent: Vec<usize> = (0..list.len()).collect();
+    fn root(parent: &mut [usize], mut i: usize) -> usize {
+        while parent[i] != i {
+            parent[i] = parent[parent[i]];
+            i = parent[i];
+        }
+        i
+    }
+    let mut ranges: Vec<(usize, usize, usize)> = (list.iter().enumerate())
+        .flat_map(|(i, s)| [(s.a.start, s.a.end, i), (s.b.start, s.b.end, i)])
+        .filter(|(start, end, _)| start < end)
+        .collect();
+    ranges.sort_unstable();
+    let mut open: Option<(usize, usize)> = None; // (end of the run so far, one of its segments)
+    for (start, end, i) in ranges {
+        open = match open {
+            Some((until, first)) if start < until => {
+                let (a, b) = (root(&mut parent, first), root(&mut parent, i));
+                parent[a.max(b)] = a.min(b);
+                Some((until.max(end), first))
+            }
+            _ => Some((end, i)),
+        };
+    }
+    let mut groups: Vec<Vec<usize>> = vec![Vec::new(); list.len()];
+    for i in 0..list.len() {
+        let r = root(&mut parent, i);
+        groups[r].push(i);
+    }
+    groups.retain(|g| !g.is_empty());
+    groups
+}
+
+/// H heads of D columns each, from column `column` of a tensor.
+#[derive(Clone, Copy)]
+pub struct Heads<'a> {
+    pub tensor: &'a Tensor,
+    pub column: usize,
+}
+
+/// What the loops need of one operand.
+#[derive(Clone, Copy)]
+struct Operand<'a, T> {
+    data: &'a [T],
+    width: usize,
+    column: usize,
+}
+
+impl<'a, T: Real> Operand<'a, T> {
+    /// Rows from `row` on, the columns of one head.
+    fn view(&self, row: usize, head: usize, d: usize) -> View<'a, T> {
+        let at = (row * self.width + self.column + head * d).min(self.data.len());
+        View::rows(&self.data[at..], self.width)
+    }
+}
+
+#[derive(Clone)]
+struct Plan {
+    segments: Arc<Segments>,
+    heads: usize,
+    d: usize,
+    scale: f64,
+    drop: Option<Dropout>,
+    columns: [usize; 3],
+}
+
+/// Scratch of one task.
+struct Scratch<T> {
+    scores: Vec<T>,
+    more: Vec<T>,
+    out: Vec<T>,
+}
+
+impl<T: Real> Scratch<T> {
+    fn new() -> Self {
+        Scratch { scores: Vec::new(), more: Vec::new(), out: Vec::new() }
+    }
+}
+
+fn sized<T: Real>(v: &mut Vec<T>, len: usize) -> &mut [T] {
+    if v.len() < len {
+        v.resize(len, T::ZERO);
+    }
+    &mut v[..len]
+}
+
+pub fn attention(
+    [q, k, v]: [Heads; 3],
+    segments: &Arc<Segments>,
+    heads: usize,
+    scale: f64,
+    drop: Option<Dropout>,
+) -> Result<Tensor> {
+    let d = check([q, k, v], segments, heads, scale, drop)?;
+    let columns = [q.column, k.column, v.column];
+    let plan = Plan { segments: segments.clone(), heads, d, scale, drop, columns };
+    on!(q.tensor.dtype(), T => {
+        let kept = [q.tensor.detach(), k.tensor.detach(), v.tensor.detach()];
+        let (y, norms) = forward::<T>(&plan, &kept);
+        let y = Tensor::new(y, &[segments.q_rows, heads * d])?;
+        let out = y.clone();
+        record_tensor(OP, &[q.tensor, k.tensor, v.tensor], y, move |dy, grads| {
+            backward::<T>(&plan, &kept, &out, &norms, dy, grads)
+        })
+    })
+}
+
+fn check(qkv: [Heads; 3], segments: &Segments, heads: usize, scale: f64, drop: Option<Dropout>) -> Result<usize> {
+    let [q, k, v] = qkv;
+    let room = |h: Heads| h.tensor.rows().1.checked_sub(h.column);
+    // The head size follows from the narrowest operand: the others may be wider (several matrices side by side).
+    let width = qkv.into_iter().filter_map(room).min().unwrap_or(0);
+    if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
+        return Err(Error::argument(OP, "heads", format!("a divisor of {width} columns"), heads));
+    }
+    for (name, h, rows) in [("q", q, segments.q_rows), ("k", k, segments.k_rows), ("v", v, segments.k_rows)] {
+        if room(h).is_none_or(|w| w < width) || h.tensor.rows().0 != rows {
+            let want = format!("[{rows}, at least {}]", h.column + width);
+            return Err(Error::argument(OP, name, want, h.tensor.shape()));
+        }
+        super::check_dtype(OP, q.tensor, &[(name, h.tensor)])?;
+    }
+    if !scale.is_finite() {
+        return Err(Error::argument(OP, "scale", "a finite number", scale));
+    }
+    if let Some(drop) = drop {
+        dropout::check(OP, drop)?;
+    }
+    Ok(width / heads)
+}
+
+fn operands<'a, T: Real>(plan: &Plan, kept: &'a [Tensor; 3]) -> [Operand<'a, T>; 3] {
+    let mut columns = plan.columns.into_iter();
+    kept.each_ref().map(|t| Operand {
+        data: t.data::<T>(),
+        width: t.rows().1,
+        column: columns.next().unwrap_or(0),
+    })
+}
+
+fn forward<T: Real>(plan: &Plan, kept: &[Tensor; 3]) -> (Vec<T>, Vec<T>) {
+    let (h, d) = (plan.heads, plan.d);
+    let [q, k, v] = operands::<T>(plan, kept);
+    let mut y = vec![T::ZERO; plan.segments.q_rows * h * d];
+    let mut norms = vec![T::ZERO; plan.segments.q_rows * h];
+    let (ys, ns) = (Shared::new(&mut y), Shared::new(&mut norms));
+    let tasks = plan.segments.list.len() * h;
+    (0..tasks).into_par_iter().for_each_init(Scratch::new, |scratch, task| {
+        let (s, head) = (&plan.segments.list[task / h], task % h);
+        let (n, keys) = (s.q.len(), s.keys());
+        let p = sized(&mut scratch.scores, n * keys);
+        scores(plan, s, head, q, k, p);
+        cpu::simd(|| {
+            for (i, row) in p.chunks_exact_mut(keys.max(1)).enumerate() {
+                let norm = softmax(row, s.visible(i));
+                // SAFETY: a query row is in one segment only, so this (row, head) is this task's alone.
+                unsafe { ns.piece((s.q.start + i) * h + head, 1)[0] = norm };
+                drop_row(plan, s.q.start + i, head, row);
+            }
+        });
+        let out = sized(&mut scratch.out, n * d);
+        out.fill(T::ZERO);
+        for (at, rows) in s.parts() {
+            let (p, v) = (View { data: &p[at..], row: keys, column: 1 }, v.view(rows.start, head, d));
+            gemm((n, d, rows.len()), T::ONE, p, v, T::ONE, out, d, false);
+        }
+        for (i, from) in out.chunks_exact(d).enumerate() {
+            // SAFETY: as above.
+            unsafe { ys.piece((s.q.start + i) * h * d + head * d, d).copy_from_slice(from) };
+        }
+    });
+    (y, norms)
+}
+
+/// p [n, keys] = scale q k^T
+fn scores<T: Real>(plan: &Plan, s: &Segment, head: usize, q: Operand<T>, k: Operand<T>, p: &mut [T]) {
+    let (n, d, keys) = (s.q.len(), plan.d, s.keys());
+    if n == 0 {
+        return;
+    }
+    for (at, rows) in s.parts() {
+        let (a, b) = (q.view(s.q.start, head, d), k.view(rows.start, head, d).transposed());
+        gemm((n, rows.len(), d), T::of(plan.scale), a, b, T::ZERO, &mut p[at..], keys, false);
+    }
+}
+
+/// Softmax of the first `visible` entries, zeros behind them; returns log sum e^x.
+#[inline(always)]
+fn softmax<T: Real>(row: &mut [T], visible: usize) -> T {
+    let (seen, hidden) = row.split_at_mut(visible);
+    hidden.fill(T::ZERO);
+    if seen.is_empty() {
+        return T::ZERO;
+    }
+    let top = cpu::max(seen);
+    for x in seen.iter_mut() {
+        *x = (*x - top).exp();
+    }
+    let total = cpu::sum(seen.len(), |j| seen[j]);
+    let share = T::ONE / total;
+    for x in seen.iter_mut() {
+        *x *= share;
+    }
+    top + total.ln()
+}
+
+#[inline(always)]
+fn drop_row<T: Real>(plan: &Plan, q_row: usize, head: usize, row: &mut [T]) {
+    if let Some(drop) = plan.drop {
+        dropout::apply(row, first_element(plan, q_row, head), drop);
+    }
+}
+
+#[inline(always)]
+fn first_element(plan: &Plan, q_row: usize, head: usize) -> u64 {
+    (q_row * plan.heads + head) as u64 * MAX_KEYS as u64
+}
+
+fn backward<T: Real>(
+    plan: &Plan,
+    kept: &[Tensor; 3],
+    y: &Tensor,
+    norms: &[T],
+    dy: &Tensor,
+    grads: &mut Grads,
+) -> Result<()> {
+    let ops = operands::<T>(plan, kept);
+    let mut out = kept.each_ref().map(|t| vec![T::ZERO; t.len()]);
+    let targets = {
+        let [a, b, c] = &mut out;
+        [Shared::new(a), Shared::new(b), Shared::new(c)]
+    };
+    let (groups, h) = (&plan.segments.groups, plan.heads);
+    (0..groups.len() * h).into_par_iter().for_each_init(Scratch::new, |scratch, task| {
+        for i in &groups[task / h] {
+            let s = &plan.segments.list[*i];
+            segment_backward(plan, s, task % h, ops, [y.data::<T>(), dy.data::<T>()], norms, &targets, scratch);
+        }
+    });
+    for (i, g) in out.into_iter().enumerate() {
+        if grads.wants(i) {
+            grads.add(i, g)?;
+        }
+    }
+    Ok(())
+}
+
+#[allow(clippy::too_many_arguments)]
+fn segment_backward<T: Real>(
+    plan: &Plan,
+    s: &Segment,
+    head: usize,
+    [q, k, v]: [Operand<T>; 3],
+    [y, dy]: [&[T]; 2],
+    norms: &[T],
+    [dq, dk, dv]: &[Shared<T>; 3],
+    scratch: &mut Scratch<T>,
+) {
+    let (h, d, n, keys) = (plan.heads, plan.d, s.q.len(), s.keys());
+    if n == 0 || keys == 0 {
+        return;
+    }
+    let (y, dy) = [y, dy].map(|data| Operand { data, width: h * d, column: 0 }).into();
+    let p = sized(&mut scratch.scores, n * keys);
+    let ds = sized(&mut scratch.more, n * keys);
+    scores(plan, s, head, q, k, p);
+    // dP (before dropout's factors) = dy v^T
+    for (at, rows) in s.parts() {
+        let v = v.view(rows.start, head, d).transposed();
+        gemm((n, rows.len(), d), T::ONE, dy.view(s.q.start, head, d), v, T::ZERO, &mut ds[at..], keys, false);
+    }
+    cpu::simd(|| {
+        let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
+        for (i, (p, ds)) in rows.enumerate() {
+            let (seen, row) = (s.visible(i), s.q.start + i);
+            let (y, dy) = (&y.view(row, head, d).data[..d], &dy.view(row, head, d).data[..d]);
+            let delta = cpu::sum(d, |j| y[j] * dy[j]);
+            score_gradient(plan, (row, head), (p, ds), seen, norms[row * h + head], delta);
+        }
+    });
+    let scale = T::of(plan.scale);
+    let out = sized(&mut scratch.out, n.max(keys) * d);
+    // dq = scale dS k, written once: a query row is in one segment only
+    let (mut beta, whole) = (T::ZERO, View::rows(ds, keys));
+    for (at, rows) in s.parts() {
+        let a = View { data: &whole.data[at..], ..whole };
+        gemm((n, d, rows.len()), scale, a, k.view(rows.start, head, d), beta, out, d, false);
+        beta = T::ONE;
+    }
+    add_rows(dq, q, s.q.clone(), head, d, &out[..n * d]);
+    // dk = scale dS^T q, dv = (P m)^T dy
+    for (at, rows) in s.parts() {
+        let m = rows.len();
+        for (by, x, from, to, like) in [(scale, &*ds, q, dk, k), (T::ONE, &*p, dy, dv, v)] {
+            let a = View { data: &x[at..], row: keys, column: 1 }.transposed();
+            gemm((m, d, n), by, a, from.view(s.q.start, head, d), T::ZERO, out, d, false);
+            add_rows(to, like, rows.clone(), head, d, &out[..m * d]);
+        }
+    }
+}
+
+/// In: p = scores, ds = dy v^T. Out: p = P m, ds = P (dP - delta).
+#[inline(always)]
+fn score_gradient<T: Real>(
+    plan: &Plan,
+    (row, head): (usize, usize),
+    (p, ds): (&mut [T], &mut [T]),
+    seen: usize,
+    norm: T,
+    delta: T,
+) {
+    let (p, p_hidden) = p.split_at_mut(seen);
+    let (ds, ds_hidden) = ds.split_at_mut(seen);
+    p_hidden.fill(T::ZERO);
+    ds_hidden.fill(T::ZERO);
+    let Some(drop) = plan.drop else {
+        for (p, ds) in p.iter_mut().zip(ds) {
+            *p = (*p - norm).exp();
+            *ds = *p * (*ds - delta);
+        }
+        return;
+    };
+    let mut first = first_element(plan, row, head);
+    let mut factors = [T::ZERO; 256];
+    for (p, ds) in p.chunks_mut(256).zip(ds.chunks_mut(256)) {
+        let f = &mut factors[..p.len()];
+        drop.factors(first, f);
+        first += p.len() as u64;
+        for ((p, ds), m) in p.iter_mut().zip(ds).zip(f) {
+            let prob = (*p - norm).exp();
+            *p = prob * *m;
+            *ds = prob * (*ds * *m - delta);
+        }
+    }
+}
+
+/// Adds [rows, D] to the head's columns of `rows` of a gradient that is laid out like `like`.
+fn add_rows<T: Real>(to: &Shared<T>, like: Operand<T>, rows: Range<usize>, head: usize, d: usize, from: &[T]) {
+    for (row, from) in rows.zip(from.chunks_exact(d)) {
+        // SAFETY: a (row, head) of a gradient belongs to one group of segments, and a group's head to one task.
+        let to = unsafe { to.piece(row * like.width + like.column + head * d, d) };
+        for (t, f) in to.iter_mut().zip(from) {
+            *t += *f;
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Rows of length one.     x, y [R,C]
+//!   y = x / s,   s = max(|x|, 1e-12)   (as torch.nn.functional.normalize)
+//!   dx = (dy - y (dy . y)) / s;   where |x| < 1e-12: dy / 1e-12
+
+use crate::device::cpu;
+use crate::tensor::{Real, Tensor, record};
+use crate::{Result, on};
+
+const EPS: f64 = 1e-12;
+
+pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
+    let (r, c) = x.rows();
+    on!(x.dtype(), T => {
+        let mut y = x.data::<T>().to_vec();
+        let mut lengths = vec![T::ZERO; r];
+        cpu::each_row2((&mut y, c), (&mut lengths, 1), |_, row, length| {
+            length[0] = cpu::sum(row.len(), |i| row[i] * row[i]).sqrt();
+            let s = at_least(length[0]);
+            for v in row.iter_mut() {
+                *v = *v / s;
+            }
+        });
+        let kept = y.clone();
+        record("l2_normalize", [x], y, x.shape().sizes(), move |dy, grads| {
+            let mut dx = dy.data::<T>().to_vec();
+            cpu::each_row(&mut dx, c, |i, row| {
+                let (y, s) = (&kept[i * c..][..c], at_least(lengths[i]));
+                let along = if lengths[i] < T::of(EPS) { T::ZERO } else { cpu::sum(c, |j| row[j] * y[j]) };
+                for (d, y) in row.iter_mut().zip(y) {
+                    *d = (*d - *y * along) / s;
+                }
+            });
+            grads.add(0, dx)
+        })
+    })
+}
+
+/// max(s, EPS), but NaN stays NaN.
+fn at_least<T: Real>(s: T) -> T {
+    if s < T::of(EPS) { T::of(EPS) } else { s }
+}

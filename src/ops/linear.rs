@@ -1,0 +1,152 @@
+//! A dense layer.     x [R,K]   weight [N,K]   bias [N]   y [R,N]
+//!   y = x weight^T + bias
+//!   dx = dy weight;   dweight = dy^T x;   dbias = sum_R(dy)
+
+use super::{check_dtype, check_shape};
+use crate::device::{cpu, gemm::View, gemm::gemm};
+use crate::tensor::{Real, Tensor, constant, record};
+use crate::{Error, Result, on};
+use rayon::prelude::*;
+
+const OP: &str = "linear";
+
+fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<(usize, usize, usize)> {
+    let (r, k) = x.rows();
+    let &[n, wk] = weight.shape().sizes() else {
+        return Err(Error::argument(OP, "weight", "[out, in]", weight.shape()));
+    };
+    if wk != k {
+        return Err(Error::argument(OP, "weight", format!("[{n}, {k}] for x {}", x.shape()), weight.shape()));
+    }
+    if let Some(b) = bias {
+        check_shape(OP, "bias", b, &[n])?;
+        check_dtype(OP, x, &[("bias", b)])?;
+    }
+    check_dtype(OP, x, &[("weight", weight)])?;
+    Ok((r, n, k))
+}
+
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (r, n, k) = check(x, weight, bias)?;
+    let has_bias = bias.is_some();
+    on!(x.dtype(), T => {
+        let y = forward::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
+        let (x2, w2) = (x.detach(), weight.detach());
+        record(OP, [x, weight, bias.unwrap_or(weight)], y, &[r, n], move |dy, grads| {
+            let dy = dy.data::<T>();
+            if grads.wants(0) {
+                let mut dx = vec![T::ZERO; r * k];
+                let (a, b) = (View::rows(dy, n), View::rows(w2.data::<T>(), k));
+                gemm((r, k, n), T::ONE, a, b, T::ZERO, &mut dx, k, true);
+                grads.add(0, dx)?;
+            }
+            grads.accumulate::<T>(1, |dw, fresh| {
+                let beta = if fresh { T::ZERO } else { T::ONE };
+                let (a, b) = (View::rows(dy, n).transposed(), View::rows(x2.data::<T>(), k));
+                gemm((n, k, r), T::ONE, a, b, beta, dw, k, true);
+                Ok(())
+            })?;
+            if has_bias && grads.wants(2) {
+                grads.add(2, column_sums(dy, r, n))?;
+            }
+            Ok(())
+        })
+    })
+}
+
+fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {
+    let mut y = vec![T::ZERO; r * n];
+    if let Some(b) = b {
+        cpu::each_row(&mut y, n, |_, row| row.copy_from_slice(b));
+    }
+    let beta = if b.is_some() { T::ONE } else { T::ZERO };
+    gemm((r, n, k), T::ONE, View::rows(x, k), View::rows(w, k).transposed(), beta, &mut y, n, true);
+    y
+}
+
+/// sum over rows of [R,N]
+pub(super) fn column_sums<T: Real>(dy: &[T], r: usize, n: usize) -> Vec<T> {
+    cpu::sum_rows(r, n, |row, sums| {
+        for (s, d) in sums.iter_mut().zip(&dy[row * n..]) {
+            *s += *d;
+        }
+    })
+}
+
+/// The same product for inference, each row summed in an order that does not depend on how many rows there are: an
+/// image's result is then the same bits in any batch. Made for few rows (decoding), where reading the weights is the cost.
+pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (r, n, k) = check(x, weight, bias)?;
+    on!(x.dtype(), T => {
+        let y = exact::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
+        constant(OP, &[x, weight], y, &[r, n])
+    })
+}
+
+/// Output columns a task computes for all rows, so that a weight row is read from memory once.
+const COLUMNS: usize = 64;
+
+fn exact<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {
+    let mut yt = vec![T::ZERO; n * r]; // [N,R]: a task's part is contiguous
+    yt.par_chunks_mut(COLUMNS * r.max(1)).enumerate().for_each(|(c, part)| {
+        cpu::simd(|| {
+            for (j, out) in part.chunks_exact_mut(r).enumerate() {
+                let col = c * COLUMNS + j;
+                let wj = &w[col * k..(col + 1) * k];
+                let bias = b.map_or(T::ZERO, |b| b[col]);
+                let mut i = 0;
+                while i + 4 <= r {
+                    let rows = [0, 1, 2, 3].map(|q| &x[(i + q) * k..(i + q + 1) * k]);
+                    for (o, d) in out[i..i + 4].iter_mut().zip(dots(rows, wj)) {
+                        *o = d + bias;
+                    }
+                    i += 4;
+                }
+                for (o, i) in out[i..].iter_mut().zip(i..) {
+                    *o = dots([&x[i * k..(i + 1) * k]], wj)[0] + bias;
+                }
+            }
+        });
+    });
+    let mut y = vec![T::ZERO; r * n];
+    cpu::each_row(&mut y, n, |i, row| {
+        for (j, y) in row.iter_mut().enumerate() {
+            *y = yt[j * r + i];
+        }
+    });
+    y
+}
+
+/// The products of M rows with one, each summed in 32 lanes and then lane by lane in a fixed tree.
+#[inline(always)]
+fn dots<T: Real, const M: usize>(x: [&[T]; M], w: &[T]) -> [T; M] {
+    const LANES: usize = 32;
+    let mut acc = [[T::ZERO; LANES]; M];
+    let whole = w.len() - w.len() % LANES;
+    let mut at = 0;
+    while at < whole {
+        let wv = &w[at..at + LANES];
+        for (a, x) in acc.iter_mut().zip(&x) {
+            let xv = &x[at..at + LANES];
+            for l in 0..LANES {
+                a[l] = wv[l].mul_add(xv[l], a[l]);
+            }
+        }
+        at += LANES;
+    }
+    let mut out = [T::ZERO; M];
+    for ((o, a), x) in out.iter_mut().zip(&mut acc).zip(&x) {
+        for l in 0..w.len() - whole {
+            a[l] = w[whole + l].mul_add(x[whole + l], a[l]);
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for l in 0..width {
+                a[l] = a[l] + a[l + width];
+            }
+            width /= 2;
+        }
+        *o = a[0];
+    }
+    out
+}

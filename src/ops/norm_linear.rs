@@ -1,0 +1,70 @@
+//! A dense layer behind a LayerNorm whose input is a constant.     n [R,K] (normalised rows)   gamma, beta [K]
+//!   weight [N,K]   bias [N]   y [R,N]
+//!   y = (n gamma + beta) weight^T + bias = n (weight gamma)^T + (bias + weight beta)
+//!   With G = dy^T n and s = sum_R(dy):
+//!   dweight = G gamma + s beta^T;   dbias = s;   dgamma = sum_N(weight G);   dbeta = weight^T s
+//! One product backward instead of two: nothing needs the gradient of n.
+
+use super::linear::column_sums;
+use super::{check_dtype, check_shape};
+use crate::device::{cpu, gemm::View, gemm::gemm};
+use crate::tensor::{Real, Tensor, record};
+use crate::{Error, Result, on};
+
+const OP: &str = "norm_linear";
+
+pub fn norm_linear(n: &Tensor, gamma: &Tensor, beta: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let (r, k) = n.rows();
+    if n.tracked() {
+        return Err(Error::argument(OP, "n", "a constant", "a tracked tensor").fix("use layer_norm and linear"));
+    }
+    let (out, _) = weight.rows();
+    check_shape(OP, "gamma", gamma, &[k])?;
+    check_shape(OP, "beta", beta, &[k])?;
+    check_shape(OP, "weight", weight, &[out, k])?;
+    check_shape(OP, "bias", bias, &[out])?;
+    check_dtype(OP, n, &[("gamma", gamma), ("beta", beta), ("weight", weight), ("bias", bias)])?;
+    on!(n.dtype(), T => {
+        let kept = [n, gamma, beta, weight].map(Tensor::detach);
+        let y = forward::<T>(&kept, bias.data(), (r, out, k));
+        record(OP, [gamma, beta, weight, bias], y, &[r, out], move |dy, grads| {
+            let dy = dy.data::<T>();
+            let [n, gamma, beta, weight] = kept.each_ref().map(|t| t.data::<T>());
+            let mut g = vec![T::ZERO; out * k];
+            gemm((out, k, r), T::ONE, View::rows(dy, out).transposed(), View::rows(n, k), T::ZERO, &mut g, k, true);
+            let s = column_sums(dy, r, out);
+            let sums = cpu::sum_rows(out, 2 * k, |o, sums: &mut [T]| {
+                let (w, g) = (&weight[o * k..][..k], &g[o * k..][..k]);
+                let (dgamma, dbeta) = sums.split_at_mut(k);
+                for j in 0..k {
+                    dgamma[j] += w[j] * g[j];
+                    dbeta[j] += w[j] * s[o];
+                }
+            });
+            grads.add(0, sums[..k].to_vec())?;
+            grads.add(1, sums[k..].to_vec())?;
+            cpu::each_row(&mut g, k, |o, row| {
+                for j in 0..k {
+                    row[j] = row[j].mul_add(gamma[j], s[o] * beta[j]);
+                }
+            });
+            grads.add(2, g)?;
+            grads.add(3, s)
+        })
+    })
+}
+
+fn forward<T: Real>(kept: &[Tensor; 4], bias: &[T], (r, out, k): (usize, usize, usize)) -> Vec<T> {
+    let [n, gamma, beta, weight] = kept.each_ref().map(|t| t.data::<T>());
+    let (mut folded, mut offset) = (weight.to_vec(), bias.to_vec());
+    cpu::each_row2((&mut folded, k), (&mut offset, 1), |_, w, b| {
+        b[0] += cpu::sum(k, |j| w[j] * beta[j]);
+        for (w, g) in w.iter_mut().zip(gamma) {
+            *w *= *g;
+        }
+    });
+    let mut y = vec![T::ZERO; r * out];
+    cpu::each_row(&mut y, out, |_, row| row.copy_from_slice(&offset));
+    gemm((r, out, k), T::ONE, View::rows(n, k), View::rows(&folded, k).transposed(), T::ONE, &mut y, out, true);
+    y
+}

@@ -1,0 +1,266 @@
+//! Tensors: a shared buffer, a shape and, while a tape records, the place on it.
+//!
+//! Row-major and contiguous, at most four axes, no strides and no broadcasting. A tensor may begin anywhere in its
+//! buffer, so a range of rows is a tensor too, without a copy.
+
+pub mod random;
+mod tape;
+
+pub use crate::device::{DType, Real};
+pub use random::{Dropout, Stream};
+pub use tape::{Gradients, Grads, Tape, constant, record, record_tensor};
+
+use crate::{Error, Result};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Runs an expression with the Rust type of a dtype: `on!(x.dtype(), T => forward::<T>(..))`.
+#[macro_export]
+macro_rules! on {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::tensor::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::tensor::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+        }
+    };
+}
+
+/// Owned elements of one dtype.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Buffer {
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+}
+
+impl Buffer {
+    pub fn dtype(&self) -> DType {
+        match self {
+            Buffer::F32(_) => DType::F32,
+            Buffer::F64(_) => DType::F64,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        on!(self.dtype(), T => self.slice::<T>().len())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn of<T: Real>(values: Vec<T>) -> Buffer {
+        match T::DTYPE {
+            DType::F32 => Buffer::F32(bytemuck::allocation::cast_vec(values)),
+            DType::F64 => Buffer::F64(bytemuck::allocation::cast_vec(values)),
+        }
+    }
+
+    pub fn zeros(dtype: DType, len: usize) -> Buffer {
+        match dtype {
+            DType::F32 => Buffer::F32(vec![0.0; len]),
+            DType::F64 => Buffer::F64(vec![0.0; len]),
+        }
+    }
+
+    /// The elements; empty if T is not the buffer's dtype (callers have checked it at their door).
+    pub fn slice<T: Real>(&self) -> &[T] {
+        match self {
+            Buffer::F32(v) if T::DTYPE == DType::F32 => bytemuck::cast_slice(v),
+            Buffer::F64(v) if T::DTYPE == DType::F64 => bytemuck::cast_slice(v),
+            _ => &[],
+        }
+    }
+
+    pub fn slice_mut<T: Real>(&mut self) -> &mut [T] {
+        match self {
+            Buffer::F32(v) if T::DTYPE == DType::F32 => bytemuck::cast_slice_mut(v),
+            Buffer::F64(v) if T::DTYPE == DType::F64 => bytemuck::cast_slice_mut(v),
+            _ => &mut [],
+        }
+    }
+}
+
+/// At most four axes; [] is a scalar.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    sizes: [usize; 4],
+    rank: u8,
+}
+
+impl Shape {
+    /// More than four axes are folded into an error by [`Tensor::new`]; inside the crate ranks are literal.
+    pub fn new(sizes: &[usize]) -> Shape {
+        let mut s = [1; 4];
+        for (to, from) in s.iter_mut().zip(sizes) {
+            *to = *from;
+        }
+        Shape { sizes: s, rank: sizes.len().min(4) as u8 }
+    }
+
+    pub fn sizes(&self) -> &[usize] {
+        &self.sizes[..usize::from(self.rank)]
+    }
+
+    pub fn len(&self) -> usize {
+        self.sizes.iter().product()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// (rows, columns): the last axis and all before it. A scalar is one row of one.
+    pub fn rows(&self) -> (usize, usize) {
+        let columns = self.sizes().last().copied().unwrap_or(1);
+        (self.sizes().iter().rev().skip(1).product(), columns)
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.sizes())
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.sizes())
+    }
+}
+
+#[derive(Clone)]
+pub struct Tensor {
+    buffer: Arc<Buffer>,
+    start: usize,
+    shape: Shape,
+    node: Option<tape::Node>,
+}
+
+impl Tensor {
+    /// A tensor of these values; an error unless there are as many as the shape says.
+    pub fn new<T: Real>(values: Vec<T>, sizes: &[usize]) -> Result<Tensor> {
+        let len = sizes.iter().try_fold(1usize, |n, s| n.checked_mul(*s));
+        if sizes.len() > 4 || len != Some(values.len()) {
+            return Err(Error::argument(
+                "tensor",
+                "shape",
+                format!("at most 4 axes with {} elements", values.len()),
+                format!("{sizes:?}"),
+            ));
+        }
+        Ok(Tensor::from_buffer(Buffer::of(values), Shape::new(sizes)))
+    }
+
+    pub fn zeros(dtype: DType, sizes: &[usize]) -> Tensor {
+        let shape = Shape::new(sizes);
+        Tensor::from_buffer(Buffer::zeros(dtype, shape.len()), shape)
+    }
+
+    /// From f64 values, rounded to the dtype.
+    pub fn of(dtype: DType, values: &[f64], sizes: &[usize]) -> Result<Tensor> {
+        on!(dtype, T => Tensor::new::<T>(values.iter().map(|x| T::of(*x)).collect(), sizes))
+    }
+
+    pub(crate) fn from_buffer(buffer: Buffer, shape: Shape) -> Tensor {
+        debug_assert_eq!(buffer.len(), shape.len());
+        Tensor { buffer: Arc::new(buffer), start: 0, shape, node: None }
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.buffer.dtype()
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// (rows, columns), see [`Shape::rows`].
+    pub fn rows(&self) -> (usize, usize) {
+        self.shape.rows()
+    }
+
+    pub fn len(&self) -> usize {
+        self.shape.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The elements; empty if T is not the tensor's dtype.
+    pub fn data<T: Real>(&self) -> &[T] {
+        self.buffer.slice::<T>().get(self.start..self.start + self.len()).unwrap_or(&[])
+    }
+
+    /// The elements for writing, if no other tensor shares the buffer.
+    pub fn data_mut<T: Real>(&mut self) -> Option<&mut [T]> {
+        let range = self.start..self.start + self.shape.len();
+        Arc::get_mut(&mut self.buffer)?.slice_mut::<T>().get_mut(range)
+    }
+
+    pub fn to_f64(&self) -> Vec<f64> {
+        on!(self.dtype(), T => self.data::<T>().iter().map(|x| x.to_f64()).collect())
+    }
+
+    pub fn to_f32(&self) -> Vec<f32> {
+        on!(self.dtype(), T => self.data::<T>().iter().map(|x| x.to_f64() as f32).collect())
+    }
+
+    /// The value of a tensor of one element; NaN if it has none.
+    pub fn item(&self) -> f64 {
+        on!(self.dtype(), T => self.data::<T>().first().map_or(f64::NAN, |x| x.to_f64()))
+    }
+
+    /// The same elements without history.
+    pub fn detach(&self) -> Tensor {
+        Tensor { node: None, ..self.clone() }
+    }
+
+    pub fn tracked(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// The same elements under another shape, with their history.
+    pub fn reshape(&self, sizes: &[usize]) -> Result<Tensor> {
+        let shape = Shape::new(sizes);
+        if shape.len() != self.len() || sizes.len() > 4 {
+            return Err(Error::argument("reshape", "shape", format!("{} elements", self.len()), shape));
+        }
+        Ok(Tensor { shape, ..self.clone() })
+    }
+
+    /// Rows `range` of [rows, columns] as a tensor on the same buffer; gradients go back to their rows.
+    pub fn slice_rows(&self, range: Range<usize>) -> Result<Tensor> {
+        let (n, c) = self.rows();
+        if range.start > range.end || range.end > n {
+            return Err(Error::argument("slice_rows", "range", format!("within 0..{n}"), format!("{range:?}")));
+        }
+        let shape = Shape::new(&[range.len(), c]);
+        let part = Tensor { buffer: self.buffer.clone(), start: self.start + range.start * c, shape, node: None };
+        if !self.tracked() {
+            return Ok(part);
+        }
+        let at = range.start * c;
+        record_tensor("slice_rows", &[self], part, move |dy, grads| {
+            on!(dy.dtype(), T => grads.add_at(0, at, dy.data::<T>()))
+        })
+    }
+
+    /// The first element that is not finite, if any.
+    pub fn first_non_finite(&self) -> Option<usize> {
+        on!(self.dtype(), T => self.data::<T>().iter().position(|x| !x.is_finite()))
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor({} {})", self.dtype(), self.shape)
+    }
+}

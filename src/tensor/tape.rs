@@ -1,0 +1,253 @@
+//! The tape: what was computed, in order, each entry with the closure that sends its gradient back.
+//!
+//! There are two ways to make a tensor out of an op's result: [`record`], which asks for the backward closure, and
+//! [`constant`], which is an error if an input is tracked. So no gradient stops silently. Closures run last to first,
+//! once each, and are dropped as they run, which frees the activations they keep. The tape alone adds gradients up.
+
+use super::{Buffer, DType, Real, Shape, Tensor};
+use crate::{Error, Result, on};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+type Backward = Box<dyn FnOnce(&Tensor, &mut Grads) -> Result<()> + Send>;
+
+struct Entry {
+    op: &'static str,
+    out: usize,
+    inputs: Vec<Option<usize>>,
+    backward: Backward,
+}
+
+#[derive(Clone, Copy)]
+struct Value {
+    dtype: DType,
+    shape: Shape,
+    leaf: Option<usize>,
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: Vec<Entry>,
+    values: Vec<Value>,
+}
+
+/// A place on a tape.
+#[derive(Clone)]
+pub(super) struct Node {
+    id: usize,
+    tape: Tape,
+}
+
+#[derive(Clone, Default)]
+pub struct Tape(Arc<Mutex<Inner>>);
+
+impl Tape {
+    pub fn new() -> Tape {
+        Tape::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn push_value(&self, t: &Tensor, leaf: Option<usize>) -> Node {
+        let mut inner = self.lock();
+        inner.values.push(Value { dtype: t.dtype(), shape: t.shape, leaf });
+        Node { id: inner.values.len() - 1, tape: self.clone() }
+    }
+
+    /// Tracks a tensor as a leaf: its gradient will be found under `key`.
+    pub fn leaf(&self, t: &Tensor, key: usize) -> Tensor {
+        Tensor { node: Some(self.push_value(t, Some(key))), ..t.clone() }
+    }
+
+    /// How many operations are recorded.
+    pub fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Runs the tape backwards from `loss` (one element), whose gradient is `seed`; leaf gradients are added to `into`.
+    pub fn backward(&self, loss: &Tensor, seed: f64, into: &mut Gradients) -> Result<()> {
+        if loss.len() != 1 {
+            return Err(Error::argument("backward", "loss", "one element", loss.shape()));
+        }
+        self.backward_from(&[(loss, Tensor::of(loss.dtype(), &[seed], loss.shape().sizes())?)], into)
+    }
+
+    /// The same from several tensors at once, each with its own gradient.
+    pub fn backward_from(&self, seeds: &[(&Tensor, Tensor)], into: &mut Gradients) -> Result<()> {
+        let mut inner = std::mem::take(&mut *self.lock());
+        let mut slots: Vec<Option<Buffer>> = inner.values.iter().map(|_| None).collect();
+        for (t, seed) in seeds {
+            let Some(node) = &t.node else {
+                return Err(Error::argument("backward", "loss", "a tensor of this tape", "a constant")
+                    .fix("compute it from tracked parameters"));
+            };
+            if seed.shape() != t.shape() || seed.dtype() != t.dtype() {
+                return Err(Error::argument("backward", "gradient", t.shape(), seed.shape()));
+            }
+            let mut grads = Grads { slots: &mut slots, values: &inner.values, inputs: &[Some(node.id)], leaves: into };
+            on!(seed.dtype(), T => grads.add(0, seed.data::<T>().to_vec()))?;
+        }
+        while let Some(entry) = inner.entries.pop() {
+            let Some(dy) = slots.get_mut(entry.out).and_then(Option::take) else { continue };
+            let dy = Tensor::from_buffer(dy, inner.values[entry.out].shape);
+            let mut grads =
+                Grads { slots: &mut slots, values: &inner.values, inputs: &entry.inputs, leaves: into };
+            (entry.backward)(&dy, &mut grads).map_err(|e| e.fix(format!("in the backward of {}", entry.op)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Gradients of the leaves, by key. Kept between calls, they add up (gradient accumulation).
+#[derive(Clone, Debug, Default)]
+pub struct Gradients {
+    by_key: Vec<Option<Buffer>>,
+}
+
+impl Gradients {
+    pub fn new() -> Gradients {
+        Gradients::default()
+    }
+
+    pub fn get(&self, key: usize) -> Option<&Buffer> {
+        self.by_key.get(key)?.as_ref()
+    }
+
+    pub fn get_mut(&mut self, key: usize) -> Option<&mut Buffer> {
+        self.by_key.get_mut(key)?.as_mut()
+    }
+
+    /// Forgets the values; the next backward starts from nothing.
+    pub fn clear(&mut self) {
+        self.by_key.clear();
+    }
+
+    /// Keys that have a gradient, ascending.
+    pub fn keys(&self) -> impl Iterator<Item = usize> + '_ {
+        self.by_key.iter().enumerate().filter_map(|(k, b)| b.as_ref().map(|_| k))
+    }
+
+    fn slot(&mut self, key: usize) -> &mut Option<Buffer> {
+        if self.by_key.len() <= key {
+            self.by_key.resize(key + 1, None);
+        }
+        &mut self.by_key[key]
+    }
+}
+
+/// Where a backward closure puts the gradients of its op's inputs (numbered as given to [`record`]).
+pub struct Grads<'a> {
+    slots: &'a mut [Option<Buffer>],
+    values: &'a [Value],
+    inputs: &'a [Option<usize>],
+    leaves: &'a mut Gradients,
+}
+
+impl Grads<'_> {
+    /// Whether input i is tracked: if not, its gradient need not be computed.
+    pub fn wants(&self, i: usize) -> bool {
+        self.inputs.get(i).copied().flatten().is_some()
+    }
+
+    fn slot(&mut self, i: usize) -> Option<(&mut Option<Buffer>, Value)> {
+        let id = self.inputs.get(i).copied().flatten()?;
+        let value = self.values[id];
+        let slot = match value.leaf {
+            Some(key) => self.leaves.slot(key),
+            None => &mut self.slots[id],
+        };
+        Some((slot, value))
+    }
+
+    /// Adds a whole gradient to input i's.
+    pub fn add<T: Real>(&mut self, i: usize, grad: Vec<T>) -> Result<()> {
+        let Some((slot, value)) = self.slot(i) else { return Ok(()) };
+        check(value, grad.len(), T::DTYPE)?;
+        match slot {
+            Some(have) => add_into(have.slice_mut::<T>(), &grad),
+            None => *slot = Some(Buffer::of(grad)),
+        }
+        Ok(())
+    }
+
+    /// Adds a gradient to a part of input i's, beginning at element `at`.
+    pub fn add_at<T: Real>(&mut self, i: usize, at: usize, grad: &[T]) -> Result<()> {
+        self.accumulate::<T>(i, |all, _| {
+            add_into(&mut all[at..at + grad.len()], grad);
+            Ok(())
+        })
+    }
+
+    /// Hands out input i's gradient (zeros if there was none) for adding in place; `fresh` says it is still zeros.
+    pub fn accumulate<T: Real>(
+        &mut self,
+        i: usize,
+        add: impl FnOnce(&mut [T], bool) -> Result<()>,
+    ) -> Result<()> {
+        let Some((slot, value)) = self.slot(i) else { return Ok(()) };
+        check(value, value.shape.len(), T::DTYPE)?;
+        let fresh = slot.is_none();
+        let all = slot.get_or_insert_with(|| Buffer::zeros(value.dtype, value.shape.len()));
+        add(all.slice_mut::<T>(), fresh)
+    }
+}
+
+fn check(value: Value, len: usize, dtype: DType) -> Result<()> {
+    if value.shape.len() != len || value.dtype != dtype {
+        let expected = format!("{} {}", value.dtype, value.shape);
+        return Err(Error::argument("backward", "gradient", expected, format!("{dtype} x {len}")));
+    }
+    Ok(())
+}
+
+fn add_into<T: Real>(to: &mut [T], from: &[T]) {
+    crate::device::cpu::zip_mut(to, from, |a, b| *a += *b);
+}
+
+/// Makes a tensor of an op's result and records how its gradient goes back.
+pub fn record<T: Real, const N: usize>(
+    op: &'static str,
+    inputs: [&Tensor; N],
+    out: Vec<T>,
+    shape: &[usize],
+    backward: impl FnOnce(&Tensor, &mut Grads) -> Result<()> + Send + 'static,
+) -> Result<Tensor> {
+    let out = Tensor::new(out, shape)?;
+    record_tensor(op, &inputs, out, backward)
+}
+
+/// [`record`] for a result that is a tensor already (its backward may keep it, too).
+pub fn record_tensor(
+    op: &'static str,
+    inputs: &[&Tensor],
+    mut out: Tensor,
+    backward: impl FnOnce(&Tensor, &mut Grads) -> Result<()> + Send + 'static,
+) -> Result<Tensor> {
+    let Some(tape) = inputs.iter().find_map(|t| t.node.as_ref().map(|n| n.tape.clone())) else {
+        return Ok(out);
+    };
+    for t in inputs {
+        if t.node.as_ref().is_some_and(|n| !Arc::ptr_eq(&n.tape.0, &tape.0)) {
+            return Err(Error::argument(op, "inputs", "tensors of one tape", "tensors of two tapes"));
+        }
+    }
+    let node = tape.push_value(&out, None);
+    let ids = inputs.iter().map(|t| t.node.as_ref().map(|n| n.id)).collect();
+    tape.lock().entries.push(Entry { op, out: node.id, inputs: ids, backward: Box::new(backward) });
+    out.node = Some(node);
+    Ok(out)
+}
+
+/// Makes a tensor of a result that has no gradient; an error if an input is tracked.
+pub fn constant<T: Real>(op: &'static str, inputs: &[&Tensor], out: Vec<T>, shape: &[usize]) -> Result<Tensor> {
+    if inputs.iter().any(|t| t.tracked()) {
+        return Err(Error::argument(op, "inputs", "constants", "a tracked tensor")
+            .fix("detach it: this operation has no gradient"));
+    }
+    Tensor::new(out, shape)
+}
