@@ -9,7 +9,11 @@
 pub mod commands;
 pub mod device;
 pub mod error;
+pub mod model;
+pub mod nn;
 pub mod ops;
+pub mod parity;
 pub mod tensor;
+pub mod train;
 
 pub use error::{Error, Kind, Result};

@@ -1,5 +1,7 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod parity;
+
 use crate::Result;
 use clap::{Parser, Subcommand};
 
@@ -13,9 +15,13 @@ pub struct Cli {
 
 // One line per command, in the order of `--help`.
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    Parity(parity::Args),
+}
 
 /// Runs the command that was parsed.
 pub fn run(cli: Cli) -> Result<()> {
-    match cli.command {}
+    match cli.command {
+        Command::Parity(args) => parity::run(&args),
+    }
 }

@@ -31,7 +31,7 @@ pub use max_similarity::max_similarity;
 pub use mean_rows::mean_rows;
 pub use norm_linear::norm_linear;
 pub use patch_embed::patch_embed;
-pub use rows::{concat_rows, gather_rows};
+pub use rows::{concat_rows, gather_rows, transpose};
 pub use scale::{divide, scale};
 
 use crate::tensor::Tensor;

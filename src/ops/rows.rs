@@ -1,5 +1,6 @@
 //! Rows put together and picked.     x [R,C]   y [n,C]
 //!   gather_rows: y[i] = x[index[i]];     dx[r] = sum of dy[i] with index[i] = r
+//!   transpose:   y[j,i] = x[i,j];     dx[i,j] = dy[j,i]
 //!   concat_rows: y = the parts, one under the other;     dpart = its rows of dy
 
 use super::check_dtype;
@@ -64,4 +65,17 @@ pub fn concat_rows<const N: usize>(parts: [&Tensor; N]) -> Result<Tensor> {
             Ok(())
         })
     })
+}
+
+/// y [C,R] = x^T of [R,C]
+pub fn transpose(x: &Tensor) -> Result<Tensor> {
+    let (r, c) = x.rows();
+    on!(x.dtype(), T => {
+        let y = transposed(x.data::<T>(), r, c);
+        record("transpose", [x], y, &[c, r], move |dy, grads| grads.add(0, transposed(dy.data::<T>(), c, r)))
+    })
+}
+
+fn transposed<T: Copy>(x: &[T], r: usize, c: usize) -> Vec<T> {
+    (0..r * c).map(|i| x[i % r * c + i / r]).collect()
 }

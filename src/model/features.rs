@@ -1,0 +1,144 @@
+//! Features in three modes and the scores of retrieval (inference).
+//!
+//! Three scores of an image and a text, by their names everywhere:
+//! - `itc`: the largest cosine over the queries of the projected features (not divided by the temperature);
+//! - `itm`: the "match" logit of the matching head, mean over the queries;
+//! - `mean_cosine`: mean over queries of (cos(image hidden, multimodal hidden) + 1) / 2 (BLIP2-Japanese).
+
+use super::Model;
+use super::qformer::ImageKeys;
+use crate::nn::Pass;
+use crate::ops;
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// A text's hidden rows [L,C] and their normalised projections [L,E].
+pub struct TextFeatures {
+    pub embeds: Tensor,
+    pub proj: Tensor,
+}
+
+/// Matching of pairs: logits [P,2] and the hidden query rows [P*Q,C].
+pub struct ItmScores {
+    pub logits: Tensor,
+    pub hidden: Tensor,
+}
+
+/// Images made ready: their keys and values, hidden query rows [B*Q,C] and projections [B*Q,E].
+pub struct Images {
+    pub count: usize,
+    pub keys: ImageKeys,
+    pub embeds: Tensor,
+    pub proj: Tensor,
+}
+
+impl Model {
+    /// Mode image, from pictures [B,3,S,S].
+    pub fn image_features(&self, pass: &Pass, image: &Tensor) -> Result<Images> {
+        let tokens = self.vit_tokens(pass, image, |_, _| {})?;
+        self.image_features_of(pass, &tokens)
+    }
+
+    /// Mode image, from ViT tokens [B*N,W].
+    pub fn image_features_of(&self, pass: &Pass, tokens: &Tensor) -> Result<Images> {
+        let count = tokens.rows().0 / self.config.image_tokens();
+        let merged = self.merged_pass(pass, tokens, &[], false, count)?;
+        let embeds = merged.hidden;
+        let proj = ops::l2_normalize(&self.vision_proj.forward(pass, &embeds)?)?;
+        Ok(Images { count, keys: merged.keys, embeds, proj })
+    }
+
+    /// Mode text.
+    pub fn text_features(&self, pass: &Pass, texts: &[Vec<u32>]) -> Result<Vec<TextFeatures>> {
+        self.check_texts(texts)?;
+        let lens: Vec<usize> = texts.iter().map(Vec::len).collect();
+        let layout = super::Layout::merged(self.sizes(), 0, &lens, &[], false)?;
+        let slices: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let x = self.qformer.embed(pass, &pass.param(self.query_tokens), 0, &slices, 0)?;
+        let hidden = self.qformer.forward(pass, x, &layout, &Vec::new(), 0)?;
+        let proj = ops::l2_normalize(&self.text_proj.forward(pass, &hidden)?)?;
+        let part = |r: &std::ops::Range<usize>| {
+            Ok(TextFeatures { embeds: hidden.slice_rows(r.clone())?, proj: proj.slice_rows(r.clone())? })
+        };
+        layout.text.iter().map(part).collect()
+    }
+
+    /// Mode multimodal: pairs (image, text) of these images and texts.
+    pub fn match_pairs(&self, pass: &Pass, images: &Images, texts: &[Vec<u32>], pairs: &[(usize, usize)]) -> Result<ItmScores> {
+        self.check_texts(texts)?;
+        if let Some((i, t)) = pairs.iter().find(|(i, t)| *i >= images.count || *t >= texts.len()) {
+            let want = format!("an image below {} and a text below {}", images.count, texts.len());
+            return Err(Error::argument("match", "pair", want, format!("({i}, {t})")));
+        }
+        let which: Vec<usize> = pairs.iter().map(|p| p.0).collect();
+        let slices: Vec<&[u32]> = pairs.iter().map(|p| texts[p.1].as_slice()).collect();
+        let (hidden, layout) = self.pair_pass(pass, &images.keys, images.count, &which, &slices, true)?;
+        let logits = self.itm_logits(pass, &hidden, layout.query_rows)?;
+        Ok(ItmScores { logits, hidden })
+    }
+
+    /// `itc` of all images and texts [images][texts]; `text_proj` holds the [CLS] rows [T,E].
+    pub fn itc_scores(&self, image_proj: &Tensor, text_proj: &Tensor) -> Result<Tensor> {
+        ops::max_similarity(image_proj, text_proj, self.config.num_query)
+    }
+
+    fn check_texts(&self, texts: &[Vec<u32>]) -> Result<()> {
+        match texts.iter().position(|t| t.is_empty() || t.len() > self.config.max_pos) {
+            None => Ok(()),
+            Some(i) => {
+                let want = format!("1 to {} tokens", self.config.max_pos);
+                Err(Error::argument("text", format!("text {i}"), want, texts[i].len()))
+            }
+        }
+    }
+}
+
+/// Mean over rows of (cos(a, b) + 1) / 2.     a, b [Q,C]
+pub fn mean_cosine(a: &[f64], b: &[f64], c: usize) -> f64 {
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    let rows = a.chunks(c).zip(b.chunks(c));
+    let cos = rows.map(|(x, y)| (dot(x, y) / (dot(x, x).sqrt() * dot(y, y).sqrt()).max(1e-8) + 1.0) / 2.0);
+    let all: Vec<f64> = cos.collect();
+    all.iter().sum::<f64>() / all.len().max(1) as f64
+}
+
+/// Score matrices after re-ranking: image to text [I][T] and text to image [T][I].
+pub struct Retrieval {
+    pub i2t: Vec<Vec<f64>>,
+    pub t2i: Vec<Vec<f64>>,
+}
+
+/// Re-ranked retrieval as LAVIS's `compute_sim_matrix`: of each row's `k` best by `itc`, the score is `itm` + `itc`; the
+/// rest are -100. `itc` is [I][T]; `itm` computes the logits of pairs (image, text).
+pub fn retrieval_scores(
+    itc: &[Vec<f64>],
+    k: usize,
+    mut itm: impl FnMut(&[(usize, usize)]) -> Result<Vec<f64>>,
+) -> Result<Retrieval> {
+    let (images, texts) = (itc.len(), itc.first().map_or(0, Vec::len));
+    let mut i2t = vec![vec![-100.0; texts]; images];
+    let mut t2i = vec![vec![-100.0; images]; texts];
+    for i in 0..images {
+        let best = top(k, texts, |t| itc[i][t]);
+        let pairs: Vec<_> = best.iter().map(|t| (i, *t)).collect();
+        for (t, score) in best.iter().zip(itm(&pairs)?) {
+            i2t[i][*t] = score + itc[i][*t];
+        }
+    }
+    for t in 0..texts {
+        let best = top(k, images, |i| itc[i][t]);
+        let pairs: Vec<_> = best.iter().map(|i| (*i, t)).collect();
+        for (i, score) in best.iter().zip(itm(&pairs)?) {
+            t2i[t][*i] = score + itc[*i][t];
+        }
+    }
+    Ok(Retrieval { i2t, t2i })
+}
+
+/// The indices of the k largest, largest first, ties to the lower index.
+fn top(k: usize, n: usize, score: impl Fn(usize) -> f64) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..n).collect();
+    all.sort_by(|a, b| score(*b).total_cmp(&score(*a)).then(a.cmp(b)));
+    all.truncate(k);
+    all
+}

@@ -1,0 +1,60 @@
+//! The model: configuration, image encoder, Q-Former over packed rows, and what is computed with them.
+
+mod config;
+mod features;
+mod layout;
+mod qformer;
+mod stage1;
+mod vit;
+
+pub use config::{CLS, Config, PAD, SEP};
+pub use features::{Images, ItmScores, Retrieval, TextFeatures, mean_cosine, retrieval_scores};
+pub use layout::Layout;
+pub use stage1::{Batch, Negatives, Outputs, Profile, Sampling, Trace};
+
+use crate::Result;
+use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Spec};
+use qformer::Qformer;
+use vit::Vit;
+
+/// The architecture; its numbers are in [`crate::nn::Params`], made from [`Model::specs`].
+pub struct Model {
+    pub config: Config,
+    vit: Vit,
+    ln_vision: LayerNorm,
+    query_tokens: Id,
+    qformer: Qformer,
+    vision_proj: Linear,
+    text_proj: Linear,
+    itm_head: Linear,
+    temp: Id,
+    train_vit: bool,
+}
+
+impl Model {
+    /// Lays out a model; the image encoder is frozen unless `train_vit`.
+    pub fn new(config: Config, train_vit: bool) -> Result<(Model, Vec<Spec>)> {
+        config.check()?;
+        let c = &config;
+        let mut b = Builder::default();
+        b.trained(true);
+        let query_tokens = b.param("query_tokens", &[1, c.num_query, c.hidden], Init::Normal(0.02));
+        let temp = b.param("temp", &[], Init::Constant(0.07));
+        b.trained(train_vit);
+        let vit = Vit::new(&mut b, c);
+        b.trained(true);
+        let model = Model {
+            vit,
+            ln_vision: b.norm("ln_vision", c.vit_width, 1e-5),
+            query_tokens,
+            qformer: Qformer::new(&mut b, c),
+            vision_proj: b.linear("vision_proj", c.hidden, c.embed_dim),
+            text_proj: b.linear("text_proj", c.hidden, c.embed_dim),
+            itm_head: b.linear("itm_head", c.hidden, 2),
+            temp,
+            train_vit,
+            config,
+        };
+        Ok((model, b.specs))
+    }
+}

@@ -1,0 +1,194 @@
+//! The Q-Former: BERT whose query rows also attend to an image, over packed rows.
+
+use super::{Config, Layout};
+use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Pass};
+use crate::ops::{self, Heads};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+const EPS: f64 = 1e-12;
+
+pub struct Qformer {
+    pub word: Id,
+    pub position: Id,
+    pub norm: LayerNorm,
+    pub layers: Vec<Layer>,
+    transform: Linear,
+    transform_norm: LayerNorm,
+    head_bias: Id,
+    pub heads: usize,
+    pub scale: f64,
+}
+
+pub struct Layer {
+    pub attention: Attention,
+    pub cross: Option<Attention>,
+    pub text: FeedForward,
+    pub query: FeedForward,
+}
+
+pub struct Attention {
+    pub query: Linear,
+    pub key: Linear,
+    pub value: Linear,
+    pub dense: Linear,
+    pub norm: LayerNorm,
+}
+
+pub struct FeedForward {
+    pub up: Linear,
+    pub down: Linear,
+    pub norm: LayerNorm,
+}
+
+/// Keys and values of the images, a pair for every layer with cross-attention.
+pub type ImageKeys = Vec<Option<(Tensor, Tensor)>>;
+
+/// Image tokens behind `ln_vision`.
+pub enum ImageTokens<'a> {
+    /// Normalised rows of a frozen image encoder, without the affine part, which `norm` holds.
+    Frozen { normalized: Tensor, norm: &'a LayerNorm },
+    Tracked(Tensor),
+}
+
+impl Qformer {
+    pub fn new(b: &mut Builder, c: &Config) -> Qformer {
+        let (bert, normal) = ("Qformer.bert", Init::Normal(0.02));
+        let word = b.param(format!("{bert}.embeddings.word_embeddings.weight"), &[c.vocab, c.hidden], normal);
+        let position =
+            b.param(format!("{bert}.embeddings.position_embeddings.weight"), &[c.max_pos, c.hidden], normal);
+        let norm = b.norm(&format!("{bert}.embeddings.LayerNorm"), c.hidden, EPS);
+        let layers = (0..c.layers).map(|i| Layer::new(b, c, i)).collect();
+        let head = "Qformer.cls.predictions";
+        Qformer {
+            word,
+            position,
+            norm,
+            layers,
+            transform: b.linear(&format!("{head}.transform.dense"), c.hidden, c.hidden),
+            transform_norm: b.norm(&format!("{head}.transform.LayerNorm"), c.hidden, EPS),
+            head_bias: b.param(format!("{head}.bias"), &[c.vocab], Init::Constant(0.0)),
+            heads: c.heads,
+            scale: ((c.hidden / c.heads) as f64).powf(-0.5),
+        }
+    }
+
+    /// Keys and values of all images: once per step, for every pass.
+    pub fn image_keys(&self, pass: &Pass, tokens: &ImageTokens) -> Result<ImageKeys> {
+        let project = |l: &Linear| match tokens {
+            ImageTokens::Frozen { normalized, norm } => {
+                let [g, b, w, wb] = [norm.weight, norm.bias, l.weight, l.bias].map(|id| pass.param(id));
+                ops::norm_linear(normalized, &g, &b, &w, &wb)
+            }
+            ImageTokens::Tracked(x) => l.forward(pass, x),
+        };
+        let pair = |l: &Layer| l.cross.as_ref().map(|c| Ok((project(&c.key)?, project(&c.value)?))).transpose();
+        self.layers.iter().map(pair).collect()
+    }
+
+    /// Input rows: the query tokens `groups` times, then word and position embeddings of texts; one norm, dropout.
+    pub fn embed(&self, pass: &Pass, queries: &Tensor, groups: usize, texts: &[&[u32]], site: u32) -> Result<Tensor> {
+        let (_, q, c) = match queries.shape().sizes() {
+            &[one, q, c] => (one, q, c),
+            _ => return Err(Error::argument("embed", "query_tokens", "[1, queries, hidden]", queries.shape())),
+        };
+        let index: Vec<u32> = (0..groups).flat_map(|_| 0..q as u32).collect();
+        let queries = ops::gather_rows(&queries.reshape(&[q, c])?, &index)?;
+        let ids: Vec<u32> = texts.concat();
+        let places: Vec<u32> = texts.iter().flat_map(|t| 0..t.len() as u32).collect();
+        let word = ops::embedding(&pass.param(self.word), &ids, Some(super::PAD))?;
+        let text = ops::add(&word, &ops::embedding(&pass.param(self.position), &places, None)?)?;
+        let x = self.norm.forward(pass, &ops::concat_rows([&queries, &text])?)?;
+        ops::dropout(&x, pass.dropout(site))
+    }
+
+    /// All layers over the rows of a layout; `images` may be empty if there are no query rows.
+    pub fn forward(&self, pass: &Pass, x: Tensor, layout: &Layout, images: &ImageKeys, site: u32) -> Result<Tensor> {
+        let mut x = x;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let site = site + 1 + 8 * i as u32;
+            let last = layout.last.as_ref().filter(|_| i + 1 == self.layers.len());
+            let reads = last.map(|l| ops::gather_rows(&x, &l.keep)).transpose()?;
+            let (rows, segments) = (reads.as_ref().unwrap_or(&x), last.map_or(&layout.segments, |l| &l.segments));
+            let a = &layer.attention;
+            let q = a.query.forward(pass, rows)?;
+            let (k, v) = (a.key.forward(pass, &x)?, a.value.forward(pass, &x)?);
+            let heads = [&q, &k, &v].map(|tensor| Heads { tensor, column: 0 });
+            let y = ops::attention(heads, segments, self.heads, self.scale, pass.dropout(site))?;
+            let y = a.output(pass, &y, rows, site + 1)?;
+            let mut query = y.slice_rows(0..layout.query_rows)?;
+            let text = y.slice_rows(layout.query_rows..y.rows().0)?;
+            if let Some(c) = layer.cross.as_ref().filter(|_| layout.query_rows > 0) {
+                let (k, v) = images.get(i).and_then(Option::as_ref).ok_or_else(|| {
+                    Error::argument("Q-Former", "image", "image tokens for the query rows", "none")
+                })?;
+                let q = c.query.forward(pass, &query)?;
+                let heads = [&q, k, v].map(|tensor| Heads { tensor, column: 0 });
+                let y = ops::attention(heads, &layout.cross, self.heads, self.scale, pass.dropout(site + 2))?;
+                query = c.output(pass, &y, &query, site + 3)?;
+            }
+            let query = layer.query.forward(pass, &query, site + 4)?;
+            let text = layer.text.forward(pass, &text, site + 5)?;
+            x = ops::concat_rows([&query, &text])?;
+        }
+        Ok(x)
+    }
+
+    /// Logits over the vocabulary; the decoder shares the word embeddings.     x [R,C] -> [R,V]
+    pub fn logits(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        let x = self.transform_norm.forward(pass, &ops::gelu(&self.transform.forward(pass, x)?)?)?;
+        ops::linear(&x, &pass.param(self.word), Some(&pass.param(self.head_bias)))
+    }
+
+    /// The same for decoding, see [`ops::linear_exact`].
+    pub fn logits_exact(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        let x = self.transform_norm.forward(pass, &ops::gelu(&self.transform.exact(pass, x)?)?)?;
+        ops::linear_exact(&x, pass.params().get(self.word), Some(pass.params().get(self.head_bias)))
+    }
+}
+
+impl Layer {
+    fn new(b: &mut Builder, c: &Config, i: usize) -> Layer {
+        let name = format!("Qformer.bert.encoder.layer.{i}");
+        Layer {
+            attention: Attention::new(b, &name, "attention", c.hidden, c.hidden),
+            cross: c.has_cross(i).then(|| Attention::new(b, &name, "crossattention", c.hidden, c.vit_width)),
+            text: FeedForward::new(b, &name, "", c),
+            query: FeedForward::new(b, &name, "_query", c),
+        }
+    }
+}
+
+impl Attention {
+    fn new(b: &mut Builder, layer: &str, kind: &str, hidden: usize, keys: usize) -> Attention {
+        let name = format!("{layer}.{kind}");
+        Attention {
+            query: b.linear(&format!("{name}.self.query"), hidden, hidden),
+            key: b.linear(&format!("{name}.self.key"), keys, hidden),
+            value: b.linear(&format!("{name}.self.value"), keys, hidden),
+            dense: b.linear(&format!("{name}.output.dense"), hidden, hidden),
+            norm: b.norm(&format!("{name}.output.LayerNorm"), hidden, EPS),
+        }
+    }
+
+    fn output(&self, pass: &Pass, y: &Tensor, residual: &Tensor, site: u32) -> Result<Tensor> {
+        let y = ops::dropout(&self.dense.forward(pass, y)?, pass.dropout(site))?;
+        self.norm.forward(pass, &ops::add(&y, residual)?)
+    }
+}
+
+impl FeedForward {
+    fn new(b: &mut Builder, layer: &str, kind: &str, c: &Config) -> FeedForward {
+        FeedForward {
+            up: b.linear(&format!("{layer}.intermediate{kind}.dense"), c.hidden, c.ffn),
+            down: b.linear(&format!("{layer}.output{kind}.dense"), c.ffn, c.hidden),
+            norm: b.norm(&format!("{layer}.output{kind}.LayerNorm"), c.hidden, EPS),
+        }
+    }
+
+    fn forward(&self, pass: &Pass, x: &Tensor, site: u32) -> Result<Tensor> {
+        let y = self.down.forward(pass, &ops::gelu(&self.up.forward(pass, x)?)?)?;
+        let y = ops::dropout(&y, pass.dropout(site))?;
+        self.norm.forward(pass, &ops::add(&y, x)?)
+    }
+}

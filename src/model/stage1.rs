@@ -1,0 +1,406 @@
+//! BLIP-2's first stage: contrastive (ITC), matching (ITM) and captioning (LM) losses over a frozen image encoder.
+//!
+//! Two passes: queries, texts and captions to predict in one; the 3B matching pairs, whose negatives come from the
+//! similarities of the first, in the other. Image keys and values are projected once for both. The contrastive gradient is
+//! one-sided as in LAVIS: in sim_i2t the texts are constants, in sim_t2i the images are.
+
+use super::layout::Sizes;
+use super::qformer::{ImageKeys, ImageTokens};
+use super::{Layout, Model};
+use crate::nn::Pass;
+use crate::ops::{self, Targets};
+use crate::tensor::{DType, Stream, Tensor};
+use crate::{Error, Result, on};
+use std::ops::Range;
+
+/// Label smoothing of the contrastive and the captioning loss, and the floor of a negative's weight.
+const SMOOTHING: f64 = 0.1;
+const FLOOR: f64 = 1e-4;
+const ITM_SITE: u32 = 1 << 12;
+const NEGATIVE_SITE: u32 = 1 << 13;
+
+/// How negatives and contrastive targets treat captions of the same image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Each caption's own image is its only positive.
+    LavisDiagonal,
+    /// Captions with the same image id are positives of each other's images, and never negatives.
+    LavisImageId,
+}
+
+/// Pictures [B,3,S,S] (or image tokens, see [`Batch::tokens`]) and their captions: ids from [CLS] to [SEP], no padding.
+pub struct Batch<'a> {
+    pub image: &'a Tensor,
+    pub text: &'a [Vec<u32>],
+    pub image_id: Option<&'a [i64]>,
+}
+
+/// The negative image of every text and the negative text of every image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Negatives {
+    pub image: Vec<u32>,
+    pub text: Vec<u32>,
+}
+
+pub enum Sampling<'a> {
+    Given(&'a Negatives),
+    /// Drawn from the similarities; the stream's site is set here.
+    Draw { seed: u64, step: u32 },
+}
+
+/// Everything `parity` compares, filled in when it is asked for.
+#[derive(Default)]
+pub struct Trace {
+    pub vit_blocks: Vec<Tensor>,
+    pub image_embeds: Option<Tensor>,
+    pub merged: Option<(Tensor, Layout)>,
+    pub pairs: Option<(Tensor, Layout)>,
+    pub image_feats: Option<Tensor>,
+    pub text_feat: Option<Tensor>,
+    pub sim_i2t: Option<Tensor>,
+    pub sim_t2i: Option<Tensor>,
+    pub weights_i2t: Option<Tensor>,
+    pub weights_t2i: Option<Tensor>,
+    pub itm_logits: Option<Tensor>,
+    pub lm_logits: Option<Tensor>,
+}
+
+pub struct Outputs {
+    pub loss: Tensor,
+    pub itc: Tensor,
+    pub itm: Tensor,
+    pub lm: Tensor,
+    pub negatives: Negatives,
+    /// Shares of right answers: text to image, image to text, matching, next token.
+    pub accuracy: [f64; 4],
+}
+
+/// What the first pass hands to the losses.
+pub(super) struct Merged {
+    pub hidden: Tensor,
+    pub layout: Layout,
+    pub keys: ImageKeys,
+}
+
+impl Model {
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes { queries: self.config.num_query, image_tokens: self.config.image_tokens() }
+    }
+
+    /// ViT tokens [B*N,W] before `ln_vision`; `each` sees every block.
+    pub fn vit_tokens(&self, pass: &Pass, image: &Tensor, each: impl FnMut(usize, &Tensor)) -> Result<Tensor> {
+        let c = &self.config;
+        match image.shape().sizes() {
+            &[_, 3, h, w] if h == c.image_size && w == c.image_size => self.vit.forward(pass, image, each),
+            _ => {
+                let want = format!("[batch, 3, {0}, {0}]", c.image_size);
+                Err(Error::argument("image encoder", "image", want, image.shape()))
+            }
+        }
+    }
+
+    /// `ln_vision` of the ViT's tokens [B*N,W].
+    pub fn image_embeds(&self, pass: &Pass, tokens: &Tensor) -> Result<Tensor> {
+        self.ln_vision.forward(pass, tokens)
+    }
+
+    pub(super) fn keys_of(&self, pass: &Pass, tokens: &Tensor) -> Result<ImageKeys> {
+        let tokens = if tokens.tracked() || !pass.tracks() {
+            ImageTokens::Tracked(self.image_embeds(pass, tokens)?)
+        } else {
+            let normalized = ops::normalize_rows(tokens, self.ln_vision.eps)?;
+            ImageTokens::Frozen { normalized, norm: &self.ln_vision }
+        };
+        self.qformer.image_keys(pass, &tokens)
+    }
+
+    /// The losses of a batch. With a trace, every row is computed, also those that no loss reads.
+    pub fn stage1(
+        &self,
+        pass: &Pass,
+        batch: &Batch,
+        profile: Profile,
+        sampling: Sampling,
+        trace: Option<&mut Trace>,
+    ) -> Result<Outputs> {
+        self.check_batch(batch, profile)?;
+        let frozen = Pass::inference(pass.params());
+        let vit_pass = if self.train_vit { pass } else { &frozen };
+        let mut blocks = Vec::new();
+        let keep = trace.is_some();
+        let tokens = self.vit_tokens(vit_pass, batch.image, |_, x| blocks.extend(keep.then(|| x.detach())))?;
+        let mut unused = Trace::default();
+        let trace_or = trace.unwrap_or(&mut unused);
+        if keep {
+            trace_or.vit_blocks = blocks;
+            trace_or.image_embeds = Some(self.image_embeds(&frozen, &tokens.detach())?);
+        }
+        self.losses(pass, &tokens, batch, profile, sampling, keep.then_some(trace_or))
+    }
+
+    /// The same from ViT tokens [B*N,W] (computed before, or cached).
+    pub fn losses(
+        &self,
+        pass: &Pass,
+        tokens: &Tensor,
+        batch: &Batch,
+        profile: Profile,
+        sampling: Sampling,
+        mut trace: Option<&mut Trace>,
+    ) -> Result<Outputs> {
+        let merged = self.merged_pass(pass, tokens, batch.text, trace.is_none(), batch.text.len())?;
+        let (image_feats, text_feat) = self.contrastive_features(pass, &merged)?;
+        let (i2t, t2i) = self.similarities(pass, &image_feats, &text_feat)?;
+        let (itc, itc_right) = self.itc_loss(&i2t, &t2i, profile, batch.image_id)?;
+        let ids = batch.image_id.filter(|_| profile == Profile::LavisImageId);
+        let (w_t2i, w_i2t) = (negative_weights(&t2i, ids), negative_weights(&i2t, ids));
+        let negatives = match sampling {
+            Sampling::Given(n) => check_negatives(n, batch.text.len())?,
+            Sampling::Draw { seed, step } => draw_negatives(&w_t2i, &w_i2t, batch.text.len(), seed, step)?,
+        };
+        let (itm, itm_right, itm_trace) = self.itm_loss(pass, &merged.keys, batch, &negatives, trace.is_none())?;
+        let (lm, lm_right) = self.lm_loss(pass, &merged, batch.text)?;
+        let loss = ops::add(&ops::add(&itc, &itm)?, &lm)?;
+        if let Some(t) = trace.as_deref_mut() {
+            let n = batch.text.len();
+            let square = |w: &[f64]| Tensor::new(w.to_vec(), &[n, n]);
+            (t.weights_t2i, t.weights_i2t) = (Some(square(&w_t2i)?), Some(square(&w_i2t)?));
+            (t.image_feats, t.text_feat) = (Some(image_feats), Some(text_feat));
+            (t.sim_i2t, t.sim_t2i) = (Some(i2t), Some(t2i));
+            let all = merged.layout.query_rows + merged.layout.text.iter().map(Range::len).sum::<usize>();
+            let rows = merged.hidden.slice_rows(all..merged.hidden.rows().0)?;
+            t.lm_logits = Some(self.qformer.logits(pass, &rows)?);
+            let (hidden, layout, logits) = itm_trace;
+            t.pairs = Some((hidden, layout));
+            t.itm_logits = Some(logits);
+            t.merged = Some((merged.hidden, merged.layout));
+        }
+        let accuracy = [itc_right[0], itc_right[1], itm_right, lm_right];
+        Ok(Outputs { loss, itc, itm, lm, negatives, accuracy })
+    }
+
+    fn check_batch(&self, batch: &Batch, profile: Profile) -> Result<()> {
+        let n = batch.image.shape().sizes().first().copied().unwrap_or(0);
+        if n == 0 || batch.text.len() != n {
+            return Err(Error::argument("stage 1", "text", format!("a caption for each of {n} images"), batch.text.len()));
+        }
+        for (i, t) in batch.text.iter().enumerate() {
+            if t.len() < 2 || t.len() > self.config.max_pos {
+                let want = format!("2 to {} tokens", self.config.max_pos);
+                return Err(Error::argument("stage 1", format!("caption {i}"), want, t.len()));
+            }
+        }
+        match batch.image_id {
+            Some(ids) if ids.len() != n => {
+                Err(Error::argument("stage 1", "image_id", format!("{n} of them"), ids.len()))
+            }
+            None if profile == Profile::LavisImageId => {
+                Err(Error::argument("stage 1", "image_id", "an id for every image", "none")
+                    .fix("give image ids, or use the profile lavis-diagonal"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The first pass over `n` images and as many captions, or none.
+    pub(super) fn merged_pass(
+        &self,
+        pass: &Pass,
+        tokens: &Tensor,
+        text: &[Vec<u32>],
+        trim: bool,
+        n: usize,
+    ) -> Result<Merged> {
+        let keys = self.keys_of(pass, tokens)?;
+        // A caption's last token predicts nothing and is seen by nobody: it needs no row.
+        let captions: Vec<Vec<u32>> = text.iter().map(|t| self.caption_input(t, trim)).collect();
+        let [text_lens, lm_lens] = [text, &captions].map(|x| x.iter().map(Vec::len).collect::<Vec<_>>());
+        let layout = Layout::merged(self.sizes(), n, &text_lens, &lm_lens, trim)?;
+        let texts: Vec<&[u32]> = text.iter().chain(&captions).map(Vec::as_slice).collect();
+        let x = self.qformer.embed(pass, &pass.param(self.query_tokens), n, &texts, 0)?;
+        let hidden = self.qformer.forward(pass, x, &layout, &keys, 0)?;
+        Ok(Merged { hidden, layout, keys })
+    }
+
+    /// [DEC] in place of [CLS]; without the last token if it is not asked for.
+    fn caption_input(&self, text: &[u32], trim: bool) -> Vec<u32> {
+        let end = if trim { text.len() - 1 } else { text.len() };
+        std::iter::once(self.config.bos()).chain(text[1..end].iter().copied()).collect()
+    }
+
+    /// l2-normalised projections: image [B*Q,E] and text [B,E].
+    pub(super) fn contrastive_features(&self, pass: &Pass, m: &Merged) -> Result<(Tensor, Tensor)> {
+        let images = m.hidden.slice_rows(0..m.layout.query_rows)?;
+        let image_feats = ops::l2_normalize(&self.vision_proj.forward(pass, &images)?)?;
+        let cls = if m.layout.last.is_some() {
+            m.hidden.slice_rows(m.layout.query_rows..m.layout.query_rows + m.layout.text.len())?
+        } else {
+            let first: Vec<u32> = m.layout.text.iter().map(|r| r.start as u32).collect();
+            ops::gather_rows(&m.hidden, &first)?
+        };
+        Ok((image_feats, ops::l2_normalize(&self.text_proj.forward(pass, &cls)?)?))
+    }
+
+    /// sim_i2t and sim_t2i [B,B], divided by the temperature; each learns on its own side only.
+    pub(super) fn similarities(&self, pass: &Pass, image: &Tensor, text: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (q, temp) = (self.config.num_query, pass.param(self.temp));
+        let i2t = ops::max_similarity(image, &text.detach(), q)?;
+        let t2i = ops::transpose(&ops::max_similarity(&image.detach(), text, q)?)?;
+        Ok((ops::divide(&i2t, &temp)?, ops::divide(&t2i, &temp)?))
+    }
+
+    pub(super) fn itc_loss(
+        &self,
+        i2t: &Tensor,
+        t2i: &Tensor,
+        profile: Profile,
+        ids: Option<&[i64]>,
+    ) -> Result<(Tensor, [f64; 2])> {
+        let n = i2t.rows().0;
+        let diagonal: Vec<Option<u32>> = (0..n as u32).map(Some).collect();
+        let loss = |sim: &Tensor| match (profile, ids) {
+            (Profile::LavisImageId, Some(ids)) => {
+                ops::cross_entropy(sim, Targets::Soft(&same_id_targets(sim.dtype(), ids)?))
+            }
+            _ => ops::cross_entropy(sim, Targets::Classes(&diagonal, SMOOTHING)),
+        };
+        let both = ops::add(&loss(i2t)?, &loss(t2i)?)?;
+        Ok((ops::scale(&both, 0.5)?, [accuracy(t2i, &diagonal), accuracy(i2t, &diagonal)]))
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn itm_loss(
+        &self,
+        pass: &Pass,
+        keys: &ImageKeys,
+        batch: &Batch,
+        negatives: &Negatives,
+        trim: bool,
+    ) -> Result<(Tensor, f64, (Tensor, Layout, Tensor))> {
+        let n = batch.text.len();
+        let own = 0..n;
+        let images: Vec<usize> =
+            own.clone().chain(negatives.image.iter().map(|i| *i as usize)).chain(own.clone()).collect();
+        let texts: Vec<usize> = own.clone().chain(own).chain(negatives.text.iter().map(|i| *i as usize)).collect();
+        let texts: Vec<&[u32]> = texts.iter().map(|i| batch.text[*i].as_slice()).collect();
+        let (hidden, layout) = self.pair_pass(pass, keys, n, &images, &texts, trim)?;
+        let logits = self.itm_logits(pass, &hidden, layout.query_rows)?;
+        let labels: Vec<Option<u32>> = (0..3 * n).map(|i| Some(u32::from(i < n))).collect();
+        let loss = ops::cross_entropy(&logits, Targets::Classes(&labels, 0.0))?;
+        let right = accuracy(&logits, &labels);
+        Ok((loss, right, (hidden, layout, logits)))
+    }
+
+    /// Hidden rows of (image, text) pairs that see each other, among `all` images.
+    pub(super) fn pair_pass(
+        &self,
+        pass: &Pass,
+        keys: &ImageKeys,
+        all: usize,
+        images: &[usize],
+        texts: &[&[u32]],
+        trim: bool,
+    ) -> Result<(Tensor, Layout)> {
+        let lens: Vec<usize> = texts.iter().map(|t| t.len()).collect();
+        let layout = Layout::pairs(self.sizes(), images, &lens, all, trim)?;
+        let x = self.qformer.embed(pass, &pass.param(self.query_tokens), images.len(), texts, ITM_SITE)?;
+        Ok((self.qformer.forward(pass, x, &layout, keys, ITM_SITE)?, layout))
+    }
+
+    /// Mean over a pair's queries of the matching head.     hidden [>= P*Q,C] -> [P,2]
+    pub(super) fn itm_logits(&self, pass: &Pass, hidden: &Tensor, query_rows: usize) -> Result<Tensor> {
+        let logits = self.itm_head.forward(pass, &hidden.slice_rows(0..query_rows)?)?;
+        ops::mean_rows(&logits, self.config.num_query)
+    }
+
+    fn lm_loss(&self, pass: &Pass, m: &Merged, text: &[Vec<u32>]) -> Result<(Tensor, f64)> {
+        let trimmed = m.layout.last.is_some();
+        let labels: Vec<Option<u32>> = text.iter().flat_map(|t| &t[1..]).map(|id| Some(*id)).collect();
+        let rows = if trimmed {
+            let first = m.layout.query_rows + m.layout.text.len();
+            m.hidden.slice_rows(first..m.hidden.rows().0)?
+        } else {
+            let index: Vec<u32> = m.layout.lm.iter().flat_map(|r| r.start as u32..r.end as u32 - 1).collect();
+            ops::gather_rows(&m.hidden, &index)?
+        };
+        let logits = self.qformer.logits(pass, &rows)?;
+        let loss = ops::cross_entropy(&logits, Targets::Classes(&labels, SMOOTHING))?;
+        let right = accuracy(&logits, &labels);
+        Ok((loss, right))
+    }
+}
+
+/// 0.9 * (same id, each row summing to 1) + 0.1 / B
+fn same_id_targets(dtype: DType, ids: &[i64]) -> Result<Tensor> {
+    let n = ids.len();
+    let row = |id: &i64| {
+        let same = ids.iter().filter(|other| *other == id).count() as f64;
+        let target = move |other: &i64| if other == id { (1.0 - SMOOTHING) / same } else { 0.0 } + SMOOTHING / n as f64;
+        ids.iter().map(target).collect::<Vec<_>>()
+    };
+    Tensor::of(dtype, &ids.iter().flat_map(row).collect::<Vec<_>>(), &[n, n])
+}
+
+/// Weights of the negatives [B,B], row by row: softmax + 1e-4 with the diagonal 0; with ids, softmax over other ids only.
+fn negative_weights(sim: &Tensor, ids: Option<&[i64]>) -> Vec<f64> {
+    let n = sim.rows().0;
+    let mut w = sim.to_f64();
+    for (i, row) in w.chunks_mut(n.max(1)).enumerate() {
+        if let Some(ids) = ids {
+            for (x, _) in row.iter_mut().zip(ids).filter(|(_, id)| **id == ids[i]) {
+                *x = -10000.0;
+            }
+        }
+        ops::log_softmax_row(row);
+        for (j, x) in row.iter_mut().enumerate() {
+            *x = match ids {
+                Some(_) => x.exp(),
+                None if i == j => 0.0,
+                None => x.exp() + FLOOR,
+            };
+        }
+    }
+    w
+}
+
+fn check_negatives(given: &Negatives, n: usize) -> Result<Negatives> {
+    let bad = |v: &[u32]| v.len() != n || v.iter().any(|i| *i as usize >= n);
+    if bad(&given.image) || bad(&given.text) {
+        return Err(Error::argument("stage 1", "negatives", format!("{n} indices below {n}"), format!("{given:?}")));
+    }
+    Ok(given.clone())
+}
+
+/// One index per row, with the row's weights, by inverting their running sum.
+fn draw_negatives(t2i: &[f64], i2t: &[f64], n: usize, seed: u64, step: u32) -> Result<Negatives> {
+    let draw = |w: &[f64], site: u32| -> Result<Vec<u32>> {
+        let stream = Stream { seed, step, site };
+        let row = |(i, row): (usize, &[f64])| {
+            let total: f64 = row.iter().sum();
+            if !(total > 0.0 && total.is_finite()) {
+                return Err(Error::argument("stage 1", "batch", "a negative for every caption", "none to draw from")
+                    .fix("use a batch of at least 2 different images; if it is, the similarities are not finite"));
+            }
+            let mut left = stream.uniform(i as u64) * total;
+            let pick = row.iter().position(|w| {
+                left -= w;
+                left < 0.0
+            });
+            let last = row.iter().rposition(|w| *w > 0.0).unwrap_or(0);
+            Ok(pick.unwrap_or(last) as u32)
+        };
+        w.chunks(n.max(1)).enumerate().map(row).collect()
+    };
+    Ok(Negatives { image: draw(t2i, NEGATIVE_SITE)?, text: draw(i2t, NEGATIVE_SITE + 1)? })
+}
+
+/// The share of rows whose largest entry is their class.
+fn accuracy(x: &Tensor, classes: &[Option<u32>]) -> f64 {
+    let (r, v) = x.rows();
+    let right = on!(x.dtype(), T => {
+        let largest = |row: &[T]| (0..v).fold(0, |best, j| if row[j] > row[best] { j } else { best });
+        let rows = x.data::<T>().chunks(v.max(1)).zip(classes);
+        rows.filter(|(row, t)| t.is_some_and(|t| largest(row) == t as usize)).count()
+    });
+    right as f64 / r.max(1) as f64
+}

@@ -1,0 +1,102 @@
+//! The image encoder: EVA's ViT, pre-norm, no final norm.     image [B,3,S,S] -> [B*N,W]
+
+use super::Config;
+use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Pass};
+use crate::ops::{self, Heads, Segment, Segments};
+use crate::tensor::{DType, Tensor};
+use crate::Result;
+use std::sync::Arc;
+
+pub struct Vit {
+    patch: Linear,
+    cls_token: Id,
+    pos_embed: Id,
+    blocks: Vec<Block>,
+    heads: usize,
+    tokens: usize,
+}
+
+struct Block {
+    norm1: LayerNorm,
+    qkv: Id,
+    q_bias: Id,
+    v_bias: Id,
+    proj: Linear,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Vit {
+    pub fn new(b: &mut Builder, c: &Config) -> Vit {
+        let (w, p) = (c.vit_width, c.patch_size);
+        let v = "visual_encoder";
+        Vit {
+            cls_token: b.param(format!("{v}.cls_token"), &[1, 1, w], Init::Normal(0.02)),
+            pos_embed: b.param(format!("{v}.pos_embed"), &[1, c.image_tokens(), w], Init::Normal(0.02)),
+            patch: Linear {
+                weight: b.param(format!("{v}.patch_embed.proj.weight"), &[w, 3, p, p], Init::Normal(0.02)),
+                bias: b.param(format!("{v}.patch_embed.proj.bias"), &[w], Init::Constant(0.0)),
+            },
+            blocks: (0..c.vit_depth).map(|i| Block::new(b, c, &format!("{v}.blocks.{i}"))).collect(),
+            heads: c.vit_heads,
+            tokens: c.image_tokens(),
+        }
+    }
+
+    /// `each` sees the output of every block (`parity` compares them).
+    pub fn forward(&self, pass: &Pass, image: &Tensor, mut each: impl FnMut(usize, &Tensor)) -> Result<Tensor> {
+        let [w, b, cls, pos] =
+            [self.patch.weight, self.patch.bias, self.cls_token, self.pos_embed].map(|id| pass.param(id));
+        let mut x = ops::patch_embed(image, &w, &b, &cls, &pos)?;
+        let images = x.rows().0 / self.tokens;
+        let segments = per_image(images, self.tokens)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(pass, &x, &segments, self.heads)?;
+            each(i, &x);
+        }
+        Ok(x)
+    }
+}
+
+/// Every image's tokens see one another.
+fn per_image(images: usize, tokens: usize) -> Result<Arc<Segments>> {
+    let rows = |i: usize| i * tokens..(i + 1) * tokens;
+    let list = (0..images).map(|i| Segment { q: rows(i), a: rows(i), b: 0..0, causal: false }).collect();
+    Segments::new(list, images * tokens, images * tokens)
+}
+
+impl Block {
+    fn new(b: &mut Builder, c: &Config, name: &str) -> Block {
+        let w = c.vit_width;
+        Block {
+            norm1: b.norm(&format!("{name}.norm1"), w, 1e-6),
+            qkv: b.param(format!("{name}.attn.qkv.weight"), &[3 * w, w], Init::Normal(0.02)),
+            q_bias: b.param(format!("{name}.attn.q_bias"), &[w], Init::Constant(0.0)),
+            v_bias: b.param(format!("{name}.attn.v_bias"), &[w], Init::Constant(0.0)),
+            proj: b.linear(&format!("{name}.attn.proj"), w, w),
+            norm2: b.norm(&format!("{name}.norm2"), w, 1e-6),
+            fc1: b.linear(&format!("{name}.mlp.fc1"), w, c.vit_mlp),
+            fc2: b.linear(&format!("{name}.mlp.fc2"), c.vit_mlp, w),
+        }
+    }
+
+    fn forward(&self, pass: &Pass, x: &Tensor, segments: &Arc<Segments>, heads: usize) -> Result<Tensor> {
+        let w = x.rows().1;
+        let n = self.norm1.forward(pass, x)?;
+        let qkv = ops::linear(&n, &pass.param(self.qkv), Some(&self.qkv_bias(pass, w, x.dtype())?))?;
+        let [q, k, v] = [0, 1, 2].map(|i| Heads { tensor: &qkv, column: i * w });
+        let scale = ((w / heads) as f64).powf(-0.5);
+        let y = ops::attention([q, k, v], segments, heads, scale, None)?;
+        let x = ops::add(x, &self.proj.forward(pass, &y)?)?;
+        let n = self.norm2.forward(pass, &x)?;
+        let up = ops::gelu(&self.fc1.forward(pass, &n)?)?;
+        ops::add(&x, &self.fc2.forward(pass, &up)?)
+    }
+
+    /// Keys have no bias.
+    fn qkv_bias(&self, pass: &Pass, w: usize, dtype: DType) -> Result<Tensor> {
+        let [q, v] = [self.q_bias, self.v_bias].map(|id| pass.param(id).reshape(&[w, 1]));
+        ops::concat_rows([&q?, &Tensor::zeros(dtype, &[w, 1]), &v?])?.reshape(&[3 * w])
+    }
+}

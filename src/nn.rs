@@ -1,0 +1,227 @@
+//! Parameters under their LAVIS names, and the pass that uses them.
+//!
+//! A model holds ids; the numbers live in [`Params`]. A [`Pass`] hands them out: tracked on its tape if they are trained,
+//! constants otherwise. So frozen parameters never get a gradient buffer.
+
+use crate::ops;
+use crate::tensor::{DType, Dropout, Stream, Tape, Tensor};
+use crate::{Error, Result};
+use std::cell::RefCell;
+
+/// How a parameter begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    Normal(f64),
+    Constant(f64),
+}
+
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub init: Init,
+    pub trained: bool,
+}
+
+/// Index of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Id(pub usize);
+
+/// Collects specifications while a model is laid out.
+#[derive(Default)]
+pub struct Builder {
+    pub specs: Vec<Spec>,
+    trained: bool,
+}
+
+impl Builder {
+    /// Parameters declared from here on are trained, or frozen.
+    pub fn trained(&mut self, trained: bool) {
+        self.trained = trained;
+    }
+
+    pub fn param(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Id {
+        self.specs.push(Spec { name: name.into(), shape: shape.to_vec(), init, trained: self.trained });
+        Id(self.specs.len() - 1)
+    }
+
+    pub fn linear(&mut self, name: &str, input: usize, output: usize) -> Linear {
+        Linear {
+            weight: self.param(format!("{name}.weight"), &[output, input], Init::Normal(0.02)),
+            bias: self.param(format!("{name}.bias"), &[output], Init::Constant(0.0)),
+        }
+    }
+
+    pub fn norm(&mut self, name: &str, width: usize, eps: f64) -> LayerNorm {
+        LayerNorm {
+            weight: self.param(format!("{name}.weight"), &[width], Init::Constant(1.0)),
+            bias: self.param(format!("{name}.bias"), &[width], Init::Constant(0.0)),
+            eps,
+        }
+    }
+}
+
+/// All parameters of a model, in the order they were declared.
+pub struct Params {
+    specs: Vec<Spec>,
+    values: Vec<Tensor>,
+}
+
+impl Params {
+    /// Values from `source`, which is asked once per parameter.
+    pub fn new(specs: Vec<Spec>, mut source: impl FnMut(&Spec) -> Result<Tensor>) -> Result<Params> {
+        let mut values = Vec::with_capacity(specs.len());
+        for spec in &specs {
+            let t = source(spec)?;
+            if t.shape().sizes() != spec.shape {
+                return Err(Error::argument("model weights", &spec.name, format!("{:?}", spec.shape), t.shape()));
+            }
+            values.push(t.detach());
+        }
+        Ok(Params { specs, values })
+    }
+
+    /// Random values as a model's training begins, from a seed.
+    pub fn random(specs: Vec<Spec>, dtype: DType, seed: u64) -> Result<Params> {
+        let mut site = 0;
+        Params::new(specs, |spec| {
+            site += 1;
+            let stream = Stream { seed, step: u32::MAX, site };
+            let n: usize = spec.shape.iter().product();
+            let values: Vec<f64> = match spec.init {
+                Init::Constant(c) => vec![c; n],
+                Init::Normal(std) => (0..n as u64).map(|i| std * stream.normal(i)).collect(),
+            };
+            Tensor::of(dtype, &values, &spec.shape)
+        })
+    }
+
+    pub fn len(&self) -> usize {
+        self.specs.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.specs.is_empty()
+    }
+
+    pub fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    pub fn get(&self, id: Id) -> &Tensor {
+        &self.values[id.0]
+    }
+
+    pub fn get_mut(&mut self, id: Id) -> &mut Tensor {
+        &mut self.values[id.0]
+    }
+
+    pub fn find(&self, name: &str) -> Option<Id> {
+        self.specs.iter().position(|s| s.name == name).map(Id)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Id, &Spec, &Tensor)> {
+        self.specs.iter().zip(&self.values).enumerate().map(|(i, (s, v))| (Id(i), s, v))
+    }
+}
+
+/// Dropout of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DropoutPlan {
+    pub p: f32,
+    pub seed: u64,
+    pub step: u32,
+}
+
+/// One use of the parameters: with a tape (training) or without.
+pub struct Pass<'a> {
+    params: &'a Params,
+    tape: Option<&'a Tape>,
+    leaves: RefCell<Vec<Option<Tensor>>>,
+    drop: Option<DropoutPlan>,
+    /// Added to every site, so that the micro-batches of a step draw different masks.
+    site: u32,
+}
+
+impl<'a> Pass<'a> {
+    pub fn inference(params: &'a Params) -> Pass<'a> {
+        Pass { params, tape: None, leaves: RefCell::default(), drop: None, site: 0 }
+    }
+
+    pub fn training(params: &'a Params, tape: &'a Tape, drop: Option<DropoutPlan>) -> Pass<'a> {
+        Pass { tape: Some(tape), drop, leaves: RefCell::new(vec![None; params.len()]), ..Pass::inference(params) }
+    }
+
+    /// The same numbers without a tape: as `training` draws them, but nothing is recorded.
+    pub fn untracked(params: &'a Params, drop: Option<DropoutPlan>) -> Pass<'a> {
+        Pass { drop, ..Pass::inference(params) }
+    }
+
+    #[must_use]
+    pub fn at_site(mut self, site: u32) -> Self {
+        self.site = site;
+        self
+    }
+
+    pub fn params(&self) -> &Params {
+        self.params
+    }
+
+    pub fn tracks(&self) -> bool {
+        self.tape.is_some()
+    }
+
+    /// The parameter, tracked if it is trained and a tape records.
+    pub fn param(&self, id: Id) -> Tensor {
+        let value = self.params.get(id);
+        match self.tape {
+            Some(tape) if self.params.specs[id.0].trained => {
+                let mut leaves = self.leaves.borrow_mut();
+                leaves[id.0].get_or_insert_with(|| tape.leaf(value, id.0)).clone()
+            }
+            _ => value.clone(),
+        }
+    }
+
+    /// Tracks an input under a key behind the parameters' (gradients with respect to activations).
+    pub fn input(&self, t: &Tensor, nth: usize) -> Tensor {
+        self.tape.map_or_else(|| t.clone(), |tape| tape.leaf(t, self.params.len() + nth))
+    }
+
+    /// The dropout of a site in this step, if there is any.
+    pub fn dropout(&self, site: u32) -> Option<Dropout> {
+        let plan = self.drop.filter(|d| d.p > 0.0)?;
+        let stream = Stream { seed: plan.seed, step: plan.step, site: self.site.wrapping_add(site) };
+        Some(Dropout { p: plan.p, stream })
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    pub weight: Id,
+    pub bias: Id,
+}
+
+impl Linear {
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        ops::linear(x, &pass.param(self.weight), Some(&pass.param(self.bias)))
+    }
+
+    /// For inference, with sums that do not depend on the number of rows.
+    pub fn exact(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        ops::linear_exact(x, pass.params.get(self.weight), Some(pass.params.get(self.bias)))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct LayerNorm {
+    pub weight: Id,
+    pub bias: Id,
+    pub eps: f64,
+}
+
+impl LayerNorm {
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        ops::layer_norm(x, &pass.param(self.weight), &pass.param(self.bias), self.eps)
+    }
+}

@@ -1,0 +1,4 @@
+//! Training: optimizer, schedule, trainer, checkpoints.
+
+pub mod optimizer;
+pub mod schedule;
