@@ -1,5 +1,6 @@
 //! The model: configuration, image encoder, Q-Former over packed rows, and what is computed with them.
 
+mod accumulate;
 mod config;
 mod features;
 mod layout;
@@ -7,6 +8,7 @@ mod qformer;
 mod stage1;
 mod vit;
 
+pub use accumulate::{StepLosses, StepPlan};
 pub use config::{CLS, Config, PAD, SEP};
 pub use features::{Images, ItmScores, Retrieval, TextFeatures, mean_cosine, retrieval_scores};
 pub use layout::Layout;
@@ -56,5 +58,10 @@ impl Model {
             config,
         };
         Ok((model, b.specs))
+    }
+
+    /// Whether the image encoder is trained, too.
+    pub fn trains_vit(&self) -> bool {
+        self.train_vit
     }
 }

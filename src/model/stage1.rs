@@ -11,7 +11,6 @@ use crate::nn::Pass;
 use crate::ops::{self, Targets};
 use crate::tensor::{DType, Stream, Tensor};
 use crate::{Error, Result, on};
-use std::ops::Range;
 
 /// Label smoothing of the contrastive and the captioning loss, and the floor of a negative's weight.
 const SMOOTHING: f64 = 0.1;
@@ -42,10 +41,11 @@ pub struct Negatives {
     pub text: Vec<u32>,
 }
 
+#[derive(Clone)]
 pub enum Sampling<'a> {
     Given(&'a Negatives),
-    /// Drawn from the similarities; the stream's site is set here.
-    Draw { seed: u64, step: u32 },
+    /// Drawn from the similarities; `site` tells micro-batches of a step apart.
+    Draw { seed: u64, step: u32, site: u32 },
 }
 
 /// Everything `parity` compares, filled in when it is asked for.
@@ -123,7 +123,6 @@ impl Model {
         sampling: Sampling,
         trace: Option<&mut Trace>,
     ) -> Result<Outputs> {
-        self.check_batch(batch, profile)?;
         let frozen = Pass::inference(pass.params());
         let vit_pass = if self.train_vit { pass } else { &frozen };
         let mut blocks = Vec::new();
@@ -146,37 +145,31 @@ impl Model {
         batch: &Batch,
         profile: Profile,
         sampling: Sampling,
-        mut trace: Option<&mut Trace>,
+        trace: Option<&mut Trace>,
     ) -> Result<Outputs> {
+        self.check_batch(batch, profile)?;
         let merged = self.merged_pass(pass, tokens, batch.text, trace.is_none(), batch.text.len())?;
         let (image_feats, text_feat) = self.contrastive_features(pass, &merged)?;
         let (i2t, t2i) = self.similarities(pass, &image_feats, &text_feat)?;
         let (itc, itc_right) = self.itc_loss(&i2t, &t2i, profile, batch.image_id)?;
-        let ids = batch.image_id.filter(|_| profile == Profile::LavisImageId);
-        let (w_t2i, w_i2t) = (negative_weights(&t2i, ids), negative_weights(&i2t, ids));
-        let negatives = match sampling {
-            Sampling::Given(n) => check_negatives(n, batch.text.len())?,
-            Sampling::Draw { seed, step } => draw_negatives(&w_t2i, &w_i2t, batch.text.len(), seed, step)?,
-        };
-        let (itm, itm_right, itm_trace) = self.itm_loss(pass, &merged.keys, batch, &negatives, trace.is_none())?;
+        let weights = NegativeWeights::new(&i2t, &t2i, batch.image_id.filter(|_| profile == Profile::LavisImageId));
+        let negatives = weights.choose(sampling)?;
+        let itm = self.itm_loss(pass, &merged.keys, batch, &negatives, trace.is_none())?;
         let (lm, lm_right) = self.lm_loss(pass, &merged, batch.text)?;
-        let loss = ops::add(&ops::add(&itc, &itm)?, &lm)?;
-        if let Some(t) = trace.as_deref_mut() {
-            let n = batch.text.len();
-            let square = |w: &[f64]| Tensor::new(w.to_vec(), &[n, n]);
-            (t.weights_t2i, t.weights_i2t) = (Some(square(&w_t2i)?), Some(square(&w_i2t)?));
+        let loss = ops::add(&ops::add(&itc, &itm.loss)?, &lm)?;
+        let accuracy = [itc_right[0], itc_right[1], itm.right, lm_right];
+        if let Some(t) = trace {
+            (t.weights_i2t, t.weights_t2i) = (Some(weights.tensor(&weights.i2t)?), Some(weights.tensor(&weights.t2i)?));
             (t.image_feats, t.text_feat) = (Some(image_feats), Some(text_feat));
             (t.sim_i2t, t.sim_t2i) = (Some(i2t), Some(t2i));
-            let all = merged.layout.query_rows + merged.layout.text.iter().map(Range::len).sum::<usize>();
-            let rows = merged.hidden.slice_rows(all..merged.hidden.rows().0)?;
+            let first = merged.layout.lm.first().map_or(merged.layout.rows, |r| r.start);
+            let rows = merged.hidden.slice_rows(first..merged.hidden.rows().0)?;
             t.lm_logits = Some(self.qformer.logits(pass, &rows)?);
-            let (hidden, layout, logits) = itm_trace;
-            t.pairs = Some((hidden, layout));
-            t.itm_logits = Some(logits);
+            t.pairs = Some((itm.hidden, itm.layout));
+            t.itm_logits = Some(itm.logits);
             t.merged = Some((merged.hidden, merged.layout));
         }
-        let accuracy = [itc_right[0], itc_right[1], itm_right, lm_right];
-        Ok(Outputs { loss, itc, itm, lm, negatives, accuracy })
+        Ok(Outputs { loss, itc, itm: itm.loss, lm, negatives, accuracy })
     }
 
     fn check_batch(&self, batch: &Batch, profile: Profile) -> Result<()> {
@@ -268,27 +261,26 @@ impl Model {
         Ok((ops::scale(&both, 0.5)?, [accuracy(t2i, &diagonal), accuracy(i2t, &diagonal)]))
     }
 
-    #[allow(clippy::type_complexity)]
-    fn itm_loss(
+    /// Matching of every own pair and two negative ones each.
+    pub(super) fn itm_loss(
         &self,
         pass: &Pass,
         keys: &ImageKeys,
         batch: &Batch,
         negatives: &Negatives,
         trim: bool,
-    ) -> Result<(Tensor, f64, (Tensor, Layout, Tensor))> {
+    ) -> Result<Matching> {
         let n = batch.text.len();
-        let own = 0..n;
-        let images: Vec<usize> =
-            own.clone().chain(negatives.image.iter().map(|i| *i as usize)).chain(own.clone()).collect();
-        let texts: Vec<usize> = own.clone().chain(own).chain(negatives.text.iter().map(|i| *i as usize)).collect();
+        let (own, index) = (0..n, |v: &[u32]| v.iter().map(|i| *i as usize).collect::<Vec<_>>());
+        let images: Vec<usize> = own.clone().chain(index(&negatives.image)).chain(own.clone()).collect();
+        let texts: Vec<usize> = own.clone().chain(own).chain(index(&negatives.text)).collect();
         let texts: Vec<&[u32]> = texts.iter().map(|i| batch.text[*i].as_slice()).collect();
         let (hidden, layout) = self.pair_pass(pass, keys, n, &images, &texts, trim)?;
         let logits = self.itm_logits(pass, &hidden, layout.query_rows)?;
         let labels: Vec<Option<u32>> = (0..3 * n).map(|i| Some(u32::from(i < n))).collect();
         let loss = ops::cross_entropy(&logits, Targets::Classes(&labels, 0.0))?;
         let right = accuracy(&logits, &labels);
-        Ok((loss, right, (hidden, layout, logits)))
+        Ok(Matching { loss, right, hidden, layout, logits })
     }
 
     /// Hidden rows of (image, text) pairs that see each other, among `all` images.
@@ -313,7 +305,7 @@ impl Model {
         ops::mean_rows(&logits, self.config.num_query)
     }
 
-    fn lm_loss(&self, pass: &Pass, m: &Merged, text: &[Vec<u32>]) -> Result<(Tensor, f64)> {
+    pub(super) fn lm_loss(&self, pass: &Pass, m: &Merged, text: &[Vec<u32>]) -> Result<(Tensor, f64)> {
         let trimmed = m.layout.last.is_some();
         let labels: Vec<Option<u32>> = text.iter().flat_map(|t| &t[1..]).map(|id| Some(*id)).collect();
         let rows = if trimmed {
@@ -341,7 +333,39 @@ fn same_id_targets(dtype: DType, ids: &[i64]) -> Result<Tensor> {
     Tensor::of(dtype, &ids.iter().flat_map(row).collect::<Vec<_>>(), &[n, n])
 }
 
+/// The matching loss with what `parity` compares.
+pub(super) struct Matching {
+    pub loss: Tensor,
+    pub right: f64,
+    hidden: Tensor,
+    layout: Layout,
+    logits: Tensor,
+}
+
 /// Weights of the negatives [B,B], row by row: softmax + 1e-4 with the diagonal 0; with ids, softmax over other ids only.
+pub(super) struct NegativeWeights {
+    n: usize,
+    i2t: Vec<f64>,
+    t2i: Vec<f64>,
+}
+
+impl NegativeWeights {
+    pub fn new(i2t: &Tensor, t2i: &Tensor, ids: Option<&[i64]>) -> NegativeWeights {
+        NegativeWeights { n: i2t.rows().0, i2t: negative_weights(i2t, ids), t2i: negative_weights(t2i, ids) }
+    }
+
+    pub fn choose(&self, sampling: Sampling) -> Result<Negatives> {
+        match sampling {
+            Sampling::Given(given) => check_negatives(given, self.n),
+            Sampling::Draw { seed, step, site } => draw_negatives(self, seed, step, site),
+        }
+    }
+
+    fn tensor(&self, weights: &[f64]) -> Result<Tensor> {
+        Tensor::new(weights.to_vec(), &[self.n, self.n])
+    }
+}
+
 fn negative_weights(sim: &Tensor, ids: Option<&[i64]>) -> Vec<f64> {
     let n = sim.rows().0;
     let mut w = sim.to_f64();
@@ -372,7 +396,7 @@ fn check_negatives(given: &Negatives, n: usize) -> Result<Negatives> {
 }
 
 /// One index per row, with the row's weights, by inverting their running sum.
-fn draw_negatives(t2i: &[f64], i2t: &[f64], n: usize, seed: u64, step: u32) -> Result<Negatives> {
+fn draw_negatives(weights: &NegativeWeights, seed: u64, step: u32, site: u32) -> Result<Negatives> {
     let draw = |w: &[f64], site: u32| -> Result<Vec<u32>> {
         let stream = Stream { seed, step, site };
         let row = |(i, row): (usize, &[f64])| {
@@ -389,9 +413,10 @@ fn draw_negatives(t2i: &[f64], i2t: &[f64], n: usize, seed: u64, step: u32) -> R
             let last = row.iter().rposition(|w| *w > 0.0).unwrap_or(0);
             Ok(pick.unwrap_or(last) as u32)
         };
-        w.chunks(n.max(1)).enumerate().map(row).collect()
+        w.chunks(weights.n.max(1)).enumerate().map(row).collect()
     };
-    Ok(Negatives { image: draw(t2i, NEGATIVE_SITE)?, text: draw(i2t, NEGATIVE_SITE + 1)? })
+    let site = site.wrapping_add(NEGATIVE_SITE);
+    Ok(Negatives { image: draw(&weights.t2i, site)?, text: draw(&weights.i2t, site + 1)? })
 }
 
 /// The share of rows whose largest entry is their class.

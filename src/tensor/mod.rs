@@ -8,7 +8,7 @@ mod tape;
 
 pub use crate::device::{DType, Real};
 pub use random::{Dropout, Stream};
-pub use tape::{Gradients, Grads, Tape, constant, record, record_tensor};
+pub use tape::{Gradients, Grads, Tape, constant, record, record_tensor, watch_non_finite};
 
 use crate::{Error, Result};
 use std::fmt;

@@ -6,6 +6,7 @@
 
 use super::{Buffer, DType, Real, Shape, Tensor};
 use crate::{Error, Result, on};
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 type Backward = Box<dyn FnOnce(&Tensor, &mut Grads) -> Result<()> + Send>;
@@ -122,6 +123,19 @@ impl Gradients {
         self.by_key.get_mut(key)?.as_mut()
     }
 
+    /// Adds a gradient to a key's.
+    pub fn add(&mut self, key: usize, grad: Buffer) -> Result<()> {
+        let slot = self.slot(key);
+        match slot {
+            Some(have) if have.len() == grad.len() && have.dtype() == grad.dtype() => {
+                on!(grad.dtype(), T => add_into(have.slice_mut::<T>(), grad.slice::<T>()));
+            }
+            Some(have) => return Err(Error::argument("gradients", "gradient", have.len(), grad.len())),
+            None => *slot = Some(grad),
+        }
+        Ok(())
+    }
+
     /// Forgets the values; the next backward starts from nothing.
     pub fn clear(&mut self) {
         self.by_key.clear();
@@ -205,6 +219,27 @@ fn check(value: Value, len: usize, dtype: DType) -> Result<()> {
     Ok(())
 }
 
+thread_local! {
+    static WATCH: RefCell<Option<Option<String>>> = const { RefCell::new(None) };
+}
+
+/// Runs `f` and names the first operation on this thread whose result was not finite.
+pub fn watch_non_finite<R>(f: impl FnOnce() -> R) -> (R, Option<String>) {
+    WATCH.set(Some(None));
+    let result = f();
+    (result, WATCH.take().flatten())
+}
+
+fn watch(op: &str, out: &Tensor) {
+    WATCH.with_borrow_mut(|w| {
+        if let Some(first @ None) = w
+            && let Some(i) = out.first_non_finite()
+        {
+            *first = Some(format!("{op} {} at element {i}", out.shape()));
+        }
+    });
+}
+
 fn add_into<T: Real>(to: &mut [T], from: &[T]) {
     crate::device::cpu::zip_mut(to, from, |a, b| *a += *b);
 }
@@ -228,6 +263,7 @@ pub fn record_tensor(
     mut out: Tensor,
     backward: impl FnOnce(&Tensor, &mut Grads) -> Result<()> + Send + 'static,
 ) -> Result<Tensor> {
+    watch(op, &out);
     let Some(tape) = inputs.iter().find_map(|t| t.node.as_ref().map(|n| n.tape.clone())) else {
         return Ok(out);
     };
@@ -249,5 +285,7 @@ pub fn constant<T: Real>(op: &'static str, inputs: &[&Tensor], out: Vec<T>, shap
         return Err(Error::argument(op, "inputs", "constants", "a tracked tensor")
             .fix("detach it: this operation has no gradient"));
     }
-    Tensor::new(out, shape)
+    let out = Tensor::new(out, shape)?;
+    watch(op, &out);
+    Ok(out)
 }

@@ -2,3 +2,4 @@
 
 pub mod optimizer;
 pub mod schedule;
+pub mod trainer;

@@ -1,0 +1,194 @@
+//! One optimizer step after another: losses, gradients, the check that they are finite, AdamW.
+//!
+//! A step depends on the parameters, the moments, the step's number, the seed and its batches: nothing else. So a run that is
+//! resumed from any step continues bit for bit.
+
+use super::optimizer::{AdamW, Hyper};
+use super::schedule::Schedule;
+use crate::device::cpu;
+use crate::model::{Batch, Model, Profile, StepLosses, StepPlan};
+use crate::nn::{DropoutPlan, Params, Pass};
+use crate::tensor::{Gradients, Real, Tensor, watch_non_finite};
+use crate::{Error, Kind, Result, on};
+use rayon::prelude::*;
+
+/// Where contrastive negatives come from when gradients are accumulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contrast {
+    /// The micro-batch (as LAVIS accumulates).
+    MicroBatch,
+    /// All micro-batches of the step.
+    Accumulated,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    pub seed: u64,
+    pub dropout: f32,
+    pub profile: Profile,
+    pub contrast: Contrast,
+    pub steps_per_epoch: u64,
+    pub schedule: Schedule,
+    pub hyper: Hyper,
+}
+
+/// A micro-batch that owns its data, with what to call its samples in messages.
+pub struct Micro {
+    pub image: Tensor,
+    pub text: Vec<Vec<u32>>,
+    pub image_id: Option<Vec<i64>>,
+    pub names: Vec<String>,
+}
+
+impl Micro {
+    fn batch(&self) -> Batch<'_> {
+        Batch { image: &self.image, text: &self.text, image_id: self.image_id.as_deref() }
+    }
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    pub step: u64,
+    pub lr: f64,
+    pub losses: StepLosses,
+    pub gradient_norm: f64,
+    pub temperature: f64,
+    /// False if loss scaling met an infinity and the step was left out.
+    pub applied: bool,
+}
+
+/// Loss scaling as torch.amp.GradScaler: for f16; off (scale 1) otherwise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossScale {
+    pub enabled: bool,
+    pub scale: f64,
+    pub clean_steps: u32,
+}
+
+impl LossScale {
+    pub const OFF: LossScale = LossScale { enabled: false, scale: 1.0, clean_steps: 0 };
+    pub const F16: LossScale = LossScale { enabled: true, scale: 65536.0, clean_steps: 0 };
+
+    /// Halves on an overflow, doubles after 2000 clean steps. False: leave the step out.
+    pub fn update(&mut self, finite: bool) -> bool {
+        if !self.enabled {
+            return true;
+        }
+        if !finite {
+            (self.scale, self.clean_steps) = (self.scale * 0.5, 0);
+        } else {
+            self.clean_steps += 1;
+            if self.clean_steps == 2000 {
+                (self.scale, self.clean_steps) = (self.scale * 2.0, 0);
+            }
+        }
+        finite
+    }
+}
+
+pub struct Trainer {
+    pub model: Model,
+    pub params: Params,
+    pub optimizer: AdamW,
+    pub options: Options,
+    pub scale: LossScale,
+    /// Steps done, left-out ones included.
+    pub step: u64,
+}
+
+impl Trainer {
+    pub fn new(model: Model, params: Params, options: Options) -> Result<Trainer> {
+        let s = options.schedule;
+        for (name, lr) in [("init_lr", s.init_lr), ("min_lr", s.min_lr), ("warmup_lr", s.warmup_lr)] {
+            if !(lr.is_finite() && lr >= 0.0) {
+                return Err(Error::argument("train", name, "a finite number, at least 0", lr));
+            }
+        }
+        if !(0.0..1.0).contains(&options.dropout) {
+            return Err(Error::argument("train", "dropout", "0 <= p < 1", options.dropout));
+        }
+        let optimizer = AdamW::new(&params, options.hyper)?;
+        Ok(Trainer { model, params, optimizer, options, scale: LossScale::OFF, step: 0 })
+    }
+
+    fn plan(&self) -> StepPlan {
+        let (seed, step) = (self.options.seed, self.step as u32);
+        StepPlan {
+            profile: self.options.profile,
+            drop: (self.options.dropout > 0.0).then_some(DropoutPlan { p: self.options.dropout, seed, step }),
+            seed,
+            step,
+            scale: self.scale.scale,
+        }
+    }
+
+    /// One optimizer step over one or more micro-batches.
+    pub fn step(&mut self, micro: &[Micro]) -> Result<StepReport> {
+        if micro.is_empty() {
+            return Err(Error::argument("train", "micro-batches", "at least one", "none"));
+        }
+        let batches: Vec<Batch> = micro.iter().map(Micro::batch).collect();
+        let (plan, mut grads) = (self.plan(), Gradients::new());
+        let joint = self.options.contrast == Contrast::Accumulated && batches.len() > 1;
+        let losses = if joint {
+            self.model.step_joint(&self.params, &batches, plan, &mut grads)?
+        } else {
+            self.model.step_separate(&self.params, &batches, plan, &mut grads)?
+        };
+        if !losses.losses.iter().all(|x| x.is_finite()) {
+            return Err(self.non_finite("loss", &batches, micro, plan));
+        }
+        let gradient_norm = norm(&grads) / self.scale.scale;
+        if !gradient_norm.is_finite() && !self.scale.enabled {
+            return Err(self.non_finite("gradient", &batches, micro, plan));
+        }
+        let lr = self.options.schedule.lr(self.step, self.options.steps_per_epoch);
+        let unscale = 1.0 / self.scale.scale;
+        let applied = self.scale.update(gradient_norm.is_finite());
+        if applied {
+            self.optimizer.step(&mut self.params, &mut grads, lr, unscale)?;
+        }
+        self.step += 1;
+        let temperature = self.params.find("temp").map_or(f64::NAN, |id| self.params.get(id).item());
+        Ok(StepReport { step: self.step, lr, losses, gradient_norm, temperature, applied })
+    }
+
+    /// Says where the first number that is not finite is: among the parameters, the pictures or the activations.
+    fn non_finite(&self, what: &str, batches: &[Batch], micro: &[Micro], plan: StepPlan) -> Error {
+        let bad_param = self.params.iter().find(|(_, _, t)| t.first_non_finite().is_some());
+        let place = if let Some((_, spec, _)) = bad_param {
+            format!("parameter {}", spec.name)
+        } else if let Some(i) = batches.iter().position(|b| b.image.first_non_finite().is_some()) {
+            format!("pictures of micro-batch {i}")
+        } else {
+            let run = || {
+                let pass = Pass::untracked(&self.params, plan.drop);
+                let sampling = crate::model::Sampling::Draw { seed: plan.seed, step: plan.step, site: 0 };
+                batches.iter().try_for_each(|b| self.model.stage1(&pass, b, plan.profile, sampling.clone(), None).map(drop))
+            };
+            watch_non_finite(run).1.map_or_else(|| format!("a {what}, computed backward"), |op| format!("result of {op}"))
+        };
+        let names: Vec<&str> = micro.iter().flat_map(|m| m.names.iter().map(String::as_str)).collect();
+        Error::new(Kind::NonFinite, format!("train: step {}", self.step + 1))
+            .about(format!("first number that is not finite: {place}"))
+            .expected(format!("a finite {what}"))
+            .got(format!("one that is not; the batch was {}", names.join(", ")))
+            .fix("look at these samples, lower init_lr, or resume from the last checkpoint")
+    }
+}
+
+/// The l2 norm of all gradients.
+fn norm(grads: &Gradients) -> f64 {
+    const PIECE: usize = 1 << 16;
+    let squares = |key: usize| {
+        grads.get(key).map_or(0.0, |g| {
+            on!(g.dtype(), T => {
+                let pieces: Vec<f64> = g.slice::<T>().par_chunks(PIECE)
+                    .map(|p| cpu::simd(|| cpu::sum(p.len(), |i| p[i] * p[i])).to_f64()).collect();
+                pieces.iter().sum()
+            })
+        })
+    };
+    grads.keys().map(squares).sum::<f64>().sqrt()
+}
