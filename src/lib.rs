@@ -5,15 +5,31 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`error`] | the one error: operation, argument, expected, got, what to change |
+//! | [`files`] | files that are either whole or not there |
+//! | [`device`] | where the arithmetic runs: loops and matmul on the CPU, kernels on a GPU or on the host |
+//! | [`tensor`] | tensors, randomness, the tape |
+//! | [`ops`] | one file per operation, forward and backward |
+//! | [`nn`] | parameters and the layers made of them |
+//! | [`model`] | the image encoder, the Q-Former, the stage-1 losses, generation |
+//! | [`vision`] | picture files to model input, as Pillow and torchvision make it |
+//! | [`data`] | captioned pictures: annotation files, the order of training, a threaded loader, checks |
+//! | [`metrics`] | BLEU, ROUGE-L, CIDEr-D, recall |
+//! | [`train`] | optimizer, schedule, trainer; checkpoints and signals |
+//! | [`parity`] | recorded cases of LAVIS against this crate |
+//! | [`commands`] | the command line |
 
 pub mod commands;
+pub mod data;
 pub mod device;
 pub mod error;
+pub mod files;
+pub mod metrics;
 pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod parity;
 pub mod tensor;
 pub mod train;
+pub mod vision;
 
 pub use error::{Error, Kind, Result};

@@ -74,7 +74,12 @@ impl Params {
         for spec in &specs {
             let t = source(spec)?;
             if t.shape().sizes() != spec.shape {
-                return Err(Error::argument("model weights", &spec.name, format!("{:?}", spec.shape), t.shape()));
+                return Err(Error::argument(
+                    "model weights",
+                    &spec.name,
+                    format!("{:?}", spec.shape),
+                    t.shape(),
+                ));
             }
             values.push(t.detach());
         }
@@ -149,7 +154,12 @@ impl<'a> Pass<'a> {
     }
 
     pub fn training(params: &'a Params, tape: &'a Tape, drop: Option<DropoutPlan>) -> Pass<'a> {
-        Pass { tape: Some(tape), drop, leaves: RefCell::new(vec![None; params.len()]), ..Pass::inference(params) }
+        Pass {
+            tape: Some(tape),
+            drop,
+            leaves: RefCell::new(vec![None; params.len()]),
+            ..Pass::inference(params)
+        }
     }
 
     /// The same numbers without a tape: as `training` draws them, but nothing is recorded.

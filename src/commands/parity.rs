@@ -9,7 +9,9 @@ use std::path::PathBuf;
 /// Prints a line per tensor (name, shape, largest absolute error, relative L2 error, tolerance, verdict) and names the
 /// first tensor, in order of computation, that differs. Exit code 0 only if everything agrees, 5 if something differs.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  qformer parity stage1-tiny.safetensors\n  qformer parity --dtype f64 --json cases/*.safetensors")]
+#[command(
+    after_help = "Examples:\n  qformer parity stage1-tiny.safetensors\n  qformer parity --dtype f64 --json cases/*.safetensors"
+)]
 pub struct Args {
     /// Case files, as tests/lavis/record.py writes them
     #[arg(required = true)]
@@ -35,7 +37,10 @@ pub fn run(args: &Args) -> Result<()> {
         let report = parity::run(file, dtype)?;
         failed += usize::from(!report.pass);
         if args.json {
-            println!("{}", serde_json::to_string(&report).map_err(|e| Error::new(Kind::Write, "parity").got(e))?);
+            println!(
+                "{}",
+                serde_json::to_string(&report).map_err(|e| Error::new(Kind::Write, "parity").got(e))?
+            );
         } else if args.quiet {
             let text = report.to_string();
             println!("{}: {}", report.file, text.lines().last().unwrap_or_default());

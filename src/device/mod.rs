@@ -1,7 +1,11 @@
-//! What computes: the CPU's loops and matrix products.
+//! What computes: the CPU's loops and matrix products, and what it means to launch a kernel on a GPU or, through the
+//! emulator, on the host.
 
 pub mod cpu;
 pub mod gemm;
+#[cfg(feature = "host-kernels")]
+pub mod host;
+pub mod launch;
 mod real;
 
 pub use real::{DType, Real};

@@ -37,7 +37,13 @@ pub struct StepPlan {
 
 impl Model {
     /// Mean over micro-batches of their own losses; gradients are added to `grads`.
-    pub fn step_separate(&self, params: &Params, batches: &[Batch], plan: StepPlan, grads: &mut Gradients) -> Result<StepLosses> {
+    pub fn step_separate(
+        &self,
+        params: &Params,
+        batches: &[Batch],
+        plan: StepPlan,
+        grads: &mut Gradients,
+    ) -> Result<StepLosses> {
         let (share, mut sum) = (1.0 / batches.len() as f64, StepLosses::default());
         for (i, batch) in batches.iter().enumerate() {
             let (tape, site) = (Tape::new(), i as u32 * MICRO_SITES);
@@ -51,9 +57,20 @@ impl Model {
     }
 
     /// ITC over all micro-batches, the mean of their ITM and LM; see the file's header.
-    pub fn step_joint(&self, params: &Params, batches: &[Batch], plan: StepPlan, grads: &mut Gradients) -> Result<StepLosses> {
+    pub fn step_joint(
+        &self,
+        params: &Params,
+        batches: &[Batch],
+        plan: StepPlan,
+        grads: &mut Gradients,
+    ) -> Result<StepLosses> {
         if self.trains_vit() {
-            return Err(Error::argument("train", "contrastive_over", "a frozen image encoder", "a trained one"));
+            return Err(Error::argument(
+                "train",
+                "contrastive_over",
+                "a frozen image encoder",
+                "a trained one",
+            ));
         }
         let frozen = Pass::inference(params);
         let tokens: Vec<Tensor> =
@@ -99,7 +116,8 @@ impl Model {
         plan: StepPlan,
         grads: &mut Gradients,
     ) -> Result<Joint> {
-        let ids: Option<Vec<i64>> = batches.iter().map(|b| b.image_id).collect::<Option<Vec<_>>>().map(|v| v.concat());
+        let ids: Option<Vec<i64>> =
+            batches.iter().map(|b| b.image_id).collect::<Option<Vec<_>>>().map(|v| v.concat());
         let (tape, mut own) = (Tape::new(), Gradients::new());
         let pass = Pass::training(params, &tape, None);
         let image = pass.input(&stack(features.iter().map(|f| &f.0))?, 0);

@@ -64,7 +64,13 @@ impl Model {
     }
 
     /// Mode multimodal: pairs (image, text) of these images and texts.
-    pub fn match_pairs(&self, pass: &Pass, images: &Images, texts: &[Vec<u32>], pairs: &[(usize, usize)]) -> Result<ItmScores> {
+    pub fn match_pairs(
+        &self,
+        pass: &Pass,
+        images: &Images,
+        texts: &[Vec<u32>],
+        pairs: &[(usize, usize)],
+    ) -> Result<ItmScores> {
         self.check_texts(texts)?;
         if let Some((i, t)) = pairs.iter().find(|(i, t)| *i >= images.count || *t >= texts.len()) {
             let want = format!("an image below {} and a text below {}", images.count, texts.len());

@@ -3,8 +3,8 @@
 //! A [`Layout`] is one pass of the Q-Former over a table of segments. Rows that nobody reads after the last layer may be
 //! left out of it (`keep`): there they still serve as keys and values.
 
-use crate::ops::{Segment, Segments};
 use crate::Result;
+use crate::ops::{Segment, Segments};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -67,7 +67,13 @@ impl Layout {
     }
 
     /// Pairs of an image and a text that see each other. With `trim`, the last layer keeps the query rows only.
-    pub fn pairs(s: Sizes, images: &[usize], text: &[usize], all_images: usize, trim: bool) -> Result<Layout> {
+    pub fn pairs(
+        s: Sizes,
+        images: &[usize],
+        text: &[usize],
+        all_images: usize,
+        trim: bool,
+    ) -> Result<Layout> {
         let query = ranges(0, images.iter().map(|_| s.queries));
         let query_rows = images.len() * s.queries;
         let text = ranges(query_rows, text.iter().copied());
@@ -126,7 +132,13 @@ fn cross(s: Sizes, images: &[usize], all: usize) -> Result<Arc<Segments>> {
 }
 
 /// The last layer of the merged pass: queries, the [CLS] row of every text, all rows to predict from.
-fn keep_last(list: &[Segment], queries: usize, rows: usize, text: &[Range<usize>], images: usize) -> Result<Last> {
+fn keep_last(
+    list: &[Segment],
+    queries: usize,
+    rows: usize,
+    text: &[Range<usize>],
+    images: usize,
+) -> Result<Last> {
     let after_text = text.last().map_or(queries, |r| r.end);
     let mut keep: Vec<u32> = (0..queries as u32).collect();
     keep.extend(text.iter().map(|t| t.start as u32));

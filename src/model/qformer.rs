@@ -47,7 +47,10 @@ pub type ImageKeys = Vec<Option<(Tensor, Tensor)>>;
 /// Image tokens behind `ln_vision`.
 pub enum ImageTokens<'a> {
     /// Normalised rows of a frozen image encoder, without the affine part, which `norm` holds.
-    Frozen { normalized: Tensor, norm: &'a LayerNorm },
+    Frozen {
+        normalized: Tensor,
+        norm: &'a LayerNorm,
+    },
     Tracked(Tensor),
 }
 
@@ -82,15 +85,30 @@ impl Qformer {
             }
             ImageTokens::Tracked(x) => l.forward(pass, x),
         };
-        let pair = |l: &Layer| l.cross.as_ref().map(|c| Ok((project(&c.key)?, project(&c.value)?))).transpose();
+        let pair =
+            |l: &Layer| l.cross.as_ref().map(|c| Ok((project(&c.key)?, project(&c.value)?))).transpose();
         self.layers.iter().map(pair).collect()
     }
 
     /// Input rows: the query tokens `groups` times, then word and position embeddings of texts; one norm, dropout.
-    pub fn embed(&self, pass: &Pass, queries: &Tensor, groups: usize, texts: &[&[u32]], site: u32) -> Result<Tensor> {
+    pub fn embed(
+        &self,
+        pass: &Pass,
+        queries: &Tensor,
+        groups: usize,
+        texts: &[&[u32]],
+        site: u32,
+    ) -> Result<Tensor> {
         let (_, q, c) = match queries.shape().sizes() {
             &[one, q, c] => (one, q, c),
-            _ => return Err(Error::argument("embed", "query_tokens", "[1, queries, hidden]", queries.shape())),
+            _ => {
+                return Err(Error::argument(
+                    "embed",
+                    "query_tokens",
+                    "[1, queries, hidden]",
+                    queries.shape(),
+                ));
+            }
         };
         let index: Vec<u32> = (0..groups).flat_map(|_| 0..q as u32).collect();
         let queries = ops::gather_rows(&queries.reshape(&[q, c])?, &index)?;
@@ -103,13 +121,21 @@ impl Qformer {
     }
 
     /// All layers over the rows of a layout; `images` may be empty if there are no query rows.
-    pub fn forward(&self, pass: &Pass, x: Tensor, layout: &Layout, images: &ImageKeys, site: u32) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        pass: &Pass,
+        x: Tensor,
+        layout: &Layout,
+        images: &ImageKeys,
+        site: u32,
+    ) -> Result<Tensor> {
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {
             let site = site + 1 + 8 * i as u32;
             let last = layout.last.as_ref().filter(|_| i + 1 == self.layers.len());
             let reads = last.map(|l| ops::gather_rows(&x, &l.keep)).transpose()?;
-            let (rows, segments) = (reads.as_ref().unwrap_or(&x), last.map_or(&layout.segments, |l| &l.segments));
+            let (rows, segments) =
+                (reads.as_ref().unwrap_or(&x), last.map_or(&layout.segments, |l| &l.segments));
             let a = &layer.attention;
             let q = a.query.forward(pass, rows)?;
             let (k, v) = (a.key.forward(pass, &x)?, a.value.forward(pass, &x)?);

@@ -45,7 +45,11 @@ pub struct Negatives {
 pub enum Sampling<'a> {
     Given(&'a Negatives),
     /// Drawn from the similarities; `site` tells micro-batches of a step apart.
-    Draw { seed: u64, step: u32, site: u32 },
+    Draw {
+        seed: u64,
+        step: u32,
+        site: u32,
+    },
 }
 
 /// Everything `parity` compares, filled in when it is asked for.
@@ -88,7 +92,12 @@ impl Model {
     }
 
     /// ViT tokens [B*N,W] before `ln_vision`; `each` sees every block.
-    pub fn vit_tokens(&self, pass: &Pass, image: &Tensor, each: impl FnMut(usize, &Tensor)) -> Result<Tensor> {
+    pub fn vit_tokens(
+        &self,
+        pass: &Pass,
+        image: &Tensor,
+        each: impl FnMut(usize, &Tensor),
+    ) -> Result<Tensor> {
         let c = &self.config;
         match image.shape().sizes() {
             &[_, 3, h, w] if h == c.image_size && w == c.image_size => self.vit.forward(pass, image, each),
@@ -127,7 +136,8 @@ impl Model {
         let vit_pass = if self.train_vit { pass } else { &frozen };
         let mut blocks = Vec::new();
         let keep = trace.is_some();
-        let tokens = self.vit_tokens(vit_pass, batch.image, |_, x| blocks.extend(keep.then(|| x.detach())))?;
+        let tokens =
+            self.vit_tokens(vit_pass, batch.image, |_, x| blocks.extend(keep.then(|| x.detach())))?;
         let mut unused = Trace::default();
         let trace_or = trace.unwrap_or(&mut unused);
         if keep {
@@ -152,14 +162,16 @@ impl Model {
         let (image_feats, text_feat) = self.contrastive_features(pass, &merged)?;
         let (i2t, t2i) = self.similarities(pass, &image_feats, &text_feat)?;
         let (itc, itc_right) = self.itc_loss(&i2t, &t2i, profile, batch.image_id)?;
-        let weights = NegativeWeights::new(&i2t, &t2i, batch.image_id.filter(|_| profile == Profile::LavisImageId));
+        let weights =
+            NegativeWeights::new(&i2t, &t2i, batch.image_id.filter(|_| profile == Profile::LavisImageId));
         let negatives = weights.choose(sampling)?;
         let itm = self.itm_loss(pass, &merged.keys, batch, &negatives, trace.is_none())?;
         let (lm, lm_right) = self.lm_loss(pass, &merged, batch.text)?;
         let loss = ops::add(&ops::add(&itc, &itm.loss)?, &lm)?;
         let accuracy = [itc_right[0], itc_right[1], itm.right, lm_right];
         if let Some(t) = trace {
-            (t.weights_i2t, t.weights_t2i) = (Some(weights.tensor(&weights.i2t)?), Some(weights.tensor(&weights.t2i)?));
+            (t.weights_i2t, t.weights_t2i) =
+                (Some(weights.tensor(&weights.i2t)?), Some(weights.tensor(&weights.t2i)?));
             (t.image_feats, t.text_feat) = (Some(image_feats), Some(text_feat));
             (t.sim_i2t, t.sim_t2i) = (Some(i2t), Some(t2i));
             let first = merged.layout.lm.first().map_or(merged.layout.rows, |r| r.start);
@@ -175,7 +187,12 @@ impl Model {
     fn check_batch(&self, batch: &Batch, profile: Profile) -> Result<()> {
         let n = batch.image.shape().sizes().first().copied().unwrap_or(0);
         if n == 0 || batch.text.len() != n {
-            return Err(Error::argument("stage 1", "text", format!("a caption for each of {n} images"), batch.text.len()));
+            return Err(Error::argument(
+                "stage 1",
+                "text",
+                format!("a caption for each of {n} images"),
+                batch.text.len(),
+            ));
         }
         for (i, t) in batch.text.iter().enumerate() {
             if t.len() < 2 || t.len() > self.config.max_pos {
@@ -235,7 +252,12 @@ impl Model {
     }
 
     /// sim_i2t and sim_t2i [B,B], divided by the temperature; each learns on its own side only.
-    pub(super) fn similarities(&self, pass: &Pass, image: &Tensor, text: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(super) fn similarities(
+        &self,
+        pass: &Pass,
+        image: &Tensor,
+        text: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         let (q, temp) = (self.config.num_query, pass.param(self.temp));
         let i2t = ops::max_similarity(image, &text.detach(), q)?;
         let t2i = ops::transpose(&ops::max_similarity(&image.detach(), text, q)?)?;
@@ -390,7 +412,12 @@ fn negative_weights(sim: &Tensor, ids: Option<&[i64]>) -> Vec<f64> {
 fn check_negatives(given: &Negatives, n: usize) -> Result<Negatives> {
     let bad = |v: &[u32]| v.len() != n || v.iter().any(|i| *i as usize >= n);
     if bad(&given.image) || bad(&given.text) {
-        return Err(Error::argument("stage 1", "negatives", format!("{n} indices below {n}"), format!("{given:?}")));
+        return Err(Error::argument(
+            "stage 1",
+            "negatives",
+            format!("{n} indices below {n}"),
+            format!("{given:?}"),
+        ));
     }
     Ok(given.clone())
 }
@@ -402,8 +429,15 @@ fn draw_negatives(weights: &NegativeWeights, seed: u64, step: u32, site: u32) ->
         let row = |(i, row): (usize, &[f64])| {
             let total: f64 = row.iter().sum();
             if !(total > 0.0 && total.is_finite()) {
-                return Err(Error::argument("stage 1", "batch", "a negative for every caption", "none to draw from")
-                    .fix("use a batch of at least 2 different images; if it is, the similarities are not finite"));
+                return Err(Error::argument(
+                    "stage 1",
+                    "batch",
+                    "a negative for every caption",
+                    "none to draw from",
+                )
+                .fix(
+                    "use a batch of at least 2 different images; if it is, the similarities are not finite",
+                ));
             }
             let mut left = stream.uniform(i as u64) * total;
             let pick = row.iter().position(|w| {

@@ -1,10 +1,10 @@
 //! The image encoder: EVA's ViT, pre-norm, no final norm.     image [B,3,S,S] -> [B*N,W]
 
 use super::Config;
+use crate::Result;
 use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Pass};
 use crate::ops::{self, Heads, Segment, Segments};
 use crate::tensor::{DType, Tensor};
-use crate::Result;
 use std::sync::Arc;
 
 pub struct Vit {
@@ -45,7 +45,12 @@ impl Vit {
     }
 
     /// `each` sees the output of every block (`parity` compares them).
-    pub fn forward(&self, pass: &Pass, image: &Tensor, mut each: impl FnMut(usize, &Tensor)) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        pass: &Pass,
+        image: &Tensor,
+        mut each: impl FnMut(usize, &Tensor),
+    ) -> Result<Tensor> {
         let [w, b, cls, pos] =
             [self.patch.weight, self.patch.bias, self.cls_token, self.pos_embed].map(|id| pass.param(id));
         let mut x = ops::patch_embed(image, &w, &b, &cls, &pos)?;

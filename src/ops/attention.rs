@@ -55,7 +55,9 @@ pub struct Segments {
 
 impl Segments {
     pub fn new(list: Vec<Segment>, q_rows: usize, k_rows: usize) -> Result<Arc<Segments>> {
-        let wrong = |what: &str, want: String, s: &Segment| Err(Error::argument("segments", what, want, format!("{s:?}")));
+        let wrong = |what: &str, want: String, s: &Segment| {
+            Err(Error::argument("segments", what, want, format!("{s:?}")))
+        };
         for s in &list {
             let ordered = [&s.q, &s.a, &s.b].iter().all(|r| r.start <= r.end);
             if !ordered || s.q.end > q_rows || s.a.end > k_rows || s.b.end > k_rows {
@@ -191,7 +193,13 @@ pub fn attention(
     })
 }
 
-fn check(qkv: [Heads; 3], segments: &Segments, heads: usize, scale: f64, drop: Option<Dropout>) -> Result<usize> {
+fn check(
+    qkv: [Heads; 3],
+    segments: &Segments,
+    heads: usize,
+    scale: f64,
+    drop: Option<Dropout>,
+) -> Result<usize> {
     let [q, k, v] = qkv;
     let room = |h: Heads| h.tensor.rows().1.checked_sub(h.column);
     // The head size follows from the narrowest operand: the others may be wider (several matrices side by side).
@@ -320,7 +328,16 @@ fn backward<T: Real>(
     (0..groups.len() * h).into_par_iter().for_each_init(Scratch::new, |scratch, task| {
         for i in &groups[task / h] {
             let s = &plan.segments.list[*i];
-            segment_backward(plan, s, task % h, ops, [y.data::<T>(), dy.data::<T>()], norms, &targets, scratch);
+            segment_backward(
+                plan,
+                s,
+                task % h,
+                ops,
+                [y.data::<T>(), dy.data::<T>()],
+                norms,
+                &targets,
+                scratch,
+            );
         }
     });
     for (i, g) in out.into_iter().enumerate() {
@@ -421,7 +438,14 @@ fn score_gradient<T: Real>(
 }
 
 /// Adds [rows, D] to the head's columns of `rows` of a gradient that is laid out like `like`.
-fn add_rows<T: Real>(to: &Shared<T>, like: Operand<T>, rows: Range<usize>, head: usize, d: usize, from: &[T]) {
+fn add_rows<T: Real>(
+    to: &Shared<T>,
+    like: Operand<T>,
+    rows: Range<usize>,
+    head: usize,
+    d: usize,
+    from: &[T],
+) {
     for (row, from) in rows.zip(from.chunks_exact(d)) {
         // SAFETY: a (row, head) of a gradient belongs to one group of segments, and a group's head to one task.
         let to = unsafe { to.piece(row * like.width + like.column + head * d, d) };

@@ -69,7 +69,9 @@ fn targets_of<T: Real>(x: &Tensor, targets: &Targets, r: usize, v: usize) -> Res
             super::check_shape(OP, "soft targets", t, x.shape().sizes())?;
             check_dtype(OP, x, &[("soft targets", t)])?;
             if t.tracked() {
-                return Err(Error::argument(OP, "soft targets", "a constant", "a tracked tensor").fix("detach it"));
+                return Err(
+                    Error::argument(OP, "soft targets", "a constant", "a tracked tensor").fix("detach it")
+                );
             }
             let rows = t.data::<T>().chunks(v.max(1)).map(|t| Row::Soft(t.to_vec())).collect();
             Ok((rows, T::ZERO))

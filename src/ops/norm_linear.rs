@@ -13,10 +13,18 @@ use crate::{Error, Result, on};
 
 const OP: &str = "norm_linear";
 
-pub fn norm_linear(n: &Tensor, gamma: &Tensor, beta: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+pub fn norm_linear(
+    n: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+) -> Result<Tensor> {
     let (r, k) = n.rows();
     if n.tracked() {
-        return Err(Error::argument(OP, "n", "a constant", "a tracked tensor").fix("use layer_norm and linear"));
+        return Err(
+            Error::argument(OP, "n", "a constant", "a tracked tensor").fix("use layer_norm and linear")
+        );
     }
     let (out, _) = weight.rows();
     check_shape(OP, "gamma", gamma, &[k])?;
@@ -65,6 +73,15 @@ fn forward<T: Real>(kept: &[Tensor; 4], bias: &[T], (r, out, k): (usize, usize, 
     });
     let mut y = vec![T::ZERO; r * out];
     cpu::each_row(&mut y, out, |_, row| row.copy_from_slice(&offset));
-    gemm((r, out, k), T::ONE, View::rows(n, k), View::rows(&folded, k).transposed(), T::ONE, &mut y, out, true);
+    gemm(
+        (r, out, k),
+        T::ONE,
+        View::rows(n, k),
+        View::rows(&folded, k).transposed(),
+        T::ONE,
+        &mut y,
+        out,
+        true,
+    );
     y
 }

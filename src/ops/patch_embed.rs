@@ -10,7 +10,13 @@ use crate::{Error, Result, on};
 
 const OP: &str = "patch_embed";
 
-pub fn patch_embed(image: &Tensor, weight: &Tensor, bias: &Tensor, cls: &Tensor, pos: &Tensor) -> Result<Tensor> {
+pub fn patch_embed(
+    image: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    cls: &Tensor,
+    pos: &Tensor,
+) -> Result<Tensor> {
     let (&[b, ch, s, s2], &[w, wch, p, p2]) = (image.shape().sizes(), weight.shape().sizes()) else {
         return Err(Error::argument(OP, "image", "[batch, 3, size, size]", image.shape()));
     };

@@ -38,16 +38,26 @@ impl Case {
         for (name, view) in file.tensors() {
             let data = view.data();
             let values = match view.dtype() {
-                Dtype::F32 => Values::F32(data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+                Dtype::F32 => Values::F32(
+                    data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+                ),
                 Dtype::F64 => Values::F64(bytemuck::pod_collect_to_vec(data)),
                 Dtype::I64 => Values::I64(bytemuck::pod_collect_to_vec(data)),
                 Dtype::U8 => continue,
-                other => return Err(Error::file(OP, path, "f32, f64 and i64 tensors", format!("{other:?} in {name}"))),
+                other => {
+                    return Err(Error::file(
+                        OP,
+                        path,
+                        "f32, f64 and i64 tensors",
+                        format!("{other:?} in {name}"),
+                    ));
+                }
             };
             tensors.insert(name, Recorded { shape: view.shape().to_vec(), values });
         }
         let kind = metadata.get("kind").map(|k| k.trim_matches('"').to_string());
-        let kind = kind.ok_or_else(|| Error::file(OP, path, "a recorded case", "a file without the metadata `kind`"))?;
+        let kind = kind
+            .ok_or_else(|| Error::file(OP, path, "a recorded case", "a file without the metadata `kind`"))?;
         Ok(Case { path: path.to_path_buf(), kind, metadata, tensors })
     }
 
@@ -73,7 +83,9 @@ impl Case {
     }
 
     fn get(&self, name: &str) -> Result<&Recorded> {
-        self.tensors.get(name).ok_or_else(|| Error::file("parity", &self.path, format!("a tensor {name}"), "none"))
+        self.tensors
+            .get(name)
+            .ok_or_else(|| Error::file("parity", &self.path, format!("a tensor {name}"), "none"))
     }
 
     pub fn shape(&self, name: &str) -> Result<&[usize]> {
@@ -100,7 +112,9 @@ impl Case {
     }
 
     pub fn ids(&self, name: &str) -> Result<Vec<u32>> {
-        let id = |x: &i64| u32::try_from(*x).map_err(|_| Error::file("parity", &self.path, format!("ids in {name}"), x));
+        let id = |x: &i64| {
+            u32::try_from(*x).map_err(|_| Error::file("parity", &self.path, format!("ids in {name}"), x))
+        };
         self.i64s(name)?.iter().map(id).collect()
     }
 

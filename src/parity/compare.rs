@@ -63,7 +63,15 @@ impl Report {
         self.skipped.push(name.to_string());
     }
 
-    fn line(&mut self, name: &str, shape: &[usize], ours: &[f64], theirs: &[f64], tolerance: f64, measure: &'static str) {
+    fn line(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        ours: &[f64],
+        theirs: &[f64],
+        tolerance: f64,
+        measure: &'static str,
+    ) {
         let mut line = Line {
             name: name.to_string(),
             shape: shape.to_vec(),
@@ -77,7 +85,8 @@ impl Report {
             let differences = || ours.iter().zip(theirs).map(|(a, b)| (a - b).abs());
             let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
             // A NaN on either side must not vanish in `max`.
-            line.max_abs = differences().fold(0.0, |m, d| if d.is_nan() || m.is_nan() { f64::NAN } else { m.max(d) });
+            line.max_abs =
+                differences().fold(0.0, |m, d| if d.is_nan() || m.is_nan() { f64::NAN } else { m.max(d) });
             let (distance, size) = (norm(&mut differences()), norm(&mut theirs.iter().copied()));
             line.rel_l2 = if distance == 0.0 { 0.0 } else { distance / size };
             line.pass = match measure {
@@ -117,7 +126,9 @@ impl fmt::Display for Report {
         let worst = self.lines.iter().filter(|l| l.measure == "rel_l2").map(|l| l.rel_l2).fold(0.0, f64::max);
         match &self.first_divergence {
             Some(name) => write!(f, "DIFFERS: first diverging tensor in order of computation: {name}"),
-            None if self.pass => write!(f, "ok: {} tensors, largest relative L2 error {worst:.1e}", self.lines.len()),
+            None if self.pass => {
+                write!(f, "ok: {} tensors, largest relative L2 error {worst:.1e}", self.lines.len())
+            }
             None => write!(f, "DIFFERS: {} recorded tensors were not compared", self.missed.len()),
         }
     }

@@ -22,12 +22,14 @@ pub fn features(case: &Case, dtype: DType, report: &mut Report) -> Result<()> {
     compare(case, "outputs.image_embeds", &images.embeds.to_f64(), report)?;
     compare(case, "outputs.image_embeds_proj", &images.proj.to_f64(), report)?;
     let count = (0..).take_while(|j| case.has(&format!("inputs.input_ids.{j}"))).count();
-    let texts: Vec<Vec<u32>> = (0..count).map(|j| case.ids(&format!("inputs.input_ids.{j}"))).collect::<Result<_>>()?;
+    let texts: Vec<Vec<u32>> =
+        (0..count).map(|j| case.ids(&format!("inputs.input_ids.{j}"))).collect::<Result<_>>()?;
     for (j, t) in model.text_features(&pass, &texts)?.iter().enumerate() {
         compare(case, &format!("outputs.text_embeds.{j}"), &t.embeds.to_f64(), report)?;
         compare(case, &format!("outputs.text_embeds_proj.{j}"), &t.proj.to_f64(), report)?;
     }
-    let pairs: Vec<(usize, usize)> = (0..images.count).flat_map(|i| (0..count).map(move |j| (i, j))).collect();
+    let pairs: Vec<(usize, usize)> =
+        (0..images.count).flat_map(|i| (0..count).map(move |j| (i, j))).collect();
     let scores = model.match_pairs(&pass, &images, &texts, &pairs)?;
     let (q, c) = (model.config.num_query, model.config.hidden);
     let (hidden, embeds) = (scores.hidden.to_f64(), images.embeds.to_f64());
@@ -63,7 +65,9 @@ pub fn retrieval(case: &Case, dtype: DType, report: &mut Report) -> Result<()> {
     let scores = retrieval_scores(&itc, case.meta("k_test")?, |pairs| {
         Ok(match_logits(&model.match_pairs(&pass, &images, &texts, pairs)?.logits))
     })?;
-    for (name, ours) in [("outputs.score_i2t", scores.i2t.concat()), ("outputs.score_t2i", scores.t2i.concat())] {
+    for (name, ours) in
+        [("outputs.score_i2t", scores.i2t.concat()), ("outputs.score_t2i", scores.t2i.concat())]
+    {
         let theirs = case.f64s(name)?;
         let chosen = |x: &[f64]| x.iter().map(|v| f64::from(*v != -100.0)).collect::<Vec<_>>();
         report.equal(&format!("{name} (candidates)"), case.shape(name)?, &chosen(&ours), &chosen(&theirs));

@@ -25,22 +25,31 @@ fn is_noise(name: &str) -> bool {
 
 /// Gradients in the order backward reaches them: the last parameter first.
 fn gradients(case: &Case, params: &Params, grads: &Gradients, report: &mut Report) -> Result<()> {
-    let largest = case.names("grads.").map(|n| case.f64s(n)).try_fold(0f64, |m, g| -> Result<f64> {
-        Ok(g?.iter().fold(m, |m, x| m.max(x.abs())))
-    })?;
+    let largest = case
+        .names("grads.")
+        .map(|n| case.f64s(n))
+        .try_fold(0f64, |m, g| -> Result<f64> { Ok(g?.iter().fold(m, |m, x| m.max(x.abs()))) })?;
     let all: Vec<_> = params.iter().collect();
     for (id, spec, value) in all.into_iter().rev() {
         let name = format!("grads.{}", spec.name);
         if !case.has(&name) {
             if spec.trained && grads.get(id.0).is_some() {
                 let got = "a gradient that was not recorded";
-                return Err(Error::file("parity", &case.path, "the gradients of the trained parameters", name).fix(got));
+                return Err(Error::file(
+                    "parity",
+                    &case.path,
+                    "the gradients of the trained parameters",
+                    name,
+                )
+                .fix(got));
             }
             continue;
         }
-        let ours = grads.get(id.0).map_or_else(Vec::new, |g| crate::on!(value.dtype(), T => {
-            g.slice::<T>().iter().map(|x| crate::tensor::Real::to_f64(*x)).collect::<Vec<f64>>()
-        }));
+        let ours = grads.get(id.0).map_or_else(Vec::new, |g| {
+            crate::on!(value.dtype(), T => {
+                g.slice::<T>().iter().map(|x| crate::tensor::Real::to_f64(*x)).collect::<Vec<f64>>()
+            })
+        });
         let theirs = case.f64s(&name)?;
         if is_noise(&spec.name) {
             // f32 sums of up to a few thousand terms whose true sum is 0
@@ -70,7 +79,9 @@ fn negatives(case: &Case, step: Option<usize>) -> Result<Negatives> {
         let Some(step) = step else { return Ok(all) };
         let n = case.shape(name)?.last().copied().unwrap_or(0);
         let row = all.get(step * n..(step + 1) * n);
-        Ok(row.ok_or_else(|| Error::file("parity", &case.path, format!("step {step} in {name}"), "none"))?.to_vec())
+        Ok(row
+            .ok_or_else(|| Error::file("parity", &case.path, format!("step {step} in {name}"), "none"))?
+            .to_vec())
     };
     Ok(Negatives { image: pick("inputs.neg_image_index")?, text: pick("inputs.neg_text_index")? })
 }
@@ -89,7 +100,13 @@ pub fn stage1(case: &Case, dtype: DType, profile: Profile, report: &mut Report) 
     let out = model.stage1(&pass, &batch, profile, Sampling::Given(&negatives), None)?;
     tape.backward(&out.loss, 1.0, &mut grads)?;
     let mut trace = Trace::default();
-    model.stage1(&Pass::inference(&params), &batch, profile, Sampling::Given(&negatives), Some(&mut trace))?;
+    model.stage1(
+        &Pass::inference(&params),
+        &batch,
+        profile,
+        Sampling::Given(&negatives),
+        Some(&mut trace),
+    )?;
 
     trace_lines(case, &trace, &text, report)?;
     losses(case, &out, report)?;
@@ -97,7 +114,9 @@ pub fn stage1(case: &Case, dtype: DType, profile: Profile, report: &mut Report) 
 }
 
 fn losses(case: &Case, out: &Outputs, report: &mut Report) -> Result<()> {
-    for (name, t) in [("loss_itc", &out.itc), ("loss_itm", &out.itm), ("loss_lm", &out.lm), ("loss", &out.loss)] {
+    for (name, t) in
+        [("loss_itc", &out.itc), ("loss_itm", &out.itm), ("loss_lm", &out.lm), ("loss", &out.loss)]
+    {
         compare(case, &format!("outputs.{name}"), t, report)?;
     }
     Ok(())
@@ -139,7 +158,13 @@ fn trace_lines(case: &Case, t: &Trace, text: &[Vec<u32>], report: &mut Report) -
 }
 
 /// Packed rows against a recorded [B,L,C]: sequence b is `parts[0][b]`, then `parts[1][b]`, ...; the rest is padding.
-fn rows(case: &Case, name: &str, ours: &Tensor, parts: &[Vec<Range<usize>>], report: &mut Report) -> Result<()> {
+fn rows(
+    case: &Case,
+    name: &str,
+    ours: &Tensor,
+    parts: &[Vec<Range<usize>>],
+    report: &mut Report,
+) -> Result<()> {
     if !case.has(name) {
         return Ok(());
     }

@@ -240,17 +240,26 @@ impl Tensor {
     pub fn slice_rows(&self, range: Range<usize>) -> Result<Tensor> {
         let (n, c) = self.rows();
         if range.start > range.end || range.end > n {
-            return Err(Error::argument("slice_rows", "range", format!("within 0..{n}"), format!("{range:?}")));
+            return Err(Error::argument(
+                "slice_rows",
+                "range",
+                format!("within 0..{n}"),
+                format!("{range:?}"),
+            ));
         }
         let shape = Shape::new(&[range.len(), c]);
-        let part = Tensor { buffer: self.buffer.clone(), start: self.start + range.start * c, shape, node: None };
+        let part =
+            Tensor { buffer: self.buffer.clone(), start: self.start + range.start * c, shape, node: None };
         if !self.tracked() {
             return Ok(part);
         }
         let at = range.start * c;
-        record_tensor("slice_rows", &[self], part, move |dy, grads| {
-            on!(dy.dtype(), T => grads.add_at(0, at, dy.data::<T>()))
-        })
+        record_tensor(
+            "slice_rows",
+            &[self],
+            part,
+            move |dy, grads| on!(dy.dtype(), T => grads.add_at(0, at, dy.data::<T>())),
+        )
     }
 
     /// The first element that is not finite, if any.

@@ -90,7 +90,8 @@ impl Tape {
             if seed.shape() != t.shape() || seed.dtype() != t.dtype() {
                 return Err(Error::argument("backward", "gradient", t.shape(), seed.shape()));
             }
-            let mut grads = Grads { slots: &mut slots, values: &inner.values, inputs: &[Some(node.id)], leaves: into };
+            let mut grads =
+                Grads { slots: &mut slots, values: &inner.values, inputs: &[Some(node.id)], leaves: into };
             on!(seed.dtype(), T => grads.add(0, seed.data::<T>().to_vec()))?;
         }
         while let Some(entry) = inner.entries.pop() {
@@ -98,7 +99,8 @@ impl Tape {
             let dy = Tensor::from_buffer(dy, inner.values[entry.out].shape);
             let mut grads =
                 Grads { slots: &mut slots, values: &inner.values, inputs: &entry.inputs, leaves: into };
-            (entry.backward)(&dy, &mut grads).map_err(|e| e.fix(format!("in the backward of {}", entry.op)))?;
+            (entry.backward)(&dy, &mut grads)
+                .map_err(|e| e.fix(format!("in the backward of {}", entry.op)))?;
         }
         Ok(())
     }
@@ -280,7 +282,12 @@ pub fn record_tensor(
 }
 
 /// Makes a tensor of a result that has no gradient; an error if an input is tracked.
-pub fn constant<T: Real>(op: &'static str, inputs: &[&Tensor], out: Vec<T>, shape: &[usize]) -> Result<Tensor> {
+pub fn constant<T: Real>(
+    op: &'static str,
+    inputs: &[&Tensor],
+    out: Vec<T>,
+    shape: &[usize],
+) -> Result<Tensor> {
     if inputs.iter().any(|t| t.tracked()) {
         return Err(Error::argument(op, "inputs", "constants", "a tracked tensor")
             .fix("detach it: this operation has no gradient"));

@@ -165,9 +165,13 @@ impl Trainer {
             let run = || {
                 let pass = Pass::untracked(&self.params, plan.drop);
                 let sampling = crate::model::Sampling::Draw { seed: plan.seed, step: plan.step, site: 0 };
-                batches.iter().try_for_each(|b| self.model.stage1(&pass, b, plan.profile, sampling.clone(), None).map(drop))
+                batches.iter().try_for_each(|b| {
+                    self.model.stage1(&pass, b, plan.profile, sampling.clone(), None).map(drop)
+                })
             };
-            watch_non_finite(run).1.map_or_else(|| format!("a {what}, computed backward"), |op| format!("result of {op}"))
+            watch_non_finite(run)
+                .1
+                .map_or_else(|| format!("a {what}, computed backward"), |op| format!("result of {op}"))
         };
         let names: Vec<&str> = micro.iter().flat_map(|m| m.names.iter().map(String::as_str)).collect();
         Error::new(Kind::NonFinite, format!("train: step {}", self.step + 1))

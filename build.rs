@@ -1,0 +1,251 @@
+//! Builds the kernels in `kernels/*.cu`, for as many of two targets as there are features switched on:
+//!
+//! - `host-kernels`: as C++ with the system's compiler, for the emulator in `kernels/host` (see `src/device/host.rs`);
+//!   `host-check` adds the memory checker.
+//! - `cuda`: with nvcc to one cubin per architecture and one PTX text per file, in parallel, warnings as errors.
+//!   The table of registers, shared memory and spills is left where `tests/kernels.rs` finds it.
+//!
+//! Without these features nothing is needed and nothing is done.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+/// The architectures with their own machine code; PTX of the first one serves any other.
+const ARCHITECTURES: [&str; 3] = ["80", "89", "90a"];
+
+type Outcome<T> = Result<T, String>;
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=kernels");
+    if let Err(message) = build() {
+        for line in message.lines() {
+            println!("cargo::error={line}");
+        }
+    }
+}
+
+fn build() -> Outcome<()> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    if env::var_os("CARGO_FEATURE_HOST_KERNELS").is_some() {
+        build_host()?;
+    }
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        build_cuda(&out)?;
+    }
+    Ok(())
+}
+
+/// The files of `folder` with one of these extensions, sorted by name.
+fn sources(folder: &str, extension: &str) -> Outcome<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).map_err(|e| format!("cannot list {folder}: {e}"))?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    files.retain(|p| p.extension().is_some_and(|e| e == extension));
+    files.sort();
+    Ok(files)
+}
+
+// ---- the host ----------------------------------------------------------------------------------------------
+
+fn build_host() -> Outcome<()> {
+    let check = env::var_os("CARGO_FEATURE_HOST_CHECK").is_some();
+    let base = || {
+        let mut b = cc::Build::new();
+        b.cpp(true)
+            .std("c++17")
+            .opt_level(2)
+            .debug(true)
+            .pic(true)
+            .warnings_into_errors(true)
+            .include("kernels");
+        for flag in ["-fno-strict-aliasing", "-ffp-contract=off", "-fstack-clash-protection"] {
+            b.flag(flag);
+        }
+        for warning in ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"] {
+            b.flag(warning);
+        }
+        b
+    };
+    let mut runtime = base();
+    for file in sources("kernels/host", "cpp")? {
+        let is_checker = file.file_stem().is_some_and(|s| s == "check");
+        if check || !is_checker {
+            runtime.file(file);
+        }
+    }
+    if check {
+        runtime.define("QFORMER_HOST_CHECK", None);
+    }
+    let mut kernels = base();
+    kernels.flag("-x").flag("c++");
+    if check {
+        // the compiler's hooks; host/check.cpp defines what they call
+        kernels.flag("-fsanitize=thread");
+    }
+    kernels.files(sources("kernels", "cu")?).files(sources("kernels/host", "cu")?);
+    let failed = |e: cc::Error| format!("feature host-kernels needs a C++17 compiler (g++ 12 or newer): {e}");
+    let objects = [
+        runtime.try_compile_intermediates().map_err(failed)?,
+        kernels.try_compile_intermediates().map_err(failed)?,
+    ];
+    // Kernels register themselves and nothing refers to them by name: whole-archive keeps the linker from dropping them.
+    base()
+        .objects(objects.iter().flatten())
+        .link_lib_modifier("+whole-archive")
+        .try_compile("qformer_host_kernels")
+        .map_err(failed)
+}
+
+// ---- CUDA --------------------------------------------------------------------------------------------------
+
+const HOW_TO_GET_NVCC: &str = "feature cuda needs nvcc 13.0. Looked in NVCC, CUDA_HOME/bin, PATH, and the Python environment \
+     (VIRTUAL_ENV, or that of python3). To get it: install the CUDA toolkit, or in a Python environment run \
+     `pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' \
+     'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*'` and build with VIRTUAL_ENV set to it";
+
+fn find_nvcc() -> Outcome<PathBuf> {
+    for name in ["NVCC", "CUDA_HOME", "VIRTUAL_ENV", "PATH"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    if let Some(nvcc) = env::var_os("NVCC") {
+        let nvcc = PathBuf::from(nvcc);
+        return if nvcc.is_file() { Ok(nvcc) } else { Err(format!("NVCC={} is no file", nvcc.display())) };
+    }
+    let mut places = Vec::new();
+    places.extend(env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin")));
+    places.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+    places.extend(env::var_os("VIRTUAL_ENV").into_iter().flat_map(|v| wheels_below(&PathBuf::from(v))));
+    places.extend(python_site_packages().into_iter().map(|s| s.join("nvidia/cu13/bin")));
+    places.into_iter().map(|p| p.join("nvcc")).find(|p| p.is_file()).ok_or_else(|| HOW_TO_GET_NVCC.into())
+}
+
+/// `lib/python3.*/site-packages/nvidia/cu13/bin` of a Python environment.
+fn wheels_below(environment: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(environment.join("lib")) else { return Vec::new() };
+    entries.flatten().map(|e| e.path().join("site-packages/nvidia/cu13/bin")).collect()
+}
+
+fn python_site_packages() -> Vec<PathBuf> {
+    let script =
+        "import site, sysconfig; print(sysconfig.get_path('purelib')); print(site.getusersitepackages())";
+    let Ok(out) = Command::new("python3").args(["-c", script]).output() else { return Vec::new() };
+    String::from_utf8_lossy(&out.stdout).lines().map(PathBuf::from).collect()
+}
+
+/// One run of nvcc: a kernel file for one architecture, to machine code or (`"ptx"`) to text.
+struct Job {
+    source: PathBuf,
+    architecture: &'static str,
+    kind: &'static str,
+}
+
+impl Job {
+    fn stem(&self) -> String {
+        self.source.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    fn output(&self, out: &Path) -> PathBuf {
+        out.join(format!("{}.sm_{}.{}", self.stem(), self.architecture, self.kind))
+    }
+
+    /// Runs nvcc; gives what ptxas printed.
+    fn run(&self, nvcc: &Path, out: &Path) -> Outcome<String> {
+        let a = self.architecture;
+        let target = if self.kind == "ptx" {
+            format!("arch=compute_{a},code=compute_{a}")
+        } else {
+            format!("arch=compute_{a},code=sm_{a}")
+        };
+        let mut command = Command::new(nvcc);
+        command.args(["-std=c++17", "-O3", "-lineinfo", "-Werror", "all-warnings", "-gencode", &target]);
+        command.arg(if self.kind == "ptx" { "-ptx" } else { "-cubin" });
+        if self.kind == "cubin" {
+            command.args(["-Xptxas", "-v,-warn-spills"]);
+        }
+        command.arg("-o").arg(self.output(out)).arg(&self.source);
+        let done = command.output().map_err(|e| format!("cannot run {}: {e}", nvcc.display()))?;
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        let what = format!("{} for sm_{a}", self.source.display());
+        if done.status.success() { Ok(text) } else { Err(format!("nvcc could not compile {what}:\n{text}")) }
+    }
+}
+
+fn build_cuda(out: &Path) -> Outcome<()> {
+    let nvcc = find_nvcc()?;
+    let mut jobs = Vec::new();
+    for source in sources("kernels", "cu")? {
+        for architecture in ARCHITECTURES {
+            jobs.push(Job { source: source.clone(), architecture, kind: "cubin" });
+        }
+        jobs.push(Job { source, architecture: ARCHITECTURES[0], kind: "ptx" });
+    }
+    let printed = run_all(&jobs, &nvcc, out)?;
+    let mut table = Vec::new();
+    for (job, text) in jobs.iter().zip(&printed) {
+        if job.kind == "cubin" {
+            table.extend(resources(text, job.architecture));
+        }
+    }
+    table.sort();
+    let path = out.join("resources.txt");
+    fs::write(&path, table.join("\n") + "\n").map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    println!("cargo::rustc-env=QFORMER_KERNEL_RESOURCES={}", path.display());
+    println!("cargo::rustc-env=QFORMER_KERNEL_BINARIES={}", out.display());
+    Ok(())
+}
+
+/// Runs the jobs on as many threads as cargo gives this build; the first failure is reported.
+fn run_all(jobs: &[Job], nvcc: &Path, out: &Path) -> Outcome<Vec<String>> {
+    let threads = env::var("NUM_JOBS")
+        .ok()
+        .and_then(|n| n.parse::<usize>().ok())
+        .unwrap_or(1)
+        .clamp(1, jobs.len().max(1));
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let mut results: Vec<(usize, Outcome<String>)> = Vec::new();
+    std::thread::scope(|scope| {
+        let work = || {
+            let mut mine = Vec::new();
+            loop {
+                let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let Some(job) = jobs.get(i) else { return mine };
+                mine.push((i, job.run(nvcc, out)));
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        results.extend(workers.into_iter().flat_map(|w| w.join().unwrap_or_default()));
+    });
+    results.sort_by_key(|(i, _)| *i);
+    results.into_iter().map(|(_, r)| r).collect()
+}
+
+/// Lines `kernel sm_80 registers R shared S spilled B` out of what ptxas prints with -v.
+fn resources(text: &str, architecture: &str) -> Vec<String> {
+    let number_before = |line: &str, unit: &str| -> u32 {
+        let head = line.split(unit).next().unwrap_or_default().trim_end();
+        if line.contains(unit) {
+            head.rsplit([' ', ',']).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+        } else {
+            0
+        }
+    };
+    let mut lines = Vec::new();
+    let (mut kernel, mut spilled) = (String::new(), 0);
+    for line in text.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            kernel = rest.split('\'').next().unwrap_or_default().to_string();
+        } else if line.contains("bytes spill stores") {
+            spilled = number_before(line, " bytes spill stores");
+        } else if line.contains("Used ") && !kernel.is_empty() {
+            let registers = number_before(line, " registers");
+            let shared = number_before(line, " bytes smem");
+            lines.push(format!(
+                "{kernel} sm_{architecture} registers {registers} shared {shared} spilled {spilled}"
+            ));
+            kernel.clear();
+        }
+    }
+    lines
+}

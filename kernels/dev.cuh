@@ -1,0 +1,258 @@
+// dev.cuh: what every kernel is written with. The only file with PTX, and the only one that knows whether nvcc
+// compiles it for a GPU or g++ for the emulator in host/. Kernels include this and nothing else.
+//
+// Contracts: collectives (warp_*, block_*, ldmatrix, mma) are called by converged code, all lanes or all threads.
+// Storage is f32, f16 or bf16; arithmetic is f32.
+#pragma once
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define DEV static __device__ __forceinline__
+// A kernel: its C name, the largest block, the dynamic shared memory in bytes, its parameters, and then its body.
+#define DEV_KERNEL(name, max_threads, shared_bytes, ...)                               \
+    static_assert((shared_bytes) <= 227 * 1024, "dynamic shared memory of " #name);    \
+    extern "C" __global__ void __launch_bounds__(max_threads) name(__VA_ARGS__)
+#define DEV_SHARED(T, name, dims) __shared__ T name dims
+#define DEV_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#define DEV_PLACE_PARAM
+#else
+#include "host/emulator.hpp"
+#define DEV static inline
+#define DEV_KERNEL(name, max_threads, shared_bytes, ...)                               \
+    static_assert((shared_bytes) <= 227 * 1024, "dynamic shared memory of " #name);    \
+    extern "C" void name(__VA_ARGS__);                                                 \
+    static ::host::Register register_##name(#name, &name, max_threads, shared_bytes);  \
+    extern "C" void name(__VA_ARGS__)
+#define DEV_SHARED(T, name, dims)                                                      \
+    using name##_array = T dims;                                                       \
+    static const char name##_key = 0;                                                  \
+    name##_array &name = *static_cast<name##_array *>(                                 \
+        ::host::static_shared(&name##_key, sizeof(name##_array), alignof(name##_array), #name))
+#define DEV_DYNAMIC_SHARED(name) unsigned char *const name = ::host::dynamic_shared()
+#define DEV_PLACE_PARAM , HOST_PLACE
+#endif
+
+namespace dev {
+typedef __half f16;
+typedef __nv_bfloat16 bf16;
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+
+// ---- one element of storage --------------------------------------------------------------------------------
+DEV float load(const float *p) { return *p; }
+DEV float load(const f16 *p) { return __half2float(*p); }
+DEV float load(const bf16 *p) { return __bfloat162float(*p); }
+DEV void store(float *p, float v) { *p = v; }
+DEV void store(f16 *p, float v) { *p = __float2half_rn(v); }
+DEV void store(bf16 *p, float v) { *p = __float2bfloat16_rn(v); }
+// v as it will be read back from storage of type T
+DEV float rounded(float v, const float *) { return v; }
+DEV float rounded(float v, const f16 *) { return __half2float(__float2half_rn(v)); }
+DEV float rounded(float v, const bf16 *) { return __bfloat162float(__float2bfloat16_rn(v)); }
+
+DEV uint32_t bits16(float v, const f16 *) { return __half_as_ushort(__float2half_rn(v)); }
+DEV uint32_t bits16(float v, const bf16 *) { return __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
+DEV float from_bits16(uint32_t x, const f16 *) { return __half2float(__ushort_as_half(uint16_t(x))); }
+DEV float from_bits16(uint32_t x, const bf16 *) { return __bfloat162float(__ushort_as_bfloat16(uint16_t(x))); }
+// two 16-bit elements in one register, the first one low
+template <class T> DEV uint32_t pack2(float low, float high) {
+    const T *type = nullptr;
+    return bits16(low, type) | bits16(high, type) << 16;
+}
+
+// ---- 16 bytes at once; p must be 16-byte aligned -----------------------------------------------------------
+DEV bool aligned16(const void *p) { return (uintptr_t(p) & 15) == 0; }
+DEV uint4 ld16(const void *p DEV_PLACE_PARAM) {
+#if !defined(__CUDACC__)
+    host::check_aligned(p, 16, file, line);
+#endif
+    return *static_cast<const uint4 *>(p);
+}
+DEV void st16(void *p, uint4 v DEV_PLACE_PARAM) {
+#if !defined(__CUDACC__)
+    host::check_aligned(p, 16, file, line);
+#endif
+    *static_cast<uint4 *>(p) = v;
+}
+
+// ---- 8 consecutive elements: the unit of work of the elementwise and row kernels ---------------------------
+DEV void unpack8(const float *p, float (&v)[8]) {
+    const uint4 a = ld16(p), b = ld16(p + 4);
+    const uint32_t w[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = __uint_as_float(w[i]);
+}
+template <class T> DEV void unpack8(const T *p, float (&v)[8]) {
+    const uint4 a = ld16(p);
+    const uint32_t w[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        v[2 * i] = from_bits16(w[i] & 0xffffu, p);
+        v[2 * i + 1] = from_bits16(w[i] >> 16, p);
+    }
+}
+DEV void pack8(float *p, const float (&v)[8]) {
+    st16(p, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
+    st16(p + 4, make_uint4(__float_as_uint(v[4]), __float_as_uint(v[5]), __float_as_uint(v[6]), __float_as_uint(v[7])));
+}
+template <class T> DEV void pack8(T *p, const float (&v)[8]) {
+    st16(p, make_uint4(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]), pack2<T>(v[4], v[5]), pack2<T>(v[6], v[7])));
+}
+// The first `count` of 8 elements at p; the others become 0. Any count, any alignment.
+template <class T> DEV void load8(const T *p, int count, float (&v)[8]) {
+    if (count >= 8 && aligned16(p)) return unpack8(p, v);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = i < count ? load(p + i) : 0.f;
+}
+template <class T> DEV void store8(T *p, int count, const float (&v)[8]) {
+    if (count >= 8 && aligned16(p)) return pack8(p, v);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        if (i < count) store(p + i, v[i]);
+}
+
+// ---- arithmetic --------------------------------------------------------------------------------------------
+DEV float fast_exp2(float x) {  // 2 ulp; subnormal results are 0
+#if defined(__CUDACC__)
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return exp2f(x);
+#endif
+}
+DEV float infinity() { return __uint_as_float(0x7f800000u); }
+DEV float nan() { return __uint_as_float(0x7fc00000u); }
+
+// ---- reductions; every thread gets the result, and the order of the sum is fixed ---------------------------
+DEV float warp_sum(float v) {
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
+    return v;
+}
+DEV float warp_max(float v) {  // a NaN wins
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) {
+        const float other = __shfl_xor_sync(0xffffffffu, v, o);
+        v = v > other || v != v ? v : other;
+    }
+    return v;
+}
+// sums_s: 32 floats, free for another use after the next barrier. The block is one-dimensional, whole warps.
+DEV float block_sum(float v, float *sums_s) {
+    v = warp_sum(v);
+    __syncthreads();  // the previous use of sums_s is over
+    if ((threadIdx.x & 31) == 0) sums_s[threadIdx.x / 32] = v;
+    __syncthreads();
+    float sum = 0.f;
+    for (int i = 0; i < int(blockDim.x) / 32; i++) sum += sums_s[i];
+    return sum;
+}
+DEV float block_max(float v, float *maxima_s) {
+    v = warp_max(v);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) maxima_s[threadIdx.x / 32] = v;
+    __syncthreads();
+    float best = maxima_s[0];
+    for (int i = 1; i < int(blockDim.x) / 32; i++) best = best > maxima_s[i] || best != best ? best : maxima_s[i];
+    return best;
+}
+
+// ---- Philox4x32-10 and dropout -----------------------------------------------------------------------------
+DEV uint4 philox(uint2 key, uint4 c) {
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const uint32_t h0 = __umulhi(0xD2511F53u, c.x), l0 = 0xD2511F53u * c.x;
+        const uint32_t h1 = __umulhi(0xCD9E8D57u, c.z), l1 = 0xCD9E8D57u * c.z;
+        c = make_uint4(h1 ^ c.y ^ key.x, l1, h0 ^ c.w ^ key.y, l0);
+        key.x += 0x9E3779B9u;
+        key.y += 0xBB67AE85u;
+    }
+    return c;
+}
+// Element e of a site is kept if word e%4 of philox(seed, (e/4, site, step)) >= threshold = floor(p * 2^32), and is
+// then multiplied by scale = 1/(1-p). threshold 0: no dropout.
+struct Dropout {
+    uint64_t seed;
+    uint32_t site, step, threshold;
+    float scale;
+};
+DEV uint4 dropout_words(const Dropout &d, uint64_t four) {
+    return philox(make_uint2(uint32_t(d.seed), uint32_t(d.seed >> 32)), make_uint4(uint32_t(four), uint32_t(four >> 32), d.site, d.step));
+}
+// Multiplies v[i] by the factor (0 or scale) of element e + i.
+DEV void drop8(const Dropout &d, uint64_t e, float (&v)[8]) {
+    if (d.threshold == 0) return;
+    const uint4 a = dropout_words(d, e / 4), b = dropout_words(d, e / 4 + 1);
+    uint4 c = make_uint4(0, 0, 0, 0);
+    const int shift = int(e & 3);
+    if (shift) c = dropout_words(d, e / 4 + 2);
+    const uint32_t w[12] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w, c.x, c.y, c.z, c.w};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        // selects, not w[i + shift]: an index known only at run time would put w into local memory
+        const uint32_t word = shift == 0 ? w[i] : shift == 1 ? w[i + 1] : shift == 2 ? w[i + 2] : w[i + 3];
+        v[i] = word >= d.threshold ? v[i] * d.scale : 0.f;
+    }
+}
+
+// ---- dynamic shared memory, cut into typed arrays (on the host each has gaps around it) --------------------
+struct Carve {
+    unsigned char *base;
+    uint32_t offset;
+};
+template <class T> DEV T *take(Carve &c, int count, int align = 16) {
+    c.offset = (c.offset + uint32_t(align) - 1) / uint32_t(align) * uint32_t(align);
+#if defined(__CUDACC__)
+    T *p = reinterpret_cast<T *>(c.base + c.offset);
+#else
+    T *p = static_cast<T *>(host::carve(c.base, c.offset, sizeof(T) * size_t(count), size_t(align)));
+#endif
+    c.offset += uint32_t(sizeof(T)) * uint32_t(count);
+    return p;
+}
+
+// ---- cp.async, ldmatrix, mma.sync --------------------------------------------------------------------------
+// cp_async16: 16 bytes from global g to shared s; zeros when !valid (g is then not read).
+// ldmatrix_x4: lane l names row l%8 of 8x8 matrix l/8.   mma: d[16,8] += a[16,16] @ b[16,8], layouts of the PTX ISA.
+#if defined(__CUDACC__)
+DEV uint32_t shared_address(const void *p) { return uint32_t(__cvta_generic_to_shared(p)); }
+DEV void cp_async16(void *s, const void *g, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(s)), "l"(g), "r"(valid ? 16 : 0) : "memory");
+}
+DEV void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int GROUPS_LEFT> DEV void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS_LEFT) : "memory"); }
+DEV void ldmatrix_x4(uint32_t (&r)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+}
+DEV void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+}
+#define DEV_MMA(TYPE)                                                                                       \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                             \
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                    \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                           \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const f16 *) { DEV_MMA("f16"); }
+DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const bf16 *) { DEV_MMA("bf16"); }
+#else
+DEV void cp_async16(void *s, const void *g, bool valid, HOST_PLACE) { host::cp_async(s, g, 16, valid ? 16 : 0, file, line); }
+DEV void cp_async_commit() { host::cp_async_commit(); }
+template <int GROUPS_LEFT> DEV void cp_async_wait() { host::cp_async_wait(GROUPS_LEFT); }
+DEV void ldmatrix_x4(uint32_t (&r)[4], const void *row, HOST_PLACE) { host::ldmatrix_x4(r, row, false, file, line); }
+DEV void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row, HOST_PLACE) { host::ldmatrix_x4(r, row, true, file, line); }
+DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const f16 *, HOST_PLACE) {
+    const uint32_t b[2] = {b0, b1};
+    host::mma_16816(true, d, a, b, file, line);
+}
+DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const bf16 *, HOST_PLACE) {
+    const uint32_t b[2] = {b0, b1};
+    host::mma_16816(false, d, a, b, file, line);
+}
+#endif
+}  // namespace dev

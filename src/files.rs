@@ -1,0 +1,302 @@
+//! Files that are either whole or not there, whatever stops the program: a full disk, `kill -9`, a power cut.
+//!
+//! [`write_atomic`] never touches the old file before the new one is safe:
+//!   room on the disk? -> write `.NAME.PID-N.partial` beside it -> fsync -> open again and compare blake3
+//!   -> rename over NAME -> fsync the folder -> Ok.
+//! Ok means durable. An error means that the old file is as it was; only when the last step fails may the new one
+//! (whole and verified) already stand in its place. A program that is killed leaves at most a `.partial` file,
+//! which [`remove_leftovers`] knows by its name.
+//!
+//! The operations go through the small trait [`Disk`], so that tests can fail any one of them or cut the power;
+//! [`RealDisk`] is the file system. An interrupted call (EINTR) is repeated, a failed fsync never is: after it
+//! nobody knows what the disk holds. The comparison reads what the kernel gives back, which may be its cache: it
+//! finds a wrong write, not a disk that lies about fsync.
+
+use crate::{Error, Kind, Result};
+use rustix::io::Errno;
+use std::any::Any;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The operations on a file system that saving needs.
+pub trait Disk: Sync {
+    /// A new, empty file; an error if the name is taken.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// One folder whose parent exists.
+    fn make_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Makes the names in a folder (new, renamed, removed) survive a power cut.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+    /// The names in a folder, in any order; those that are not UTF-8 are none of ours and left out.
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
+    /// Bytes an ordinary user may still write there.
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
+    /// Takes the lock of this file for as long as the returned value lives; `WouldBlock` when another process
+    /// has it. `owner` is written into it for others to read.
+    fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Any + Send>>;
+}
+
+/// An open file. Its length is asked once, so nothing is allocated for bytes that are not there.
+pub trait DiskFile: Read + Write + Send {
+    fn length(&self) -> io::Result<u64>;
+    /// Returns when the contents are on the disk itself.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// The file system of the machine.
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(OpenOptions::new().write(true).create_new(true).open(path)?))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(File::open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        std::fs::create_dir(folder)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        match File::open(folder)?.sync_all() {
+            // Some network file systems have no such operation; they keep names safe by themselves.
+            Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+            done => done,
+        }
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(folder)? {
+            names.extend(entry?.file_name().into_string().ok());
+        }
+        Ok(names)
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        let s = rustix::fs::statvfs(folder)?;
+        Ok(s.f_bavail.saturating_mul(s.f_frsize))
+    }
+
+    /// The kernel's own lock on the open file: it ends with the process, however the process ends, so the lock
+    /// of a dead process is never in the way, and a reused process number cannot be mistaken for it.
+    fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Any + Send>> {
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        file.try_lock()?;
+        file.set_len(0)?;
+        file.write_all(owner.as_bytes())?;
+        Ok(Box::new(file))
+    }
+}
+
+impl DiskFile for File {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+/// Writes a file through `write` so that `path` holds either all of it or what it held before.
+/// `bytes` is the size to come: 1.1 times as much must be free before anything is written.
+pub fn write_atomic(
+    disk: &dyn Disk,
+    path: &Path,
+    bytes: u64,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| {
+        Error::argument(
+            "write a file",
+            path.display().to_string(),
+            "a path that ends in a UTF-8 name",
+            "another",
+        )
+    })?;
+    check_room(disk, path, bytes)?;
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    let partial = path.with_file_name(format!(".{name}.{}-{n}{PARTIAL}", std::process::id()));
+    let done = write_and_rename(disk, &partial, path, write);
+    if done.is_err() {
+        // Best effort: what stays behind is known by its name.
+        let _ = disk.remove(&partial);
+    }
+    done
+}
+
+const PARTIAL: &str = ".partial";
+
+fn write_and_rename(
+    disk: &dyn Disk,
+    partial: &Path,
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    let failed = |e: io::Error| write_error("write", path, &e);
+    let file = retry(|| disk.create(partial)).map_err(failed)?;
+    let mut hashed = Hashed { file, hash: blake3::Hasher::new() };
+    {
+        let mut buffered = BufWriter::with_capacity(256 * 1024, &mut hashed);
+        write(&mut buffered).and_then(|()| buffered.flush()).map_err(failed)?;
+    }
+    retry(|| hashed.file.sync()).map_err(failed)?;
+    let wanted = hashed.hash.finalize();
+    drop(hashed);
+    let found = hash_file(disk, partial).map_err(failed)?;
+    if found != wanted {
+        return Err(Error::new(Kind::Write, "write")
+            .about(path.display().to_string())
+            .expected(format!("to read back the bytes written (blake3 {})", wanted.to_hex()))
+            .got(format!("others ({})", found.to_hex()))
+            .fix("the disk or the memory is faulty: choose another disk and test this one"));
+    }
+    retry(|| disk.rename(partial, path)).map_err(failed)?;
+    retry(|| disk.sync_folder(folder_of(path))).map_err(failed)
+}
+
+/// Passes bytes on to the file and hashes those that it took.
+struct Hashed {
+    file: Box<dyn DiskFile>,
+    hash: blake3::Hasher,
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.file.write(bytes)?;
+        self.hash.update(bytes.get(..taken).unwrap_or(bytes));
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// blake3 of a file's contents, read in pieces.
+pub fn hash_file(disk: &dyn Disk, path: &Path) -> io::Result<blake3::Hash> {
+    let mut file = retry(|| disk.open(path))?;
+    let mut hash = blake3::Hasher::new();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        let n = retry(|| file.read(&mut piece))?;
+        if n == 0 {
+            return Ok(hash.finalize());
+        }
+        hash.update(piece.get(..n).unwrap_or_default());
+    }
+}
+
+/// Refuses to begin what cannot end: 1.1 times the bytes must be free.
+fn check_room(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<()> {
+    let folder = folder_of(path);
+    let free = retry(|| disk.free_bytes(folder)).map_err(|e| write_error("write", path, &e))?;
+    let needed = bytes.saturating_add(bytes / 10);
+    if free >= needed {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Write, "write")
+        .about(path.display().to_string())
+        .expected(format!("{needed} bytes free (1.1 times the file)"))
+        .got(format!("{free}"))
+        .fix(format!(
+            "free {} more bytes on the disk of {} or choose another; nothing saved before is lost",
+            needed - free,
+            folder.display()
+        )))
+}
+
+/// Makes a folder and those above it, each of them durable.
+pub fn make_folders(disk: &dyn Disk, folder: &Path) -> Result<()> {
+    let failed = |e: io::Error| write_error("make a folder", folder, &e);
+    match retry(|| disk.make_folder(folder)) {
+        Ok(()) => retry(|| disk.sync_folder(folder_of(folder))).map_err(failed),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            // Best effort: a process may have died after making it and before this.
+            let _ = disk.sync_folder(folder_of(folder));
+            Ok(())
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound && folder.parent().is_some_and(|p| p != Path::new("")) => {
+            make_folders(disk, folder_of(folder))?;
+            retry(|| disk.make_folder(folder)).map_err(failed)?;
+            retry(|| disk.sync_folder(folder_of(folder))).map_err(failed)
+        }
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// Removes the half-written files of programs that were killed, and returns their paths. Only for the one who
+/// owns the folder: a file that is being written looks the same.
+pub fn remove_leftovers(disk: &dyn Disk, folder: &Path) -> Result<Vec<PathBuf>> {
+    let names = retry(|| disk.list(folder)).map_err(|e| write_error("list", folder, &e))?;
+    let mut removed = Vec::new();
+    for name in names.iter().filter(|n| n.starts_with('.') && n.ends_with(PARTIAL)) {
+        let path = folder.join(name);
+        retry(|| disk.remove(&path)).map_err(|e| write_error("remove a half-written file", &path, &e))?;
+        removed.push(path);
+    }
+    Ok(removed)
+}
+
+/// Repeats a call for as long as a signal interrupts it.
+pub fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// The folder a path lies in.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if p != Path::new("") => p,
+        _ => Path::new("."),
+    }
+}
+
+/// The error of a write that failed: what, where, and what to do about it.
+pub fn write_error(operation: &str, path: &Path, error: &io::Error) -> Error {
+    let fix = format!("{}; nothing saved before is lost", remedy(folder_of(path), error));
+    Error::new(Kind::Write, operation).about(path.display().to_string()).got(error).fix(fix)
+}
+
+/// What to do about an error of the system in a folder.
+pub fn remedy(folder: &Path, error: &io::Error) -> String {
+    let folder = folder.display();
+    let errno = error.raw_os_error();
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            format!("free some space on the disk of {folder}")
+        }
+        ErrorKind::PermissionDenied => {
+            format!("choose a folder you may use, or change the rights of {folder}")
+        }
+        ErrorKind::ReadOnlyFilesystem => "choose a folder you may write to".into(),
+        ErrorKind::NotFound => format!("check that the folder {folder} exists"),
+        _ if errno == Some(Errno::MFILE.raw_os_error()) || errno == Some(Errno::NFILE.raw_os_error()) => {
+            "too many files are open: raise the limit (ulimit -n) or close some".into()
+        }
+        _ if errno == Some(Errno::IO.raw_os_error()) => {
+            format!("the disk of {folder} reports a fault: look into the system log")
+        }
+        _ => format!("check the disk of {folder}"),
+    }
+}
