@@ -11,13 +11,14 @@ mod mecab;
 pub mod segment;
 mod settings;
 mod subword;
+mod train;
 pub mod vocabulary;
 
 pub use clean::clean_caption;
 pub use settings::{Dictionary, Settings, Subwords};
 pub use vocabulary::Special;
 
-use crate::files::{RealDisk, write_atomic};
+use crate::files::{RealDisk, folder_of, write_atomic};
 use crate::{Error, Result};
 use clean::is_white;
 use segment::Segmenter;
@@ -47,35 +48,36 @@ enum Part<'a> {
 impl Tokenizer {
     /// The tokenizer of a model's directory: `vocab.txt`, and `tokenizer_config.json` if it is there.
     pub fn open(directory: &Path) -> Result<Tokenizer> {
+        Tokenizer::open_vocabulary(&directory.join(VOCABULARY))
+    }
+
+    /// The tokenizer of a `vocab.txt` by whatever name, and of a `tokenizer_config.json` if one lies beside it.
+    pub fn open_vocabulary(path: &Path) -> Result<Tokenizer> {
         const OPERATION: &str = "open the tokenizer";
-        let path = directory.join(SETTINGS);
-        let settings = match std::fs::read_to_string(&path) {
-            Ok(text) => Settings::parse(&text, &path)?,
+        let directory = folder_of(path);
+        let beside = directory.join(SETTINGS);
+        let settings = match std::fs::read_to_string(&beside) {
+            Ok(text) => Settings::parse(&text, &beside)?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Settings::default(),
-            Err(e) => return Err(Error::io(OPERATION, &path, &e)),
+            Err(e) => return Err(Error::io(OPERATION, &beside, &e)),
         };
-        let path = directory.join(VOCABULARY);
-        let bytes = std::fs::read(&path).map_err(|e| Error::io(OPERATION, &path, &e))?;
+        let bytes = std::fs::read(path).map_err(|e| Error::io(OPERATION, path, &e))?;
         let name = path.display().to_string();
         let vocabulary = Vocabulary::parse(&bytes).and_then(Vocabulary::new).map_err(|e| e.about(name))?;
-        let segmenter = match &settings.dictionary {
-            Dictionary::Ipadic => Segmenter::ipadic()?,
-            Dictionary::File(file) => Arc::new(Segmenter::open(&directory.join(file))?),
-        };
-        Tokenizer::of(vocabulary, settings, segmenter)
+        Tokenizer::of(vocabulary, settings, directory)
     }
 
     /// A tokenizer of these tokens; `[DEC]` comes after them. A dictionary file is looked for from where the program
     /// runs.
     pub fn new(vocabulary: Vec<String>, settings: Settings) -> Result<Tokenizer> {
-        let segmenter = match &settings.dictionary {
-            Dictionary::Ipadic => Segmenter::ipadic()?,
-            Dictionary::File(file) => Arc::new(Segmenter::open(Path::new(file))?),
-        };
-        Tokenizer::of(Vocabulary::new(vocabulary)?, settings, segmenter)
+        Tokenizer::of(Vocabulary::new(vocabulary)?, settings, Path::new(""))
     }
 
-    fn of(vocabulary: Vocabulary, settings: Settings, segmenter: Arc<Segmenter>) -> Result<Tokenizer> {
+    fn of(vocabulary: Vocabulary, settings: Settings, directory: &Path) -> Result<Tokenizer> {
+        let segmenter = match &settings.dictionary {
+            Dictionary::Ipadic => Segmenter::ipadic()?,
+            Dictionary::File(file) => Arc::new(Segmenter::open(&directory.join(file))?),
+        };
         let subword = Subword::new(settings.subwords, &vocabulary);
         Ok(Tokenizer { vocabulary, settings, segmenter, subword })
     }
@@ -117,7 +119,7 @@ impl Tokenizer {
     /// The words of a text, special tokens not looked for.
     pub fn words(&self, text: &str) -> Vec<String> {
         let mut words = Vec::new();
-        self.each_word(text, |word| words.push(word.to_string()));
+        each_word(&self.segmenter, text, |word| words.push(word.to_string()));
         words
     }
 
@@ -139,9 +141,13 @@ impl Tokenizer {
 
     /// The ids of a caption as training sees them: cleaned, at most `max_txt_len` with `[CLS]` and `[SEP]`, no padding.
     pub fn caption(&self, caption: &str, max_txt_len: usize) -> Vec<u32> {
-        let mut ids = self.encode(&clean_caption(caption));
-        if ids.len() > max_txt_len.max(2) {
-            ids.truncate(max_txt_len.max(2) - 1);
+        self.cut(self.encode(&clean_caption(caption)), max_txt_len)
+    }
+
+    /// Shortens the ids of a text to `most` (at least 2), with `[SEP]` as the last of them.
+    pub fn cut(&self, mut ids: Vec<u32>, most: usize) -> Vec<u32> {
+        if ids.len() > most.max(2) {
+            ids.truncate(most.max(2) - 1);
             ids.push(self.special().sep);
         }
         ids
@@ -180,18 +186,26 @@ impl Tokenizer {
             match part {
                 Part::Special(token) => ids.extend(self.id(token)),
                 Part::Text(text) => {
-                    self.each_word(text, |word| self.subword.push(word, &self.vocabulary, ids))
+                    each_word(&self.segmenter, text, |word| self.subword.push(word, &self.vocabulary, ids))
                 }
             }
         }
     }
+}
 
-    fn each_word(&self, text: &str, word: impl FnMut(&str)) {
-        if is_nfkc_quick(text.chars()) == IsNormalized::Yes {
-            self.segmenter.words(text, word);
-        } else {
-            self.segmenter.words(&text.nfkc().collect::<String>(), word);
-        }
+/// The words of a text by IPADIC, special tokens not looked for.
+pub fn ipadic_words(text: &str) -> Result<Vec<String>> {
+    let mut words = Vec::new();
+    each_word(&*Segmenter::ipadic()?, text, |word| words.push(word.to_string()));
+    Ok(words)
+}
+
+/// The words of a text that holds no special token, in order.
+fn each_word(segmenter: &Segmenter, text: &str, word: impl FnMut(&str)) {
+    if is_nfkc_quick(text.chars()) == IsNormalized::Yes {
+        segmenter.words(text, word);
+    } else {
+        segmenter.words(&text.nfkc().collect::<String>(), word);
     }
 }
 

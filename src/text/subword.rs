@@ -8,6 +8,11 @@ use unicode_normalization::UnicodeNormalization;
 /// Characters of a word beyond which it is not looked up.
 const LONGEST: usize = 100;
 
+/// True for words that are not looked up: always one `[UNK]`.
+pub fn is_too_long(word: &str) -> bool {
+    word.chars().nth(LONGEST).is_some()
+}
+
 pub struct Subword {
     kind: Subwords,
     /// Characters of the longest token, `##` not counted: nothing longer is looked up.
@@ -44,7 +49,7 @@ impl Subword {
     fn push_pieces(&self, piece: &str, vocabulary: &Vocabulary, ids: &mut Vec<u32>) {
         let start = ids.len();
         let mut rest = piece;
-        let mut fits = piece.chars().nth(LONGEST).is_none();
+        let mut fits = !is_too_long(piece);
         let mut token = String::new();
         while fits && !rest.is_empty() {
             token.clear();

@@ -1,5 +1,6 @@
 //! The tokens of a model: `vocab.txt`, one a line, its line number the id.
 
+pub use super::train::train;
 use crate::{Error, Result};
 use std::collections::HashMap;
 
@@ -85,6 +86,7 @@ impl Vocabulary {
         text
     }
 
+    #[expect(clippy::len_without_is_empty, reason = "it has at least its special tokens")]
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
