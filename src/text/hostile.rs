@@ -7,7 +7,7 @@ const SYSTEM: &[u8] = include_bytes!("../../tests/text/tiny/sys.dic");
 const UNKNOWN: &[u8] = include_bytes!("../../tests/text/tiny/unk.dic");
 const MATRIX: &[u8] = include_bytes!("../../tests/text/tiny/matrix.bin");
 const CHARACTERS: &[u8] = include_bytes!("../../tests/text/tiny/char.bin");
-const TEXT: &str = "犬猫が走る 山川々aBz\u{3000}\n、a,bsay\"𠮷🐕走るxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+const TEXT: &str = "犬猫が走る 山川町海原空々aBz\u{3000}\n、a,bsay\"𠮷🐕走るxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
 
 fn texts() -> Texts {
     let (lexicon, words) = lexicon(SYSTEM).unwrap();

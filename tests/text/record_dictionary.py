@@ -13,7 +13,8 @@ import fugashi
 
 HERE = Path(__file__).parent / "tiny"
 
-# Costs are small and meet often: where paths cost the same, the order of entries decides.
+# Where paths cost the same the order of entries decides. 山川 + 町 (its second entry) costs what 山 + 川 + 町 (its
+# first) costs, likewise 村 with the entries the other way round; so does 海原 with the second kind of unknown word.
 SOURCES = {
     "lex.csv": '''犬,1,1,100,名詞
 犬,2,2,100,別
@@ -27,6 +28,16 @@ SOURCES = {
 "a,b",1,1,80,記号
 "say""",1,1,90,記号
 𠮷,1,1,60,名詞
+山川,1,1,100,名詞
+山,1,1,20,名詞
+川,1,2,20,名詞
+町,1,1,30,名詞
+町,2,1,65,別
+村,2,1,65,別
+村,1,1,30,名詞
+海原,1,2,25,名詞
+海,1,1,20,名詞
+原,1,1,-100,名詞
 ''',
     "matrix.def": """4 4
 0 0 0
@@ -61,7 +72,7 @@ NEVER 0 0 0
     "unk.def": """DEFAULT,1,1,900,記号
 SPACE,1,1,10,記号
 KANJI,1,1,700,名詞
-KANJI,3,3,700,動詞
+KANJI,3,3,764,動詞
 ALPHA,1,1,500,名詞
 NEVER,1,1,500,名詞
 """,
@@ -88,8 +99,8 @@ def main():
         (HERE / "dicrc").write_text(SOURCES["dicrc"], encoding="utf-8")
         tagger = fugashi.GenericTagger(f'-d "{HERE}" -r /dev/null')
         rng = random.Random(5)
-        pieces = list("犬猫が走る山川々aBz 　\n、") + ["a,b", 'say"', "犬猫", "𠮷", "🐕", "走る", "x" * 30]
-        texts = ["", " ", "犬", "犬が走る", "犬猫が走る", "犬 猫", "a,bsay\""]
+        pieces = list("犬猫が走る山川町村海原空々aBz 　\n、") + ["a,b", 'say"', "犬猫", "𠮷", "🐕", "走る", "x" * 30]
+        texts = ["", " ", "犬", "犬が走る", "犬猫が走る", "犬 猫", "a,bsay\"", "山川町", "山川村", "海原空"]
         texts += ["".join(rng.choices(pieces, k=rng.randrange(1, 12))) for _ in range(120)]
         with open(HERE / "words.jsonl", "w", encoding="utf-8", newline="\n") as out:
             for text in texts:
