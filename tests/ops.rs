@@ -4,6 +4,7 @@ mod cases {
     pub mod harness;
 
     mod add;
+    mod attend_rows;
     mod attention;
     mod cross_entropy;
     mod dropout;

@@ -88,7 +88,12 @@ impl Tape {
                     .fix("compute it from tracked parameters"));
             };
             if !Arc::ptr_eq(&node.tape.0, &self.0) {
-                return Err(Error::argument("backward", "loss", "a tensor of this tape", "one of another tape"));
+                return Err(Error::argument(
+                    "backward",
+                    "loss",
+                    "a tensor of this tape",
+                    "one of another tape",
+                ));
             }
             if seed.shape() != t.shape() || seed.dtype() != t.dtype() {
                 let of = |t: &Tensor| format!("{} {}", t.dtype(), t.shape());

@@ -45,8 +45,8 @@ impl Case for Rows {
     fn run(&self, x: &[Tensor]) -> Result<Tensor> {
         match &self.which {
             Move::Gather(index) => ops::gather_rows(&x[0], index),
-            Move::Concat2(_) => ops::concat_rows([&x[0], &x[1]]),
-            Move::Concat3(..) => ops::concat_rows([&x[0], &x[1], &x[2]]),
+            Move::Concat2(_) => ops::concat_rows(&[&x[0], &x[1]]),
+            Move::Concat3(..) => ops::concat_rows(&[&x[0], &x[1], &x[2]]),
             Move::Transpose => ops::transpose(&x[0]),
             Move::Slice([a, b, c, d]) => x[0].slice_rows(*a..*b)?.slice_rows(*c..*d),
         }
@@ -119,7 +119,7 @@ fn slices_equal_their_definition_and_differences() {
 fn one_tensor_in_all_places() {
     let x = t(&[1., 2., 3., 4.], &[2, 2]);
     let w: Vec<f64> = (1..=12).map(f64::from).collect();
-    let (y, d) = gradient_of(&[&x], &w, |x| ops::concat_rows([&x[0], &x[0], &x[0]]));
+    let (y, d) = gradient_of(&[&x], &w, |x| ops::concat_rows(&[&x[0], &x[0], &x[0]]));
     assert_eq!(y, [x.to_f64(), x.to_f64(), x.to_f64()].concat());
     assert_eq!(d[0].as_deref().unwrap(), [15., 18., 21., 24.]);
 }
