@@ -36,9 +36,13 @@ struct Parts {
 
 impl Setup {
     fn new(config: Config, train_vit: bool, profile: Profile) -> Setup {
+        Setup::of_seed(config, train_vit, profile, 5)
+    }
+
+    fn of_seed(config: Config, train_vit: bool, profile: Profile, seed: u64) -> Setup {
         let (model, specs) = Model::new(config.clone(), train_vit).unwrap();
-        let image = tiny::pictures(&config, 3, 5, DType::F64);
-        let text = tiny::captions(&config, 3, 5);
+        let image = tiny::pictures(&config, 3, seed, DType::F64);
+        let text = tiny::captions(&config, 3, seed);
         let negatives = Negatives { image: vec![1, 2, 0], text: vec![2, 0, 0] };
         let values = tiny::values(&specs, 3);
         Setup { model, specs, values, image, text, ids: vec![7, 8, 7], negatives, profile }
@@ -145,9 +149,11 @@ fn directions(grad: &[f64], tensor: usize, random: u32) -> Vec<Vec<f64>> {
     std::iter::once(unit(grad)).chain((0..random).map(normal)).collect()
 }
 
+/// The h of the differences; what they leave out is of the order h^4.
+const H: f64 = 1e-4;
+
 /// The slope of f along d in tensor i, by five points.
 fn slope(values: &[Vec<f64>], i: usize, d: &[f64], f: impl Fn(&[Vec<f64>]) -> f64) -> f64 {
-    const H: f64 = 3e-4;
     let at = |by: f64| {
         let mut moved = values.to_vec();
         moved[i].iter_mut().zip(d).for_each(|(x, d)| *x += by * H * d);
@@ -157,7 +163,7 @@ fn slope(values: &[Vec<f64>], i: usize, d: &[f64], f: impl Fn(&[Vec<f64>]) -> f6
 }
 
 /// Every tensor's gradient against differences of f: within 1e-6 of its length (and 1e-9, where differences of numbers
-/// around 10 end: 10 * 2^-52 / 3e-4 is 7e-12, and a few of them).
+/// around 10 end: 10 * 2^-52 / 1e-4 is 2e-11, and a few of them).
 fn compare(setup: &Setup, grads: &Gradients, random: u32, f: impl Fn(&[Vec<f64>]) -> f64) {
     for (i, spec) in setup.specs.iter().enumerate().filter(|(_, s)| s.trained) {
         let none = vec![0.0; setup.values[i].len()];
@@ -174,22 +180,26 @@ fn compare(setup: &Setup, grads: &Gradients, random: u32, f: impl Fn(&[Vec<f64>]
     }
 }
 
-/// The largest of every similarity is so by more than a perturbation moves it: else F has no slope there.
-fn no_ties(parts: &Parts, (q, e): (usize, usize)) {
+/// Whether the largest of every similarity is so by more than a perturbation (2 H) moves it: else F has no slope there.
+fn apart(parts: &Parts, (q, e): (usize, usize)) -> bool {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    for text in parts.text.chunks(e) {
-        for image in parts.image.chunks(q * e) {
+    parts.text.chunks(e).all(|text| {
+        parts.image.chunks(q * e).all(|image| {
             let mut all: Vec<f64> = image.chunks(e).map(|a| dot(a, text)).collect();
             all.sort_by(f64::total_cmp);
-            assert!(all[q - 1] - all[q - 2] > 0.01, "choose another seed for this test: {all:?}");
-        }
-    }
+            all[q - 1] - all[q - 2] > 20.0 * H
+        })
+    })
 }
 
 fn check_every_parameter(config: Config, train_vit: bool, profile: Profile) {
-    let setup = Setup::new(config, train_vit, profile);
-    let held = setup.parts(&setup.values);
-    no_ties(&held, (setup.model.config.num_query, setup.model.config.embed_dim));
+    let sizes = (config.num_query, config.embed_dim);
+    let of_seed = |seed| {
+        let setup = Setup::of_seed(config.clone(), train_vit, profile, seed);
+        let held = setup.parts(&setup.values);
+        apart(&held, sizes).then_some((setup, held))
+    };
+    let (setup, held) = (5..).find_map(of_seed).unwrap();
     let (grads, loss) = setup.gradients();
     // The same function: with all rows or those that a loss reads, and with the contrastive loss written out.
     let written = setup.objective(&setup.values, &held);
@@ -268,15 +278,25 @@ fn every_trained_parameter_is_reached_and_no_frozen_one() {
     }
 }
 
+/// Micro-batches of two and of three captions; the first of each has the same image id.
+fn micro_batches(profile: Profile, seed: u64) -> [Setup; 2] {
+    [2usize, 3].map(|n| {
+        let setup = Setup::new(tiny::config(), false, profile);
+        let config = setup.model.config.clone();
+        let (image, text) = (tiny::pictures(&config, n, seed, DType::F64), tiny::captions(&config, n, seed));
+        let negatives = Negatives { image: vec![0; n], text: vec![0; n] };
+        Setup { image, text, ids: (0..n).map(|i| (i * n) as i64).collect(), negatives, ..setup }
+    })
+}
+
 /// A step over two micro-batches of different sizes: contrastive negatives from both, or each for itself.
 fn check_accumulation(joint: bool, profile: Profile) {
     const SCALE: f64 = 8.0;
-    let mut micro = [2, 3].map(|n| {
-        let setup = Setup::new(tiny::config(), false, profile);
-        let config = setup.model.config.clone();
-        let (image, text) = (tiny::pictures(&config, n, 20, DType::F64), tiny::captions(&config, n, 20));
-        Setup { image, text, ids: (0..n as i64).map(|i| i * (n as i64 - 1)).collect(), ..setup }
-    });
+    let sizes = (tiny::config().num_query, tiny::config().embed_dim);
+    let mut micro = (5..)
+        .map(|seed| micro_batches(profile, seed))
+        .find(|m| apart(&stack(&m.each_ref().map(|m| m.parts(&m.values))), sizes))
+        .unwrap();
     let (model, params) = (&micro[0].model, micro[0].params(&micro[0].values));
     let batches: Vec<Batch> =
         micro.iter().map(|m| Batch { image: &m.image, text: &m.text, image_id: Some(&m.ids) }).collect();
@@ -296,7 +316,6 @@ fn check_accumulation(joint: bool, profile: Profile) {
     for (m, n) in micro.iter_mut().zip(negatives) {
         m.negatives = n;
     }
-    let sizes = (micro[0].model.config.num_query, micro[0].model.config.embed_dim);
     let ids: Vec<i64> = micro.iter().flat_map(|m| m.ids.clone()).collect();
     let objective = |now: &[Parts; 2], held: &[Parts; 2]| {
         let rest = now.iter().map(|p| p.itm + p.lm).sum::<f64>() / 2.0;
@@ -308,7 +327,6 @@ fn check_accumulation(joint: bool, profile: Profile) {
     };
     let parts = |values: &[Vec<f64>]| [0, 1].map(|k| micro[k].parts(values));
     let held = parts(&micro[0].values);
-    no_ties(&stack(&held), sizes);
     let total = objective(&held, &held);
     assert!((losses.losses[0] - total).abs() < 1e-12 * total, "{} is not {total}", losses.losses[0]);
     let sum: f64 = losses.losses[1..].iter().sum();
