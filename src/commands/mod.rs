@@ -1,5 +1,6 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod bench;
 mod parity;
 
 use crate::Result;
@@ -17,11 +18,13 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Parity(parity::Args),
+    Bench(bench::Args),
 }
 
 /// Runs the command that was parsed.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Parity(args) => parity::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }

@@ -36,8 +36,7 @@ pub fn product_rate() -> f64 {
 pub fn processor_seconds() -> Result<f64> {
     let text = proc("stat")?;
     // After the command's name in parentheses: state is field 3, utime and stime are 14 and 15, in hundredths.
-    let fields: Vec<&str> =
-        text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
     let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok());
     match (ticks(11), ticks(12)) {
         (Some(user), Some(system)) => Ok((user + system) / 100.0),
