@@ -6,6 +6,7 @@
 use crate::ops;
 use crate::tensor::{DType, Dropout, Stream, Tape, Tensor};
 use crate::{Error, Result};
+use rayon::prelude::*;
 use std::cell::RefCell;
 
 /// How a parameter begins.
@@ -95,7 +96,7 @@ impl Params {
             let n: usize = spec.shape.iter().product();
             let values: Vec<f64> = match spec.init {
                 Init::Constant(c) => vec![c; n],
-                Init::Normal(std) => (0..n as u64).map(|i| std * stream.normal(i)).collect(),
+                Init::Normal(std) => (0..n as u64).into_par_iter().map(|i| std * stream.normal(i)).collect(),
             };
             Tensor::of(dtype, &values, &spec.shape)
         })

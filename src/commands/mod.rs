@@ -2,6 +2,7 @@
 
 mod dictionary;
 mod output;
+mod bench;
 mod parity;
 mod tokens;
 mod vocabulary;
@@ -24,6 +25,7 @@ enum Command {
     Tokens(tokens::Args),
     Vocabulary(vocabulary::Args),
     Dictionary(dictionary::Args),
+    Bench(bench::Args),
 }
 
 /// Runs the command that was parsed.
@@ -33,5 +35,6 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Tokens(args) => tokens::run(&args),
         Command::Vocabulary(args) => vocabulary::run(&args),
         Command::Dictionary(args) => dictionary::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
