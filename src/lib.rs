@@ -31,5 +31,6 @@ pub mod parity;
 pub mod tensor;
 pub mod train;
 pub mod vision;
+pub mod weights;
 
 pub use error::{Error, Kind, Result};
