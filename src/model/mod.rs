@@ -3,8 +3,10 @@
 mod accumulate;
 mod config;
 mod features;
+mod generate;
 mod layout;
 mod qformer;
+mod search;
 mod stage1;
 mod vit;
 
@@ -12,6 +14,7 @@ pub use accumulate::{StepLosses, StepPlan};
 pub use config::{CLS, Config, PAD, SEP};
 pub use features::{Images, ItmScores, Retrieval, TextFeatures, mean_cosine, retrieval_scores};
 pub use layout::Layout;
+pub use search::{Hypothesis, Options as GenerateOptions};
 pub use stage1::{Batch, Negatives, Outputs, Profile, Sampling, Trace};
 
 use crate::Result;

@@ -10,12 +10,7 @@ use crate::{Error, Result, on};
 
 const OP: &str = "attend_rows";
 
-pub fn attend_rows(
-    [q, k, v]: [&Tensor; 3],
-    lists: &[Vec<u32>],
-    heads: usize,
-    scale: f64,
-) -> Result<Tensor> {
+pub fn attend_rows([q, k, v]: [&Tensor; 3], lists: &[Vec<u32>], heads: usize, scale: f64) -> Result<Tensor> {
     let ((r, c), (n, _)) = (q.rows(), k.rows());
     if heads == 0 || !c.is_multiple_of(heads) {
         return Err(Error::argument(OP, "heads", format!("a divisor of {c} columns"), heads));

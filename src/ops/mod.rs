@@ -3,6 +3,7 @@
 //! Letters: R rows, C columns, N/K of a product, H heads, D head size, V vocabulary, B images, Q queries.
 
 mod add;
+mod attend_rows;
 mod attention;
 mod cross_entropy;
 mod dropout;
@@ -19,6 +20,7 @@ mod rows;
 mod scale;
 
 pub use add::add;
+pub use attend_rows::attend_rows;
 pub use attention::{Heads, Segment, Segments, attention};
 pub use cross_entropy::{Targets, cross_entropy, log_softmax_row};
 pub use dropout::dropout;
