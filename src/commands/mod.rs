@@ -1,5 +1,7 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod convert;
+mod inspect;
 mod parity;
 
 use crate::Result;
@@ -16,12 +18,16 @@ pub struct Cli {
 // One line per command, in the order of `--help`.
 #[derive(Subcommand)]
 enum Command {
+    Convert(convert::Args),
+    Inspect(inspect::Args),
     Parity(parity::Args),
 }
 
 /// Runs the command that was parsed.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Convert(args) => convert::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Parity(args) => parity::run(&args),
     }
 }

@@ -22,6 +22,7 @@ pub mod names;
 mod pytorch;
 mod safetensors;
 mod set;
+pub mod sizes;
 mod source;
 pub mod start;
 pub mod write;

@@ -84,6 +84,10 @@ pub const TWINS: [(&str, &str); 2] =
 /// A buffer (0, 1, 2, ...) that LAVIS saves with the parameters.
 pub const POSITION_IDS: &str = "Qformer.bert.embeddings.position_ids";
 
+/// The key of a file's metadata under which a trained model names the image encoder it belongs to
+/// ([`super::start::Plan::vit_hash`]).
+pub const VIT_HASH: &str = "vit_blake3";
+
 /// What a name of a file means here.
 pub fn meaning(naming: Naming, name: &str) -> Meaning {
     match naming {

@@ -11,8 +11,9 @@
 //! [`Plan::new`] compares names and shapes only (and tied twins); numbers are read one parameter at a time.
 
 use super::names::{self, Meaning, Naming};
-use super::{Dtype, Set, interpolate};
+use super::{Dtype, Mapped, Set, interpolate};
 use crate::{Error, Result};
+use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -165,21 +166,66 @@ impl Plan {
         })
     }
 
+    /// Parameter `i` where it lies, if that is a matrix of f16 in a safetensors file.
+    pub fn map_half(&self, i: usize) -> Option<Mapped> {
+        let Origin::Whole(place) = self.origins.get(i)? else { return None };
+        let set = self.sets.get(place.set)?;
+        let info = set.get(&place.name)?;
+        if info.dtype != Dtype::F16 || info.shape.len() != 2 {
+            return None;
+        }
+        let mapped = set.holder(&place.name).ok()?.map(&place.name).ok()?;
+        (mapped.as_ptr() as usize).is_multiple_of(2).then_some(mapped)
+    }
+
+    /// blake3 of the image encoder: over the names, shapes, dtypes and bytes of its parameters, so that it is the same
+    /// for an EVA file and for what was converted from it. None if the model has none from a file.
+    pub fn vit_hash(&self) -> Result<Option<String>> {
+        let mut parts: Vec<(&str, usize)> = Vec::new();
+        for (i, want) in self.wants.iter().enumerate() {
+            if want.name.starts_with("visual_encoder.") {
+                if matches!(self.origins.get(i), None | Some(Origin::Initial)) {
+                    return Ok(None);
+                }
+                parts.push((&want.name, i));
+            }
+        }
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        parts.sort_unstable();
+        let hash = |(name, i): &(&str, usize)| -> Result<String> {
+            let (dtype, hash) = match self.dtype(*i) {
+                Some(dtype) => (dtype, self.hash(*i)?),
+                None => (Dtype::F32, blake3::hash(bytemuck::cast_slice(&self.f32(*i, |_| Vec::new())?))),
+            };
+            let shape = self.wants.get(*i).map(|w| w.shape.as_slice()).unwrap_or_default();
+            Ok(format!("{name} {dtype} {shape:?} {}\n", hash.to_hex()))
+        };
+        let lines: Vec<String> = parts.par_iter().map(hash).collect::<Result<_>>()?;
+        Ok(Some(blake3::hash(lines.concat().as_bytes()).to_hex().to_string()))
+    }
+
+    fn hash(&self, i: usize) -> Result<blake3::Hash> {
+        if let Some(Origin::Whole(place)) = self.origins.get(i)
+            && let Some(set) = self.sets.get(place.set)
+        {
+            return set.holder(&place.name)?.hash(&place.name);
+        }
+        Ok(blake3::hash(&self.bytes(i)?))
+    }
+
     /// The bytes of parameter `i` as its file has them; only where [`Plan::dtype`] is one.
     pub fn bytes(&self, i: usize) -> Result<Vec<u8>> {
         let none = || Error::argument(OP, "parameter", "one that lies in a file", i);
-        let (set, name, range) = match self.origins.get(i).ok_or_else(none)? {
-            Origin::Whole(Place { set, name }) => (*set, name, None),
-            Origin::Part(Place { set, name }, range) => (*set, name, Some(range.clone())),
-            _ => return Err(none()),
+        let (Origin::Whole(place) | Origin::Part(place, _)) = self.origins.get(i).ok_or_else(none)? else {
+            return Err(none());
         };
-        let set = self.sets.get(set).ok_or_else(none)?;
-        let size = set.get(name).map_or(1, |info| info.dtype.size());
-        let bytes = set.bytes(name)?;
-        Ok(match range {
-            None => bytes,
-            Some(r) => bytes.get(r.start * size..r.end * size).unwrap_or_default().to_vec(),
-        })
+        let set = self.sets.get(place.set).ok_or_else(none)?;
+        let bytes = set.bytes(&place.name)?;
+        let Some(Origin::Part(_, r)) = self.origins.get(i) else { return Ok(bytes) };
+        let size = set.get(&place.name).map_or(1, |info| info.dtype.size());
+        Ok(bytes.get(r.start * size..r.end * size).unwrap_or_default().to_vec())
     }
 }
 
