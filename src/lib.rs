@@ -33,5 +33,6 @@ pub mod tensor;
 pub mod text;
 pub mod train;
 pub mod vision;
+pub mod weights;
 
 pub use error::{Error, Kind, Result};

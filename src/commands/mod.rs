@@ -3,6 +3,8 @@
 mod dictionary;
 mod output;
 mod bench;
+mod convert;
+mod inspect;
 mod parity;
 mod tokens;
 mod vocabulary;
@@ -21,6 +23,8 @@ pub struct Cli {
 // One line per command, in the order of `--help`.
 #[derive(Subcommand)]
 enum Command {
+    Convert(convert::Args),
+    Inspect(inspect::Args),
     Parity(parity::Args),
     Tokens(tokens::Args),
     Vocabulary(vocabulary::Args),
@@ -31,6 +35,8 @@ enum Command {
 /// Runs the command that was parsed.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Convert(args) => convert::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Parity(args) => parity::run(&args),
         Command::Tokens(args) => tokens::run(&args),
         Command::Vocabulary(args) => vocabulary::run(&args),

@@ -4,4 +4,5 @@ pub mod checkpoint;
 pub mod optimizer;
 pub mod schedule;
 pub mod signals;
+pub mod start;
 pub mod trainer;
