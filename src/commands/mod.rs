@@ -1,10 +1,10 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
-mod dictionary;
-mod output;
 mod bench;
 mod convert;
+mod dictionary;
 mod inspect;
+mod output;
 mod parity;
 mod tokens;
 mod vocabulary;
