@@ -70,7 +70,7 @@ pub struct Params {
 impl Params {
     /// Values from `source`, which is asked once per parameter.
     pub fn new(specs: Vec<Spec>, mut source: impl FnMut(&Spec) -> Result<Tensor>) -> Result<Params> {
-        let mut values = Vec::with_capacity(specs.len());
+        let mut values: Vec<Tensor> = Vec::with_capacity(specs.len());
         for spec in &specs {
             let t = source(spec)?;
             if t.shape().sizes() != spec.shape {
@@ -80,6 +80,9 @@ impl Params {
                     format!("{:?}", spec.shape),
                     t.shape(),
                 ));
+            }
+            if let Some(first) = values.first().map(Tensor::dtype).filter(|d| *d != t.dtype()) {
+                return Err(Error::argument("model weights", &spec.name, first, t.dtype()));
             }
             values.push(t.detach());
         }
