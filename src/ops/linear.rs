@@ -3,7 +3,7 @@
 //!   dx = dy weight;   dweight = dy^T x;   dbias = sum_R(dy)
 
 use super::{check_dtype, check_shape};
-use crate::device::{cpu, gemm::View, gemm::gemm};
+use crate::device::{cpu, gemm::View, gemm::gemm, meter};
 use crate::tensor::{Real, Tensor, constant, record};
 use crate::{Error, Result, on};
 use rayon::prelude::*;
@@ -78,6 +78,7 @@ pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
 const COLUMNS: usize = 64;
 
 fn exact<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {
+    meter::count((r, n, k));
     let mut yt = vec![T::ZERO; n * r]; // [N,R]: a task's part is contiguous
     yt.par_chunks_mut(COLUMNS * r.max(1)).enumerate().for_each(|(c, part)| {
         cpu::simd(|| {
