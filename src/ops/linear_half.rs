@@ -36,6 +36,9 @@ fn forward<T: Real>(x: &[T], w: &HalfMatrix, b: Option<&[T]>, (r, n, k): (usize,
     if let Some(b) = b {
         cpu::each_row(&mut y, n, |_, row| row.copy_from_slice(b));
     }
+    if r == 0 {
+        return y;
+    }
     let mut tile = vec![T::ZERO; TILE.min(n) * k];
     for first in (0..n).step_by(TILE) {
         let columns = TILE.min(n - first);
