@@ -70,7 +70,7 @@ pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
     let (r, n, k) = check(x, weight, bias)?;
     on!(x.dtype(), T => {
         let y = exact::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
-        constant(OP, &[x, weight], y, &[r, n])
+        constant(OP, &[x, weight, bias.unwrap_or(weight)], y, &[r, n])
     })
 }
 
