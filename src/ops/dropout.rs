@@ -26,7 +26,12 @@ fn masked<T: Real>(x: &[T], drop: Dropout) -> Vec<T> {
     let mut y = x.to_vec();
     let whole = y.len() - y.len() % PIECE;
     let (body, rest) = y.split_at_mut(whole);
-    cpu::each_row(body, PIECE, |i, row| apply(row, (i * PIECE) as u64, drop));
+    cpu::each_row(
+        body,
+        PIECE,
+        #[inline(always)]
+        |i, row| apply(row, (i * PIECE) as u64, drop),
+    );
     apply(rest, whole as u64, drop);
     y
 }
