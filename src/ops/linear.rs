@@ -47,7 +47,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
                 Ok(())
             })?;
             if has_bias && grads.wants(2) {
-                grads.add(2, column_sums(dy, r, n))?;
+                grads.add(2, cpu::column_sums(dy, r, n))?;
             }
             Ok(())
         })
@@ -59,20 +59,6 @@ fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize,
     let beta = if b.is_some() { T::ONE } else { T::ZERO };
     gemm((r, n, k), T::ONE, View::rows(x, k), View::rows(w, k).transposed(), beta, &mut y, n, true);
     y
-}
-
-/// sum over rows of [R,N]
-pub(super) fn column_sums<T: Real>(dy: &[T], r: usize, n: usize) -> Vec<T> {
-    cpu::sum_rows(
-        r,
-        n,
-        #[inline(always)]
-        |row, sums| {
-            for (s, d) in sums.iter_mut().zip(&dy[row * n..]) {
-                *s += *d;
-            }
-        },
-    )
 }
 
 /// The same product for inference, each row summed in an order that does not depend on how many rows there are: an
