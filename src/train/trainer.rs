@@ -214,7 +214,7 @@ fn norm(grads: &Gradients) -> f64 {
         grads.get(key).map_or(0.0, |g| {
             on!(g.dtype(), T => {
                 let pieces: Vec<f64> = g.slice::<T>().par_chunks(PIECE)
-                    .map(|p| cpu::simd(|| cpu::sum(p.len(), |i| p[i] * p[i])).to_f64()).collect();
+                    .map(|p| cpu::simd(#[inline(always)] || cpu::sum(p.len(), |i| p[i] * p[i])).to_f64()).collect();
                 pieces.iter().sum()
             })
         })
