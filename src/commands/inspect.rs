@@ -104,9 +104,7 @@ fn report(set: &Set, naming: Option<&str>, hashes: Option<&BTreeMap<String, Stri
             })
         })
         .collect();
-    let total = |(dtype, [tensors, elements, bytes]): (Dtype, [usize; 3])| {
-        json!({"dtype": dtype.name(), "tensors": tensors, "elements": elements, "bytes": bytes})
-    };
+    let total = |(dtype, [tensors, elements, bytes]): (Dtype, [usize; 3])| json!({"dtype": dtype.name(), "tensors": tensors, "elements": elements, "bytes": bytes});
     let totals: Vec<Value> = totals(set).into_iter().map(total).collect();
     json!({"names": naming, "files": files, "totals": totals})
 }
@@ -150,12 +148,19 @@ fn compare(args: &Args, a: &Set, path: &Path) -> Result<()> {
     let same = only_a.is_empty() && only_b.is_empty() && differ.is_empty();
     let equal = shared.len() - differ.len();
     if args.json {
-        println!("{}", json!({"same": same, "equal": equal, "differ": differ, "only_here": only_a, "only_there": only_b}));
+        println!(
+            "{}",
+            json!({"same": same, "equal": equal, "differ": differ, "only_here": only_a, "only_there": only_b})
+        );
     } else {
         differ.iter().for_each(|(name, how)| println!("differs: {name}: {how}"));
         only_a.iter().for_each(|name| println!("only in {}: {name}", args.path.display()));
         only_b.iter().for_each(|name| println!("only in {}: {name}", path.display()));
-        println!("{equal} tensors equal, {} differ, {} in one only", differ.len(), only_a.len() + only_b.len());
+        println!(
+            "{equal} tensors equal, {} differ, {} in one only",
+            differ.len(),
+            only_a.len() + only_b.len()
+        );
     }
     if same {
         return Ok(());

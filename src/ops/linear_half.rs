@@ -14,7 +14,12 @@ pub fn linear_half(x: &Tensor, weight: &HalfMatrix, bias: Option<&Tensor>) -> Re
     let (r, k) = x.rows();
     let [n, wk] = weight.sizes();
     if wk != k {
-        return Err(Error::argument(OP, "weight", format!("[{n}, {k}] for x {}", x.shape()), format!("[{n}, {wk}]")));
+        return Err(Error::argument(
+            OP,
+            "weight",
+            format!("[{n}, {k}] for x {}", x.shape()),
+            format!("[{n}, {wk}]"),
+        ));
     }
     if let Some(b) = bias {
         check_shape(OP, "bias", b, &[n])?;

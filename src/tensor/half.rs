@@ -24,7 +24,12 @@ impl HalfMatrix {
         let found = bytemuck::try_cast_slice::<u8, f16>((*bytes).as_ref()).ok().map(<[f16]>::len);
         if wanted.is_none() || found != wanted {
             let got = format!("{} bytes", (*bytes).as_ref().len());
-            return Err(Error::argument("half matrix", "bytes", format!("aligned f16 of [{rows}, {columns}]"), got));
+            return Err(Error::argument(
+                "half matrix",
+                "bytes",
+                format!("aligned f16 of [{rows}, {columns}]"),
+                got,
+            ));
         }
         Ok(HalfMatrix { bytes, rows, columns })
     }

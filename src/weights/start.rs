@@ -206,6 +206,19 @@ impl Plan {
         Ok(Some(blake3::hash(lines.concat().as_bytes()).to_hex().to_string()))
     }
 
+    /// Refuses another image encoder than the one of this hash.
+    pub fn check_vit(&self, expected: &str) -> Result<()> {
+        match self.vit_hash()? {
+            Some(found) if found == expected => Ok(()),
+            found => {
+                let got = found.map_or("none".into(), |f| format!("one of blake3 {f}"));
+                let expected = format!("the one the model was trained with (blake3 {expected})");
+                Err(Error::argument(OP, "image encoder", expected, got)
+                    .fix("give its file with --vit, or go on with this one with --any-vit"))
+            }
+        }
+    }
+
     fn hash(&self, i: usize) -> Result<blake3::Hash> {
         if let Some(Origin::Whole(place)) = self.origins.get(i)
             && let Some(set) = self.sets.get(place.set)

@@ -38,7 +38,8 @@ impl Job {
     /// `model.safetensors`, `vit.safetensors` and `config.json`.
     pub fn folder(&self, folder: &Path) -> Result<()> {
         files::make_folders(&RealDisk, folder)?;
-        let (vit, model): (Vec<usize>, Vec<usize>) = (0..self.specs.len()).partition(|i| is_vit(&self.specs[*i]));
+        let (vit, model): (Vec<usize>, Vec<usize>) =
+            (0..self.specs.len()).partition(|i| is_vit(&self.specs[*i]));
         let mut metadata = BTreeMap::from([("format".to_string(), "qformer".to_string())]);
         if !vit.is_empty() {
             let pieces = self.parameters(&vit, |i| self.frozen_dtype(i));
@@ -60,7 +61,8 @@ impl Job {
             return self.plan.vit_hash();
         }
         let set = crate::weights::Set::open(&folder.join(VIT_FILE))?;
-        let wants = self.plan.wants().iter().filter(|w| w.name.starts_with("visual_encoder.")).cloned().collect();
+        let wants =
+            self.plan.wants().iter().filter(|w| w.name.starts_with("visual_encoder.")).cloned().collect();
         Plan::new(vec![set], wants, false)?.vit_hash()
     }
 
@@ -106,7 +108,10 @@ impl Job {
             }
         }
         if !left_out.is_empty() {
-            eprintln!("left out, since Hugging Face's BLIP-2 has no such parameters: {}", left_out.join(", "));
+            eprintln!(
+                "left out, since Hugging Face's BLIP-2 has no such parameters: {}",
+                left_out.join(", ")
+            );
         }
         self.write(out, &pieces, &BTreeMap::from([("format".into(), "pt".into())]))
     }
@@ -135,9 +140,9 @@ impl Job {
                     w.write_all(&self.plan.bytes(*i)?).map_err(failed)
                 }
                 Some(Piece::Parameter(i)) => write::put_f32(w, info.dtype, &self.f32(*i)?).map_err(failed),
-                Some(Piece::Positions) => {
-                    (0..info.elements() as i64).try_for_each(|n| w.write_all(&n.to_le_bytes())).map_err(failed)
-                }
+                Some(Piece::Positions) => (0..info.elements() as i64)
+                    .try_for_each(|n| w.write_all(&n.to_le_bytes()))
+                    .map_err(failed),
                 Some(Piece::Joined(q, v)) => {
                     let (q, v) = (self.f32(*q)?, self.f32(*v)?);
                     write::put_f32(w, Dtype::F32, &[&q[..], &vec![0.0; q.len()], &v].concat()).map_err(failed)
