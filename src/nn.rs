@@ -6,6 +6,7 @@
 use crate::ops;
 use crate::tensor::{DType, Dropout, HalfMatrix, Stream, Tape, Tensor};
 use crate::{Error, Result};
+use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -129,7 +130,8 @@ impl Params {
     pub fn random(specs: Vec<Spec>, dtype: DType, seed: u64) -> Result<Params> {
         let mut index = 0;
         Params::new(specs, |spec| {
-            let values: Vec<f64> = initial(spec, index, seed, 0..spec.shape.iter().product()).collect();
+            let each = |i: usize| initial(spec, index, seed, i..i + 1).sum::<f64>();
+            let values: Vec<f64> = (0..spec.shape.iter().product()).into_par_iter().map(each).collect();
             index += 1;
             Tensor::of(dtype, &values, &spec.shape)
         })

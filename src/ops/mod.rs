@@ -38,7 +38,7 @@ pub use patch_embed::patch_embed;
 pub use rows::{concat_rows, gather_rows, transpose};
 pub use scale::{divide, scale};
 
-use crate::tensor::Tensor;
+use crate::tensor::{Dropout, Tensor};
 use crate::{Error, Result};
 
 /// The shape an argument must have.
@@ -57,4 +57,12 @@ fn check_dtype(op: &str, first: &Tensor, others: &[(&str, &Tensor)]) -> Result<(
         }
     }
     Ok(())
+}
+
+/// A probability that leaves something.
+fn check_dropout(op: &str, drop: Dropout) -> Result<()> {
+    if (0.0..1.0).contains(&drop.p) {
+        return Ok(());
+    }
+    Err(Error::argument(op, "p", "0 <= p < 1", drop.p))
 }

@@ -38,6 +38,11 @@ impl HalfMatrix {
         [self.rows, self.columns]
     }
 
+    /// All elements, little-endian, row by row.
+    pub fn bytes(&self) -> &[u8] {
+        (*self.bytes).as_ref()
+    }
+
     /// Writes row `row` into `to`, exactly.
     pub fn row<T: Real>(&self, row: usize, to: &mut [T]) {
         let range: Range<usize> = row * self.columns..(row + 1) * self.columns;

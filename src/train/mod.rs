@@ -4,5 +4,4 @@ pub mod checkpoint;
 pub mod optimizer;
 pub mod schedule;
 pub mod signals;
-pub mod start;
 pub mod trainer;

@@ -5,7 +5,7 @@ mod write;
 
 use crate::model::{Config, Model};
 use crate::nn::Spec;
-use crate::train::start::wants;
+use crate::pretrained::start::wants;
 use crate::weights::names::{Meaning, Naming, meaning};
 use crate::weights::start::Plan;
 use crate::weights::{Set, sizes};

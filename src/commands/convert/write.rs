@@ -4,7 +4,7 @@ use super::{OP, is_vit};
 use crate::files::{self, RealDisk};
 use crate::model::Config;
 use crate::nn::Spec;
-use crate::train::start::initial;
+use crate::pretrained::start::initial;
 use crate::weights::names::{self, POSITION_IDS, TWINS};
 use crate::weights::start::Plan;
 use crate::weights::{Dtype, Info, VIT_FILE, write};
