@@ -5,8 +5,8 @@ mod shared;
 
 use qformer::model::{Config, Model};
 use qformer::nn::{Params, Pass};
+use qformer::pretrained::start;
 use qformer::tensor::{DType, Tensor};
-use qformer::train::start;
 use qformer::weights::start::Plan;
 use qformer::weights::{Dtype, Info, Set, write};
 use serde_json::Value;
