@@ -1,5 +1,6 @@
 // dev.cuh: what every kernel is written with. The only file with PTX, and the only one that knows whether nvcc
-// compiles it for a GPU or g++ for the emulator in host/. Kernels include this and nothing else.
+// compiles it for a GPU or g++ for the emulator in host/. Kernels include this, or a header of their own op that does,
+// and nothing else.
 //
 // Contracts: collectives (warp_*, block_*, ldmatrix, mma) are called by converged code, all lanes or all threads.
 // Storage is f32, f16 or bf16; arithmetic is f32.
@@ -12,6 +13,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define DEV static __device__ __forceinline__
+#define DEV_METHOD __device__ __forceinline__
 // A kernel: its C name, the largest block, the dynamic shared memory in bytes, its parameters, and then its body.
 #define DEV_KERNEL(name, max_threads, shared_bytes, ...)                               \
     static_assert((shared_bytes) <= 227 * 1024, "dynamic shared memory of " #name);    \
@@ -22,6 +24,7 @@
 #else
 #include "host/emulator.hpp"
 #define DEV static inline
+#define DEV_METHOD inline
 #define DEV_KERNEL(name, max_threads, shared_bytes, ...)                               \
     static_assert((shared_bytes) <= 227 * 1024, "dynamic shared memory of " #name);    \
     extern "C" void name(__VA_ARGS__);                                                 \
@@ -63,7 +66,19 @@ template <class T> DEV uint32_t pack2(float low, float high) {
     return bits16(low, type) | bits16(high, type) << 16;
 }
 
-// ---- 16 bytes at once; p must be 16-byte aligned -----------------------------------------------------------
+// ---- 4 bytes (two 16-bit elements) and 16 bytes at once; p must be aligned to as many ----------------------
+DEV uint32_t ld4(const void *p DEV_PLACE_PARAM) {
+#if !defined(__CUDACC__)
+    host::check_aligned(p, 4, file, line);
+#endif
+    return *static_cast<const uint32_t *>(p);
+}
+DEV void st4(void *p, uint32_t v DEV_PLACE_PARAM) {
+#if !defined(__CUDACC__)
+    host::check_aligned(p, 4, file, line);
+#endif
+    *static_cast<uint32_t *>(p) = v;
+}
 DEV bool aligned16(const void *p) { return (uintptr_t(p) & 15) == 0; }
 DEV uint4 ld16(const void *p DEV_PLACE_PARAM) {
 #if !defined(__CUDACC__)
@@ -183,7 +198,14 @@ struct Dropout {
 DEV uint4 dropout_words(const Dropout &d, uint64_t four) {
     return philox(make_uint2(uint32_t(d.seed), uint32_t(d.seed >> 32)), make_uint4(uint32_t(four), uint32_t(four >> 32), d.site, d.step));
 }
-// Multiplies v[i] by the factor (0 or scale) of element e + i.
+// 0 or scale: what element e is multiplied by.
+DEV float drop_factor(const Dropout &d, uint64_t e) {
+    if (d.threshold == 0) return 1.f;
+    const uint4 w = dropout_words(d, e / 4);
+    const uint32_t word = (e & 3) == 0 ? w.x : (e & 3) == 1 ? w.y : (e & 3) == 2 ? w.z : w.w;
+    return word >= d.threshold ? d.scale : 0.f;
+}
+// Multiplies v[i] by the factor of element e + i.
 DEV void drop8(const Dropout &d, uint64_t e, float (&v)[8]) {
     if (d.threshold == 0) return;
     const uint4 a = dropout_words(d, e / 4), b = dropout_words(d, e / 4 + 1);
