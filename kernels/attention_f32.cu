@@ -1,6 +1,7 @@
 // attention_f32.cu: attention over segments of packed rows, forward and backward, in f32: the oracle mode. Plain
 // multiply-adds; a warp holds 16 rows of one side, and its lanes stand for 32 rows of the other.
-// math      as in attention_fwd.cu and attention_bwd.cu, whose tables, shapes and arguments these kernels take
+// math      as in attention_fwd.cu and attention_bwd.cu, whose tables, shapes and arguments these kernels take, but for
+//           lse [Rq,H,2]: the largest S of a row and the sum of e^(S - largest); their logarithm would cost P digits
 // launch    attention_{fwd,bwd_q,bwd_kv}_f32: grid and block as there, dynamic shared 49920.   Any D <= 128
 // requires  no divisibility, no alignment beyond that of a float
 // numerics  everything in f32, sums in a fixed order, no atomics => deterministic
@@ -124,7 +125,7 @@ DEV_KERNEL(attention_fwd_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_str
         const bool any = rows > 0 && at.seen(r, 0);
 #pragma unroll
         for (int i = 0; i < COLUMNS; i++) acc[r][i] = any ? acc[r][i] / sum[r] : 0.f;
-        if (at.lane == 0 && r < rows) lse[at.statistic(r)] = any ? top[r] + logf(sum[r]) : 0.f;
+        if (at.lane == 0 && r < rows) lse[2 * at.statistic(r)] = top[r], lse[2 * at.statistic(r) + 1] = sum[r];
     }
     store_rows(y + size_t(at.strip.x) * at.width + size_t(at.column), at.width, rows, d, acc, 1.f, false);
 }
@@ -162,7 +163,7 @@ DEV_KERNEL(attention_bwd_q_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_s
         for (int r = 0; r < STRIP; r++) {
             float g = 0.f;
             if (r < rows && at.seen(r, first + at.lane)) {
-                const float prob = expf(p[r] * scale - lse[at.statistic(r)]);
+                const float prob = expf(p[r] * scale - lse[2 * at.statistic(r)]) / lse[2 * at.statistic(r) + 1];
                 g = prob * (dp[r] * dev::drop_factor(drop, at.element(r, first + at.lane)) - row_delta[r]);
             }
             s.p_s[r * WEIGHTS + at.lane] = g;
@@ -195,13 +196,14 @@ DEV_KERNEL(attention_bwd_kv_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_
         products(p, head_of(k, k_stride, column), k_row, rows, s.a_s, d);
         products(g, head_of(v, v_stride, column), k_row, rows, s.b_s, d);
         const size_t statistic = size_t(now.x + lane) * size_t(heads) + size_t(head);  // of this lane's query row
-        const float norm = lane < now.y ? lse[statistic] : 0.f, row_delta = lane < now.y ? delta[statistic] : 0.f;
+        const float top = lane < now.y ? lse[2 * statistic] : 0.f, sum = lane < now.y ? lse[2 * statistic + 1] : 1.f;
+        const float row_delta = lane < now.y ? delta[statistic] : 0.f;
         const uint64_t element = (uint64_t(statistic) << 16) + uint64_t(now.z + key);
         __syncwarp();  // the weights of the step before have been read
 #pragma unroll
         for (int c = 0; c < STRIP; c++) {
             const bool seen = lane < now.y && c < rows && key + c <= lane + now.w;
-            const float prob = seen ? expf(p[c] * scale - norm) : 0.f;
+            const float prob = seen ? expf(p[c] * scale - top) / sum : 0.f;
             const float factor = seen ? dev::drop_factor(drop, element + uint64_t(c)) : 0.f;
             s.p_s[c * WEIGHTS + lane] = prob * factor;
             s.g_s[c * WEIGHTS + lane] = seen ? prob * (g[c] * factor - row_delta) : 0.f;

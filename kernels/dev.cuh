@@ -129,6 +129,16 @@ template <class T> DEV void store8(T *p, int count, const float (&v)[8]) {
         if (i < count) store(p + i, v[i]);
 }
 
+// A row of n elements in pieces of at most 8, for a block: f(first, count) for this thread's pieces. The first piece ends
+// where the row becomes 16-byte aligned, so that load8 and store8 of the others are whole.
+template <class T, class F> DEV void each8(const T *row, int n, F f) {
+    const int lead = min(n, int((16 - (uintptr_t(row) & 15)) & 15) / int(sizeof(T)));
+    for (int i = int(threadIdx.x) - (lead > 0); i * 8 + lead < n; i += int(blockDim.x)) {
+        if (i < 0) f(0, lead);
+        else f(lead + i * 8, min(8, n - lead - i * 8));
+    }
+}
+
 // ---- arithmetic --------------------------------------------------------------------------------------------
 DEV float fast_exp2(float x) {  // 2 ulp; subnormal results are 0
 #if defined(__CUDACC__)
@@ -139,6 +149,7 @@ DEV float fast_exp2(float x) {  // 2 ulp; subnormal results are 0
     return exp2f(x);
 #endif
 }
+DEV bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 DEV float infinity() { return __uint_as_float(0x7f800000u); }
 DEV float nan() { return __uint_as_float(0x7fc00000u); }
 

@@ -5,7 +5,17 @@
 
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "kernels/decode.rs"]
+mod decode;
 #[path = "kernels/harness.rs"]
 mod harness;
+#[path = "kernels/layer_norm.rs"]
+mod layer_norm;
+#[path = "kernels/losses.rs"]
+mod losses;
 #[path = "kernels/planted.rs"]
 mod planted;
+#[path = "kernels/pointwise.rs"]
+mod pointwise;
+#[path = "kernels/train.rs"]
+mod train;

@@ -98,7 +98,7 @@ fn kernels<T: Storage>(c: &Case, x: &Inputs<T>, before: Option<&[T]>, schedule: 
     let [blocks, strips, tiles, steps] =
         [&plan.blocks, &plan.strips, &plan.tiles, &plan.steps].map(|t| on_device::<Entry>(t));
     let (y, lse, delta) =
-        (fresh::<T>(c.q_rows * w), fresh::<f32>(c.q_rows * c.heads), fresh::<f32>(c.q_rows * c.heads));
+        (fresh::<T>(c.q_rows * w), fresh::<f32>(2 * c.q_rows * c.heads), fresh::<f32>(c.q_rows * c.heads));
     let dy = on_device(&x.dy);
     let go = |kernel: &str, grid: usize, warps: u32, args: &[&[Arg]]| {
         let kernel = format!("attention_{kernel}_{s}");
