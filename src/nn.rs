@@ -6,6 +6,7 @@
 use crate::ops;
 use crate::tensor::{DType, Dropout, Stream, Tape, Tensor};
 use crate::{Error, Result};
+use rayon::prelude::*;
 use std::cell::RefCell;
 
 /// How a parameter begins.
@@ -95,7 +96,7 @@ impl Params {
             let n: usize = spec.shape.iter().product();
             let values: Vec<f64> = match spec.init {
                 Init::Constant(c) => vec![c; n],
-                Init::Normal(std) => (0..n as u64).map(|i| std * stream.normal(i)).collect(),
+                Init::Normal(std) => (0..n as u64).into_par_iter().map(|i| std * stream.normal(i)).collect(),
             };
             Tensor::of(dtype, &values, &spec.shape)
         })
@@ -146,11 +147,12 @@ pub struct Pass<'a> {
     drop: Option<DropoutPlan>,
     /// Added to every site, so that the micro-batches of a step draw different masks.
     site: u32,
+    exact: bool,
 }
 
 impl<'a> Pass<'a> {
     pub fn inference(params: &'a Params) -> Pass<'a> {
-        Pass { params, tape: None, leaves: RefCell::default(), drop: None, site: 0 }
+        Pass { params, tape: None, leaves: RefCell::default(), drop: None, site: 0, exact: false }
     }
 
     pub fn training(params: &'a Params, tape: &'a Tape, drop: Option<DropoutPlan>) -> Pass<'a> {
@@ -165,6 +167,13 @@ impl<'a> Pass<'a> {
     /// The same numbers without a tape: as `training` draws them, but nothing is recorded.
     pub fn untracked(params: &'a Params, drop: Option<DropoutPlan>) -> Pass<'a> {
         Pass { drop, ..Pass::inference(params) }
+    }
+
+    /// For decoding: dense layers whose sums do not depend on the number of rows (see [`ops::linear_exact`]).
+    #[must_use]
+    pub fn exact(mut self) -> Self {
+        self.exact = true;
+        self
     }
 
     #[must_use]
@@ -193,6 +202,12 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// A dense layer with these parameters.
+    pub fn linear(&self, x: &Tensor, weight: Id, bias: Id) -> Result<Tensor> {
+        let product = if self.exact { ops::linear_exact } else { ops::linear };
+        product(x, &self.param(weight), Some(&self.param(bias)))
+    }
+
     /// Tracks an input under a key behind the parameters' (gradients with respect to activations).
     pub fn input(&self, t: &Tensor, nth: usize) -> Tensor {
         self.tape.map_or_else(|| t.clone(), |tape| tape.leaf(t, self.params.len() + nth))
@@ -214,12 +229,7 @@ pub struct Linear {
 
 impl Linear {
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, &pass.param(self.weight), Some(&pass.param(self.bias)))
-    }
-
-    /// For inference, with sums that do not depend on the number of rows.
-    pub fn exact(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        ops::linear_exact(x, pass.params.get(self.weight), Some(pass.params.get(self.bias)))
+        pass.linear(x, self.weight, self.bias)
     }
 }
 

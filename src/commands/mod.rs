@@ -1,6 +1,11 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod dictionary;
+mod output;
+mod bench;
 mod parity;
+mod tokens;
+mod vocabulary;
 
 use crate::Result;
 use clap::{Parser, Subcommand};
@@ -17,11 +22,19 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Parity(parity::Args),
+    Tokens(tokens::Args),
+    Vocabulary(vocabulary::Args),
+    Dictionary(dictionary::Args),
+    Bench(bench::Args),
 }
 
 /// Runs the command that was parsed.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Parity(args) => parity::run(&args),
+        Command::Tokens(args) => tokens::run(&args),
+        Command::Vocabulary(args) => vocabulary::run(&args),
+        Command::Dictionary(args) => dictionary::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }

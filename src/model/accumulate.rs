@@ -7,7 +7,7 @@
 //!   ITC(all) + mean over micro-batches (ITM + LM)
 //! Matching negatives are drawn inside a micro-batch (their image keys are at hand there).
 
-use super::stage1::NegativeWeights;
+use super::negatives::NegativeWeights;
 use super::{Batch, Model, Profile, Sampling};
 use crate::nn::{DropoutPlan, Params, Pass};
 use crate::ops;
@@ -120,8 +120,8 @@ impl Model {
             batches.iter().map(|b| b.image_id).collect::<Option<Vec<_>>>().map(|v| v.concat());
         let (tape, mut own) = (Tape::new(), Gradients::new());
         let pass = Pass::training(params, &tape, None);
-        let image = pass.input(&stack(features.iter().map(|f| &f.0))?, 0);
-        let text = pass.input(&stack(features.iter().map(|f| &f.1))?, 1);
+        let image = pass.input(&ops::concat_rows(&features.iter().map(|f| &f.0).collect::<Vec<_>>())?, 0);
+        let text = pass.input(&ops::concat_rows(&features.iter().map(|f| &f.1).collect::<Vec<_>>())?, 1);
         let (i2t, t2i) = self.similarities(&pass, &image, &text)?;
         let (itc, right) = self.itc_loss(&i2t, &t2i, plan.profile, ids.as_deref())?;
         tape.backward(&itc, plan.scale, &mut own)?;
@@ -158,16 +158,4 @@ impl StepLosses {
             self.accuracy[i] += share * accuracy[i];
         }
     }
-}
-
-/// The parts, one under the other.
-fn stack<'a>(parts: impl Iterator<Item = &'a Tensor>) -> Result<Tensor> {
-    let mut all: Option<Tensor> = None;
-    for p in parts {
-        all = Some(match all {
-            Some(have) => ops::concat_rows([&have, p])?,
-            None => p.detach(),
-        });
-    }
-    all.ok_or_else(|| Error::argument("train", "micro-batches", "at least one", "none"))
 }

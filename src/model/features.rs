@@ -30,22 +30,65 @@ pub struct Images {
     pub keys: ImageKeys,
     pub embeds: Tensor,
     pub proj: Tensor,
+    /// Of every layer, the keys and values of the query rows: what a caption's rows attend to.
+    pub(super) past: Vec<(Tensor, Tensor)>,
+}
+
+impl Images {
+    /// Several, one after the other.
+    pub fn stack(parts: &[Images]) -> Result<Images> {
+        let rows = |pick: &dyn Fn(&Images) -> Option<&Tensor>| -> Result<Tensor> {
+            ops::concat_rows(&parts.iter().filter_map(pick).collect::<Vec<_>>())
+        };
+        let (layers, keys) = parts.first().map_or((0, 0), |p| (p.past.len(), p.keys.len()));
+        let key = |i: usize| -> Result<Option<(Tensor, Tensor)>> {
+            if parts[0].keys[i].is_none() {
+                return Ok(None);
+            }
+            let part =
+                |p: &'_ Images, second: bool| p.keys[i].clone().map(|(k, v)| if second { v } else { k });
+            let [k, v] = [false, true].map(|s| parts.iter().filter_map(|p| part(p, s)).collect::<Vec<_>>());
+            let all = |x: &[Tensor]| ops::concat_rows(&x.iter().collect::<Vec<_>>());
+            Ok(Some((all(&k)?, all(&v)?)))
+        };
+        Ok(Images {
+            count: parts.iter().map(|p| p.count).sum(),
+            embeds: rows(&|p| Some(&p.embeds))?,
+            proj: rows(&|p| Some(&p.proj))?,
+            keys: (0..keys).map(key).collect::<Result<_>>()?,
+            past: (0..layers)
+                .map(|i| {
+                    Ok((rows(&|p| p.past.get(i).map(|kv| &kv.0))?, rows(&|p| p.past.get(i).map(|kv| &kv.1))?))
+                })
+                .collect::<Result<_>>()?,
+        })
+    }
 }
 
 impl Model {
-    /// Mode image, from pictures [B,3,S,S].
+    /// Mode image, from pictures [B,3,S,S]. Each is computed alone, so that no image's numbers depend on the others.
     pub fn image_features(&self, pass: &Pass, image: &Tensor) -> Result<Images> {
-        let tokens = self.vit_tokens(pass, image, |_, _| {})?;
-        self.image_features_of(pass, &tokens)
+        let &[count, planes, h, w] = image.shape().sizes() else {
+            return Err(Error::argument("image features", "image", "[B, 3, S, S]", image.shape()));
+        };
+        let pixels = image.reshape(&[count, planes * h * w])?;
+        let one = |i: usize| {
+            let picture = pixels.slice_rows(i..i + 1)?.reshape(&[1, planes, h, w])?;
+            self.image_features_of(pass, &self.vit_tokens(pass, &picture, |_, _| {})?)
+        };
+        Images::stack(&(0..count).map(one).collect::<Result<Vec<_>>>()?)
     }
 
     /// Mode image, from ViT tokens [B*N,W].
     pub fn image_features_of(&self, pass: &Pass, tokens: &Tensor) -> Result<Images> {
         let count = tokens.rows().0 / self.config.image_tokens();
-        let merged = self.merged_pass(pass, tokens, &[], false, count)?;
-        let embeds = merged.hidden;
+        let keys = self.keys_of(pass, tokens)?;
+        let layout = super::Layout::merged(self.sizes(), count, &[], &[], false)?;
+        let x = self.qformer.embed(pass, &pass.param(self.query_tokens), count, &[], 0)?;
+        let mut past = Vec::new();
+        let embeds = self.qformer.forward_with(pass, x, &layout, &keys, 0, |k, v| past.push((k, v)))?;
         let proj = ops::l2_normalize(&self.vision_proj.forward(pass, &embeds)?)?;
-        Ok(Images { count, keys: merged.keys, embeds, proj })
+        Ok(Images { count, keys, embeds, proj, past })
     }
 
     /// Mode text.

@@ -116,7 +116,7 @@ impl Qformer {
         let places: Vec<u32> = texts.iter().flat_map(|t| 0..t.len() as u32).collect();
         let word = ops::embedding(&pass.param(self.word), &ids, Some(super::PAD))?;
         let text = ops::add(&word, &ops::embedding(&pass.param(self.position), &places, None)?)?;
-        let x = self.norm.forward(pass, &ops::concat_rows([&queries, &text])?)?;
+        let x = self.norm.forward(pass, &ops::concat_rows(&[&queries, &text])?)?;
         ops::dropout(&x, pass.dropout(site))
     }
 
@@ -128,6 +128,19 @@ impl Qformer {
         layout: &Layout,
         images: &ImageKeys,
         site: u32,
+    ) -> Result<Tensor> {
+        self.forward_with(pass, x, layout, images, site, |_, _| {})
+    }
+
+    /// `each` sees the keys and values of every layer's self-attention (decoding keeps them).
+    pub fn forward_with(
+        &self,
+        pass: &Pass,
+        x: Tensor,
+        layout: &Layout,
+        images: &ImageKeys,
+        site: u32,
+        mut each: impl FnMut(Tensor, Tensor),
     ) -> Result<Tensor> {
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {
@@ -141,6 +154,7 @@ impl Qformer {
             let (k, v) = (a.key.forward(pass, &x)?, a.value.forward(pass, &x)?);
             let heads = [&q, &k, &v].map(|tensor| Heads { tensor, column: 0 });
             let y = ops::attention(heads, segments, self.heads, self.scale, pass.dropout(site))?;
+            each(k, v);
             let y = a.output(pass, &y, rows, site + 1)?;
             let mut query = y.slice_rows(0..layout.query_rows)?;
             let text = y.slice_rows(layout.query_rows..y.rows().0)?;
@@ -155,7 +169,7 @@ impl Qformer {
             }
             let query = layer.query.forward(pass, &query, site + 4)?;
             let text = layer.text.forward(pass, &text, site + 5)?;
-            x = ops::concat_rows([&query, &text])?;
+            x = ops::concat_rows(&[&query, &text])?;
         }
         Ok(x)
     }
@@ -163,13 +177,7 @@ impl Qformer {
     /// Logits over the vocabulary; the decoder shares the word embeddings.     x [R,C] -> [R,V]
     pub fn logits(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         let x = self.transform_norm.forward(pass, &ops::gelu(&self.transform.forward(pass, x)?)?)?;
-        ops::linear(&x, &pass.param(self.word), Some(&pass.param(self.head_bias)))
-    }
-
-    /// The same for decoding, see [`ops::linear_exact`].
-    pub fn logits_exact(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let x = self.transform_norm.forward(pass, &ops::gelu(&self.transform.exact(pass, x)?)?)?;
-        ops::linear_exact(&x, pass.params().get(self.word), Some(pass.params().get(self.head_bias)))
+        pass.linear(&x, self.word, self.head_bias)
     }
 }
 
@@ -197,7 +205,7 @@ impl Attention {
         }
     }
 
-    fn output(&self, pass: &Pass, y: &Tensor, residual: &Tensor, site: u32) -> Result<Tensor> {
+    pub fn output(&self, pass: &Pass, y: &Tensor, residual: &Tensor, site: u32) -> Result<Tensor> {
         let y = ops::dropout(&self.dense.forward(pass, y)?, pass.dropout(site))?;
         self.norm.forward(pass, &ops::add(&y, residual)?)
     }
@@ -212,7 +220,7 @@ impl FeedForward {
         }
     }
 
-    fn forward(&self, pass: &Pass, x: &Tensor, site: u32) -> Result<Tensor> {
+    pub fn forward(&self, pass: &Pass, x: &Tensor, site: u32) -> Result<Tensor> {
         let y = self.down.forward(pass, &ops::gelu(&self.up.forward(pass, x)?)?)?;
         let y = ops::dropout(&y, pass.dropout(site))?;
         self.norm.forward(pass, &ops::add(&y, x)?)

@@ -63,10 +63,18 @@ impl Options {
             return wrong("num_beams", format!("1 to {}", vocab / 2), self.num_beams.to_string());
         }
         if self.max_length < 2 || self.max_length > positions {
-            return wrong("max_length", format!("2 to {positions}, the model's text positions"), self.max_length.to_string());
+            return wrong(
+                "max_length",
+                format!("2 to {positions}, the model's text positions"),
+                self.max_length.to_string(),
+            );
         }
         if self.min_length > self.max_length {
-            return wrong("min_length", format!("at most max_length, {}", self.max_length), self.min_length.to_string());
+            return wrong(
+                "min_length",
+                format!("at most max_length, {}", self.max_length),
+                self.min_length.to_string(),
+            );
         }
         if !(positive(self.top_p) && self.top_p <= 1.0) {
             return wrong("top_p", "above 0 and at most 1".into(), self.top_p.to_string());
@@ -75,7 +83,11 @@ impl Options {
             return wrong("temperature", "a finite number above 0".into(), self.temperature.to_string());
         }
         if !positive(self.repetition_penalty) {
-            return wrong("repetition_penalty", "a finite number above 0".into(), self.repetition_penalty.to_string());
+            return wrong(
+                "repetition_penalty",
+                "a finite number above 0".into(),
+                self.repetition_penalty.to_string(),
+            );
         }
         if !self.length_penalty.is_finite() {
             return wrong("length_penalty", "a finite number".into(), self.length_penalty.to_string());
@@ -139,11 +151,15 @@ impl Search {
     pub fn new(options: &Options, special: Special, identity: u32) -> Search {
         let stream = Stream { seed: options.seed, step: identity, site: u32::MAX };
         let rows = vec![Row { ids: vec![special.bos], score: 0.0 }];
-        Search { options: options.clone(), special, stream, rows, sequence: vec![0], finished: Vec::new(), done: false }
-    }
-
-    pub fn done(&self) -> bool {
-        self.done
+        Search {
+            options: options.clone(),
+            special,
+            stream,
+            rows,
+            sequence: vec![0],
+            finished: Vec::new(),
+            done: false,
+        }
     }
 
     /// Takes the logits of the open rows, in order (the first call has one row, of [DEC]); returns the next rows.
@@ -181,7 +197,9 @@ impl Search {
     /// The maximum length is reached: open rows become hypotheses.
     fn close(&mut self) {
         let sampled = self.options.do_sample;
-        for (row, sequence) in std::mem::take(&mut self.rows).into_iter().zip(std::mem::take(&mut self.sequence)) {
+        for (row, sequence) in
+            std::mem::take(&mut self.rows).into_iter().zip(std::mem::take(&mut self.sequence))
+        {
             if sampled {
                 self.put(sequence, row);
             } else if self.options.num_beams == 1 {
@@ -200,7 +218,11 @@ impl Search {
             seen.dedup();
             for id in seen {
                 let s = &mut scores[id as usize];
-                *s = if *s < 0.0 { *s * self.options.repetition_penalty } else { *s / self.options.repetition_penalty };
+                *s = if *s < 0.0 {
+                    *s * self.options.repetition_penalty
+                } else {
+                    *s / self.options.repetition_penalty
+                };
             }
         }
         if ids.len() < self.options.min_length {
@@ -279,9 +301,13 @@ impl Search {
     fn sample(&mut self, logits: &mut [Vec<f64>]) -> Vec<Next> {
         if self.rows.len() == 1 && self.rows[0].ids.len() == 1 {
             // The first call: one row for all sequences.
-            self.finished = vec![Hypothesis { ids: Vec::new(), score: 0.0, log_prob: 0.0 }; self.options.num_return_sequences];
+            self.finished = vec![
+                Hypothesis { ids: Vec::new(), score: 0.0, log_prob: 0.0 };
+                self.options.num_return_sequences
+            ];
             self.sequence = (0..self.options.num_return_sequences).collect();
-            self.rows = self.sequence.iter().map(|_| Row { ids: vec![self.special.bos], score: 0.0 }).collect();
+            self.rows =
+                self.sequence.iter().map(|_| Row { ids: vec![self.special.bos], score: 0.0 }).collect();
         }
         let (old, sequences) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.sequence));
         let mut next = Vec::new();
@@ -325,7 +351,9 @@ impl Search {
         // A token stays while those before it have not reached top_p.
         let mut before = 0.0;
         let mut kept = 0;
-        while kept < weights.len() && (kept == 0 || self.options.top_p >= 1.0 || before / total < self.options.top_p) {
+        while kept < weights.len()
+            && (kept == 0 || self.options.top_p >= 1.0 || before / total < self.options.top_p)
+        {
             before += weights[kept];
             kept += 1;
         }

@@ -102,6 +102,6 @@ impl Block {
     /// Keys have no bias.
     fn qkv_bias(&self, pass: &Pass, w: usize, dtype: DType) -> Result<Tensor> {
         let [q, v] = [self.q_bias, self.v_bias].map(|id| pass.param(id).reshape(&[w, 1]));
-        ops::concat_rows([&q?, &Tensor::zeros(dtype, &[w, 1]), &v?])?.reshape(&[3 * w])
+        ops::concat_rows(&[&q?, &Tensor::zeros(dtype, &[w, 1]), &v?])?.reshape(&[3 * w])
     }
 }

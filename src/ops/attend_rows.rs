@@ -10,12 +10,7 @@ use crate::{Error, Result, on};
 
 const OP: &str = "attend_rows";
 
-pub fn attend_rows(
-    [q, k, v]: [&Tensor; 3],
-    lists: &[Vec<u32>],
-    heads: usize,
-    scale: f64,
-) -> Result<Tensor> {
+pub fn attend_rows([q, k, v]: [&Tensor; 3], lists: &[Vec<u32>], heads: usize, scale: f64) -> Result<Tensor> {
     let ((r, c), (n, _)) = (q.rows(), k.rows());
     if heads == 0 || !c.is_multiple_of(heads) {
         return Err(Error::argument(OP, "heads", format!("a divisor of {c} columns"), heads));
@@ -23,6 +18,9 @@ pub fn attend_rows(
     for (name, t) in [("k", k), ("v", v)] {
         check_shape(OP, name, t, &[n, c])?;
         check_dtype(OP, q, &[(name, t)])?;
+    }
+    if !scale.is_finite() {
+        return Err(Error::argument(OP, "scale", "a finite number", scale));
     }
     if lists.len() != r {
         return Err(Error::argument(OP, "lists", format!("one for each of {r} rows"), lists.len()));

@@ -3,6 +3,7 @@
 //! Letters: R rows, C columns, N/K of a product, H heads, D head size, V vocabulary, B images, Q queries.
 
 mod add;
+mod attend_rows;
 mod attention;
 mod cross_entropy;
 mod dropout;
@@ -19,6 +20,7 @@ mod rows;
 mod scale;
 
 pub use add::add;
+pub use attend_rows::attend_rows;
 pub use attention::{Heads, Segment, Segments, attention};
 pub use cross_entropy::{Targets, cross_entropy, log_softmax_row};
 pub use dropout::dropout;
@@ -34,7 +36,7 @@ pub use patch_embed::patch_embed;
 pub use rows::{concat_rows, gather_rows, transpose};
 pub use scale::{divide, scale};
 
-use crate::tensor::Tensor;
+use crate::tensor::{Dropout, Tensor};
 use crate::{Error, Result};
 
 /// The shape an argument must have.
@@ -53,4 +55,12 @@ fn check_dtype(op: &str, first: &Tensor, others: &[(&str, &Tensor)]) -> Result<(
         }
     }
     Ok(())
+}
+
+/// A probability that leaves something.
+fn check_dropout(op: &str, drop: Dropout) -> Result<()> {
+    if (0.0..1.0).contains(&drop.p) {
+        return Ok(());
+    }
+    Err(Error::argument(op, "p", "0 <= p < 1", drop.p))
 }

@@ -5,7 +5,7 @@
 
 use super::check_dtype;
 use crate::device::cpu;
-use crate::tensor::{Tensor, record};
+use crate::tensor::{Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 use std::sync::Arc;
 
@@ -35,12 +35,12 @@ pub fn gather_rows(x: &Tensor, index: &[u32]) -> Result<Tensor> {
     })
 }
 
-pub fn concat_rows<const N: usize>(parts: [&Tensor; N]) -> Result<Tensor> {
+pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
     let Some(first) = parts.first() else {
         return Err(Error::argument("concat_rows", "parts", "at least one", "none"));
     };
     let (_, c) = first.rows();
-    for p in &parts {
+    for p in parts {
         check_dtype("concat_rows", first, &[("part", p)])?;
         if p.rows().1 != c {
             return Err(Error::argument("concat_rows", "part", format!("{c} columns"), p.shape()));
@@ -49,11 +49,11 @@ pub fn concat_rows<const N: usize>(parts: [&Tensor; N]) -> Result<Tensor> {
     on!(first.dtype(), T => {
         let rows: usize = parts.iter().map(|p| p.rows().0).sum();
         let mut y = Vec::with_capacity(rows * c);
-        for p in &parts {
+        for p in parts {
             y.extend_from_slice(p.data::<T>());
         }
-        let lens = parts.map(Tensor::len);
-        record("concat_rows", parts, y, &[rows, c], move |dy, grads| {
+        let lens: Vec<usize> = parts.iter().map(|p| p.len()).collect();
+        record_tensor("concat_rows", parts, Tensor::new(y, &[rows, c])?, move |dy, grads| {
             let mut rest = dy.data::<T>();
             for (i, len) in lens.iter().enumerate() {
                 let (part, after) = rest.split_at(*len);

@@ -2,9 +2,8 @@
 
 use super::case::Case;
 use super::{Report, Setup, set_up};
-use crate::model::{mean_cosine, retrieval_scores};
-use crate::nn::Pass;
-use crate::ops;
+use crate::model::{GenerateOptions, Images, Model, PAD, SEP, mean_cosine, retrieval_scores};
+use crate::nn::{Params, Pass};
 use crate::tensor::{DType, Tensor};
 use crate::{Error, Result};
 
@@ -76,7 +75,102 @@ pub fn retrieval(case: &Case, dtype: DType, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-pub fn generate(case: &Case, _dtype: DType, _report: &mut Report) -> Result<()> {
-    let _ = ops::add;
-    Err(Error::file("parity", &case.path, "a kind", "generate"))
+/// Arguments of transformers' `generate` as a case names them.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Run {
+    num_beams: usize,
+    max_length: usize,
+    min_length: usize,
+    repetition_penalty: f64,
+    length_penalty: f64,
+    num_return_sequences: usize,
+}
+
+impl Default for Run {
+    fn default() -> Run {
+        let o = GenerateOptions::default();
+        Run {
+            num_beams: o.num_beams,
+            max_length: o.max_length,
+            min_length: o.min_length,
+            repetition_penalty: o.repetition_penalty,
+            length_penalty: o.length_penalty,
+            num_return_sequences: o.num_return_sequences,
+        }
+    }
+}
+
+impl From<&Run> for GenerateOptions {
+    fn from(r: &Run) -> GenerateOptions {
+        GenerateOptions {
+            num_beams: r.num_beams,
+            max_length: r.max_length,
+            min_length: r.min_length,
+            repetition_penalty: r.repetition_penalty,
+            length_penalty: r.length_penalty,
+            num_return_sequences: r.num_return_sequences,
+            ..GenerateOptions::default()
+        }
+    }
+}
+
+pub fn generate(case: &Case, dtype: DType, report: &mut Report) -> Result<()> {
+    let Setup { model, params } = set_up(case, dtype, false, &[""])?;
+    let [bos, eos, pad]: [u32; 3] = [case.meta("bos")?, case.meta("eos")?, case.meta("pad")?];
+    if (bos, eos, pad) != (model.config.bos(), SEP, PAD) {
+        let want = format!("bos {}, eos {SEP}, pad {PAD}", model.config.bos());
+        return Err(Error::file("parity", &case.path, want, format!("bos {bos}, eos {eos}, pad {pad}")));
+    }
+    let pass = Pass::inference(&params);
+    let image = case.tensor("inputs.image", dtype)?;
+    if case.has("outputs.image_embeds") {
+        let tokens = model.vit_tokens(&pass, &image, |_, _| {})?;
+        compare(case, "outputs.image_embeds", &model.image_embeds(&pass, &tokens)?.to_f64(), report)?;
+    }
+    let images = model.image_features(&pass, &image)?;
+    if case.has("outputs.teacher_forced_logits") {
+        teacher_forced(case, &model, &params, &images, report)?;
+    }
+    let runs: Vec<Run> = case.meta("runs")?;
+    let identities: Vec<u32> = (0..images.count as u32).collect();
+    for (k, run) in runs.iter().enumerate() {
+        let found = model.generate(&params, &images, &run.into(), &identities)?;
+        let name = format!("outputs.ids.{k}");
+        let (shape, theirs) = (case.shape(&name)?, case.f64s(&name)?);
+        let width = shape.last().copied().unwrap_or(0);
+        let ids = found.iter().flatten().flat_map(|h| padded(&h.ids, width)).collect::<Vec<_>>();
+        report.equal(&name, shape, &ids, &theirs);
+    }
+    Ok(())
+}
+
+fn padded(ids: &[u32], width: usize) -> Vec<f64> {
+    let fill = width.saturating_sub(ids.len());
+    ids.iter().map(|id| f64::from(*id)).chain(std::iter::repeat_n(f64::from(PAD), fill)).collect()
+}
+
+/// The logits on the way to the recorded ids, up to each caption's end; rows behind it are not comparable.
+fn teacher_forced(
+    case: &Case,
+    model: &Model,
+    params: &Params,
+    images: &Images,
+    report: &mut Report,
+) -> Result<()> {
+    let name = "outputs.teacher_forced_logits";
+    let (theirs, width) = (case.f64s(name)?, case.shape("outputs.ids.0")?.last().copied().unwrap_or(0));
+    let captions: Vec<Vec<u32>> = case
+        .ids("outputs.ids.0")?
+        .chunks(width.max(1))
+        .map(|ids| ids[..ids.iter().position(|id| *id == PAD).unwrap_or(ids.len())].to_vec())
+        .collect();
+    let ours = model.caption_logits(params, images, &captions)?;
+    let v = model.config.vocab;
+    let recorded: Vec<f64> = (ours.iter().enumerate())
+        .flat_map(|(i, rows)| theirs.get(i * width * v..(i * width + rows.len()) * v).unwrap_or(&[]).to_vec())
+        .collect();
+    let ours: Vec<f64> = ours.into_iter().flatten().flatten().collect();
+    report.close(name, case.shape(name)?, &ours, &recorded, CLOSE);
+    Ok(())
 }
