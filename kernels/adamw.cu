@@ -1,5 +1,5 @@
 // adamw.cu: AdamW over all parameters in one launch, and the norm and finiteness of their gradients.
-// math      g' = unscale g;  m += (g' - m)(1 - b1);  v = v b2 + g'^2 (1 - b2);
+// math      g' = unscale g;  m += (g' - m) c1;  v = v b2 + g'^2 c2;  c1 = 1 - b1, c2 = 1 - b2, rounded once;
 //           p = p keep - size (m / (sqrt(v) / root + eps)),  keep = 1 - lr wd where `decay`, else 1,
 //           size = lr / (1 - b1^t),  root = sqrt(1 - b2^t);   copy = p rounded to T
 //           norm: sum of g'^2 over everything; bad: whether some g' is not finite
@@ -22,14 +22,14 @@ template <class T> struct Slot {
     uint64_t decay;
 };
 struct Hyper {
-    float size, root, b1, b2, eps, keep, unscale;
+    float size, root, c1, b2, c2, eps, keep, unscale;
 };
 
 // The formula, for one element.
 DEV float update(float p, float g, float &m, float &v, const Hyper &h, float keep) {
     g *= h.unscale;
-    m += (g - m) * (1.f - h.b1);
-    v = v * h.b2 + g * g * (1.f - h.b2);
+    m += (g - m) * h.c1;
+    v = v * h.b2 + g * g * h.c2;
     return p * keep - h.size * (m / (sqrtf(v) / h.root + h.eps));
 }
 
@@ -61,9 +61,9 @@ template <class T> DEV void step(const Slot<T> *slots, const int2 *chunks, const
 }  // namespace
 
 #define ADAMW(NAME, T)                                                                                                     \
-    DEV_KERNEL(adamw_##NAME, 256, 0, const Slot<T> *slots, const int2 *chunks, float size, float root, float b1, float b2, \
-               float eps, float keep, float unscale, const int *skip) {                                                    \
-        step(slots, chunks, Hyper{size, root, b1, b2, eps, keep, unscale}, skip);                                          \
+    DEV_KERNEL(adamw_##NAME, 256, 0, const Slot<T> *slots, const int2 *chunks, float size, float root, float c1, float b2, \
+               float c2, float eps, float keep, float unscale, const int *skip) {                                          \
+        step(slots, chunks, Hyper{size, root, c1, b2, c2, eps, keep, unscale}, skip);                                      \
     }
 ADAMW(f32, float)
 ADAMW(f16, dev::f16)

@@ -9,6 +9,8 @@ mod attention;
 mod decode;
 #[path = "kernels/harness.rs"]
 mod harness;
+#[path = "kernels/house.rs"]
+mod house;
 #[path = "kernels/layer_norm.rs"]
 mod layer_norm;
 #[path = "kernels/losses.rs"]

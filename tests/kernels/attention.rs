@@ -148,14 +148,20 @@ fn reference<T: Storage>(c: &Case, x: &Inputs<T>) -> [Vec<f64>; 4] {
 fn over<T: Storage>(x: &[f32], rows: &[usize], by: &[f32], width: usize, column: usize) -> f32 {
     r::<T>(rows.iter().zip(by).fold(0f32, |s, (row, by)| s + x[row * width + column] * by))
 }
+/// The product of two rows, summed up or down.
+fn dot<T: Storage>(a: &[f32], b: &[f32], down: bool) -> f32 {
+    let terms = a.iter().zip(b).map(|(a, b)| a * b);
+    r::<T>(if down { terms.rev().fold(0f32, |s, x| s + x) } else { terms.fold(0f32, |s, x| s + x) })
+}
 
-/// y, dq, dk, dv of a plain implementation of the definition's formulas: every step rounded to T, sums in f32.
-fn naive<T: Storage>(c: &Case, x: &Inputs<T>) -> [Vec<f32>; 4] {
+/// y, dq, dk, dv of a plain implementation of the definition's formulas: every step rounded to T, sums in f32,
+/// each in one of two orders.
+fn naive<T: Storage>(c: &Case, x: &Inputs<T>, down: bool) -> [Vec<f32>; 4] {
     let (w, d) = (c.heads * c.d, c.d);
     let [q, k, v, dy] = [&x.q, &x.k, &x.v, &x.dy].map(|x| floats(x));
     let [mut y, mut dq] = [(); 2].map(|()| vec![0f32; c.q_rows * w]);
     let [mut dk, mut dv] = [(); 2].map(|()| vec![0f32; c.k_rows * w]);
-    let dot = |a: &[f32], b: &[f32]| r::<T>(a.iter().zip(b).fold(0f32, |s, (a, b)| s + a * b));
+    let dot = |a: &[f32], b: &[f32]| dot::<T>(a, b, down);
     for s in &c.spans {
         for head in 0..c.heads {
             let cut = |x: &[f32], row: usize| x[row * w + head * d..][..d].to_vec();
@@ -202,10 +208,15 @@ fn naive<T: Storage>(c: &Case, x: &Inputs<T>) -> [Vec<f32>; 4] {
     [y, dq, dk, dv]
 }
 
+/// Of two naive results the one that is further off: the largest of a few rounding errors is a matter of luck.
+fn larger<'a>(want: &[f64], [a, b]: [&'a [f32]; 2]) -> &'a [f32] {
+    if worst(&wide(a), want) < worst(&wide(b), want) { b } else { a }
+}
+
 fn check<T: Storage>(c: &Case) {
     let x = Inputs::<T>::new(c);
     let got = everywhere(|schedule| kernels(c, &x, None, schedule));
-    let (want, plain) = (reference(c, &x), naive(c, &x));
+    let (want, plain) = (reference(c, &x), [naive(c, &x, false), naive(c, &x, true)]);
     for (i, name) in ["y", "dq", "dk", "dv"].into_iter().enumerate() {
         // Where no row sees two keys, dP - delta is 0, and the rounding of y and of sums of D terms all there is:
         // D u |dy| |v| in dS at most. A naive implementation may have none.
@@ -217,7 +228,12 @@ fn check<T: Storage>(c: &Case) {
             assert!(error <= bound, "{name} of {c:?}: error {error:.3e}, allowed {bound:.3e}");
             continue;
         }
-        assert_close(&format!("{name} of {c:?}"), &got[i], &want[i], &plain[i]);
+        assert_close(
+            &format!("{name} of {c:?}"),
+            &got[i],
+            &want[i],
+            larger(&want[i], [&plain[0][i], &plain[1][i]]),
+        );
     }
 }
 

@@ -45,7 +45,7 @@ fn gelu() {
         assert_close("gelu", &y, &want, &naive);
         assert_close("gelu dx", &dx, &grads[0], &naive_dx);
     }
-    for (n, c, bias) in [(3, 3072, true), (5, 13, true), (1, 1, false), (7, 64, false)] {
+    for (n, c, bias) in [(3, 3072, true), (5, 13, true), (1, 9, false), (7, 64, false)] {
         each_type!(go(n, c, bias));
     }
 }

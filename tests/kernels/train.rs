@@ -71,7 +71,7 @@ fn step<T: Storage>(s: Schedule, skip: Option<i32>) -> Vec<Vec<f32>> {
     let flag = on_device(&[skip.unwrap_or(0)]);
     let size = LR / (1.0 - BETAS[0].powi(STEPS));
     let root = (1.0 - BETAS[1].powi(STEPS)).sqrt();
-    let hyper = [size, root, BETAS[0], BETAS[1], EPS, 1.0 - LR * DECAY];
+    let hyper = [size, root, 1.0 - BETAS[0], BETAS[1], 1.0 - BETAS[1], EPS, 1.0 - LR * DECAY];
     let mut args = vec![Arg::from(&state.slots), (&state.chunks).into()];
     args.extend(hyper.map(|x| Arg::from(x as f32)));
     args.extend([UNSCALE.into(), if skip.is_some() { (&flag).into() } else { Arg::NULL }]);
