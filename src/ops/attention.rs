@@ -236,6 +236,9 @@ fn forward<T: Real>(plan: &Plan, kept: &[Tensor; 3]) -> (Vec<T>, Vec<T>) {
     (0..tasks).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         let (s, head) = (&plan.segments.list[task / h], task % h);
         let (n, keys) = (s.q.len(), s.keys());
+        if n == 0 {
+            return;
+        }
         let p = sized(&mut scratch.scores, n * keys);
         scores(plan, s, head, q, k, p);
         cpu::simd(
