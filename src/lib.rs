@@ -16,6 +16,7 @@
 //! | [`metrics`] | BLEU, ROUGE-L, CIDEr-D, recall |
 //! | [`train`] | optimizer, schedule, trainer; checkpoints and signals |
 //! | [`parity`] | recorded cases of LAVIS against this crate |
+//! | [`report`] | a run as one HTML page |
 //! | [`commands`] | the command line |
 
 pub mod commands;
@@ -28,6 +29,7 @@ pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod parity;
+pub mod report;
 pub mod tensor;
 pub mod train;
 pub mod vision;

@@ -1,6 +1,10 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod doctor;
 mod parity;
+mod report;
+mod start;
+mod train;
 
 use crate::Result;
 use clap::{Parser, Subcommand};
@@ -16,12 +20,18 @@ pub struct Cli {
 // One line per command, in the order of `--help`.
 #[derive(Subcommand)]
 enum Command {
+    Train(train::Args),
+    Doctor(doctor::Args),
+    Report(report::Args),
     Parity(parity::Args),
 }
 
 /// Runs the command that was parsed.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Train(args) => train::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Parity(args) => parity::run(&args),
     }
 }
