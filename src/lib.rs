@@ -11,6 +11,7 @@
 //! | [`ops`] | one file per operation, forward and backward |
 //! | [`nn`] | parameters and the layers made of them |
 //! | [`model`] | the image encoder, the Q-Former, the stage-1 losses, generation |
+//! | [`text`] | Japanese text to ids and back, as BertJapaneseTokenizer does it; caption cleaning |
 //! | [`vision`] | picture files to model input, as Pillow and torchvision make it |
 //! | [`data`] | captioned pictures: annotation files, the order of training, a threaded loader, checks |
 //! | [`metrics`] | BLEU, ROUGE-L, CIDEr-D, recall |
@@ -31,6 +32,7 @@ pub mod ops;
 pub mod parity;
 pub mod report;
 pub mod tensor;
+pub mod text;
 pub mod train;
 pub mod vision;
 

@@ -14,8 +14,16 @@ use world::{Done, World, exists, signal};
 
 /// Dropout, accumulation over two micro-batches and an evaluation now and then: everything that could tell a resumed run
 /// from another one. 24 pictures with 2 captions: 48 / (3 * 2) = 8 steps an epoch.
-const BUSY: [&str; 8] =
-    ["--batch", "3", "--set", "accumulate=2", "--set", "validation.images=images", "--set", "validation.captions=captions.json"];
+const BUSY: [&str; 8] = [
+    "--batch",
+    "3",
+    "--set",
+    "accumulate=2",
+    "--set",
+    "validation.images=images",
+    "--set",
+    "validation.captions=captions.json",
+];
 
 fn busy<'a>(more: &[&'a str]) -> Vec<&'a str> {
     BUSY.iter().copied().chain(["--set", "eval_every=5"]).chain(more.iter().copied()).collect()
@@ -49,7 +57,8 @@ fn resumed_after_every_step_a_run_ends_with_the_same_bytes() {
         world.train("pieces", &busy(&more)).good();
     }
     // an evaluation also happens at the last step of a run, so the pieces have one after each step
-    let without = |out: &str| -> Vec<_> { world.log(out).into_iter().filter(|l| l["kind"] == "step").collect() };
+    let without =
+        |out: &str| -> Vec<_> { world.log(out).into_iter().filter(|l| l["kind"] == "step").collect() };
     assert_eq!(without("whole"), without("pieces"));
     let tensors = |out: &str| {
         let bytes = world.newest(out);
@@ -66,7 +75,9 @@ fn stopped_by_a_signal_or_killed_a_run_goes_on_as_if_it_had_not_been() {
     let again: Vec<&str> = long.iter().copied().chain(["--resume"]).collect();
     world.train("whole", &long).good();
     let mut run = world.start("stopped", &long);
-    for (signalled, lines, code) in [("TERM", 6, Some(143)), ("INT", 14, Some(130)), ("KILL", 22, None), ("KILL", 31, None)] {
+    for (signalled, lines, code) in
+        [("TERM", 6, Some(143)), ("INT", 14, Some(130)), ("KILL", 22, None), ("KILL", 31, None)]
+    {
         world.wait_for_lines("stopped", lines);
         signal(&run, signalled);
         let done = Done(run.wait_with_output().unwrap());
@@ -74,7 +85,11 @@ fn stopped_by_a_signal_or_killed_a_run_goes_on_as_if_it_had_not_been() {
         if code.is_some() {
             let last = world.log("stopped").iter().filter(|l| l["kind"] == "step").count();
             let words = format!("saved at step {last}");
-            assert!(done.errors().contains(&words) && done.errors().contains("--resume"), "{}", done.errors());
+            assert!(
+                done.errors().contains(&words) && done.errors().contains("--resume"),
+                "{}",
+                done.errors()
+            );
             assert_eq!(world.checkpoints("stopped").pop(), Some(format!("step-{last:09}.safetensors")));
         }
         run = world.start("stopped", &again);
@@ -84,7 +99,17 @@ fn stopped_by_a_signal_or_killed_a_run_goes_on_as_if_it_had_not_been() {
 
     // the same again without threads to compute or to load with
     let mut one = world.command(&[]);
-    one.args(["train", "--images", "images", "--captions", "captions.json", "--out", "one", "--size", "tiny"]);
+    one.args([
+        "train",
+        "--images",
+        "images",
+        "--captions",
+        "captions.json",
+        "--out",
+        "one",
+        "--size",
+        "tiny",
+    ]);
     one.args(["--set", "model.layers=2", "--set", "model.vit_depth=1", "--set", "model.hidden=32"]);
     one.args(["--set", "warmup_steps=4", "--set", "save_minutes=0", "--set", "workers=1"]).args(&long);
     Done(one.env("RAYON_NUM_THREADS", "1").output().unwrap()).good();
@@ -116,7 +141,9 @@ fn other_settings_are_refused_when_a_run_goes_on() {
     world.train("run", &["--steps", "2"]).refused(2, &["step 2", "--resume", "--out"]);
     let other = world.train("run", &["--resume", "--set", "init_lr=3e-4", "--set", "dropout=0.2"]);
     other.refused(2, &["init_lr: saved with 0.0001, now 0.0003", "dropout: saved with 0.1, now 0.2"]);
-    world.train("run", &["--resume", "--set", "model.hidden=64"]).refused(2, &["model.hidden: saved with 32, now 64"]);
+    world
+        .train("run", &["--resume", "--set", "model.hidden=64"])
+        .refused(2, &["model.hidden: saved with 32, now 64"]);
     world.train("run", &["--resume", "--set", "seed=7"]).refused(2, &["(seed): saved with 42, now 7"]);
     let text = std::fs::read_to_string(world.path("captions.json")).unwrap();
     world.write("captions.json", text.replacen("赤い", "紅い", 1));
@@ -136,7 +163,8 @@ fn a_run_goes_on_by_its_folder_alone_and_its_model_can_be_started_from() {
     world.run(&["train", "--export", "--out", "run"]).good();
     same_run(&world, "run", "whole");
 
-    let data = ["train", "--images", "images", "--captions", "captions.json", "--batch", "6", "--epochs", "1"];
+    let data =
+        ["train", "--images", "images", "--captions", "captions.json", "--batch", "6", "--epochs", "1"];
     let from = |out: &'static str, more: &[&'static str]| {
         world.run(&[&data[..], &["--start", "run/model", "--out", out, "--set", "min_lr=0"], more].concat())
     };

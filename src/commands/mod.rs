@@ -1,10 +1,14 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod dictionary;
 mod doctor;
+mod output;
 mod parity;
 mod report;
 mod start;
+mod tokens;
 mod train;
+mod vocabulary;
 
 use crate::Result;
 use clap::{Parser, Subcommand};
@@ -24,6 +28,9 @@ enum Command {
     Doctor(doctor::Args),
     Report(report::Args),
     Parity(parity::Args),
+    Tokens(tokens::Args),
+    Vocabulary(vocabulary::Args),
+    Dictionary(dictionary::Args),
 }
 
 /// Runs the command that was parsed.
@@ -33,5 +40,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Parity(args) => parity::run(&args),
+        Command::Tokens(args) => tokens::run(&args),
+        Command::Vocabulary(args) => vocabulary::run(&args),
+        Command::Dictionary(args) => dictionary::run(&args),
     }
 }

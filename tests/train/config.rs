@@ -110,15 +110,18 @@ fn lavis_own_file_works_or_says_what_to_change() {
     };
     let line = |text: &str| LAVIS.lines().position(|l| l.contains(text)).unwrap() + 1;
     let words = |name: &str| format!("stage1.yaml line {}", line(name));
-    broken("batch_size_train", "batch_size_trian").refused(2, &["did you mean run.batch_size_train", &words("batch_size_train")]);
+    broken("batch_size_train", "batch_size_trian")
+        .refused(2, &["did you mean run.batch_size_train", &words("batch_size_train")]);
     broken("storage: captions.json", "storge: captions.json")
         .refused(2, &["did you mean datasets.coco_caption.build_info.annotations.train.storage"]);
-    broken("resume_ckpt_path: null", "resume_ckpt_path: x.pth").refused(2, &["--resume", &words("resume_ckpt_path")]);
+    broken("resume_ckpt_path: null", "resume_ckpt_path: x.pth")
+        .refused(2, &["--resume", &words("resume_ckpt_path")]);
     broken("evaluate: False", "evaluate: True").refused(2, &["qformer evaluate"]);
     broken("linear_warmup_cosine_lr", "constant_lr").refused(2, &["expected linear_warmup_cosine_lr"]);
     broken("init_lr: 1e-4", "init_lr: fast").refused(2, &["run.init_lr", "a number", "fast"]);
     broken("world_size: 1", "world_size: 8").refused(2, &["world_size"]);
-    broken("load_pretrained: False", "pretrained: 'https://x/y.pth'").refused(2, &["qformer convert", "start"]);
+    broken("load_pretrained: False", "pretrained: 'https://x/y.pth'")
+        .refused(2, &["qformer convert", "start"]);
     broken("            storage: 'images'", "            url: 'images'").refused(2, &["url"]);
     broken("freeze_vit: True", "freeze_vit: [").refused(3, &["stage1.yaml"]);
 }
@@ -138,7 +141,10 @@ fn unknown_settings_get_a_line_and_a_suggestion() {
         world.write("c.yaml", format!("{base}{line}\n"));
         let n = 3 + line.lines().count();
         let done = world.run(&["train", "c.yaml", "--dry-run"]);
-        done.refused(2, &["an unknown one", &format!("c.yaml line {n}"), &format!("did you mean {suggestion}?")]);
+        done.refused(
+            2,
+            &["an unknown one", &format!("c.yaml line {n}"), &format!("did you mean {suggestion}?")],
+        );
     }
     world.write("c.yaml", format!("{base}zzzz: 1\n"));
     world.run(&["train", "c.yaml", "--dry-run"]).refused(2, &["zzzz (c.yaml line 4)", "--keys"]);
@@ -147,7 +153,10 @@ fn unknown_settings_get_a_line_and_a_suggestion() {
     world.run(&["train", "nowhere.yaml"]).refused(3, &["nowhere.yaml"]);
     world.run(&["train"]).refused(2, &["pictures and captions", "--images"]);
     let keys = world.run(&["train", "--keys"]).good().text();
-    assert!(keys.contains("init_lr") && keys.contains("(LAVIS: run.init_lr)") && keys.contains("[0.0001]"), "{keys}");
+    assert!(
+        keys.contains("init_lr") && keys.contains("(LAVIS: run.init_lr)") && keys.contains("[0.0001]"),
+        "{keys}"
+    );
 }
 
 #[test]
@@ -196,15 +205,29 @@ fn several_data_sets_are_drawn_from_by_their_ratios() {
     world.write("c.yaml", sets.replace("ratio: 1", "ratio: 0"));
     world.run(&["train", "c.yaml", "--dry-run"]).refused(2, &["datasets.b.ratio", "above 0"]);
     world.write("c.yaml", "datasets:\n  a:\n  b: {captions: captions.json}\n");
-    world.run(&["train", "c.yaml", "--dry-run"]).refused(2, &["data set a (c.yaml line 2)", "build_info.images.storage"]);
+    world
+        .run(&["train", "c.yaml", "--dry-run"])
+        .refused(2, &["data set a (c.yaml line 2)", "build_info.images.storage"]);
 }
 
 #[test]
 fn a_plan_counts_parameters_and_finds_the_largest_batch() {
     let world = World::new();
     let text = world.train("no", &["--dry-run"]).good().text();
-    for part in ["parameters", "weights", "gradients", "optimizer", "activations", "together", "free: a batch of", "epoch"] {
+    for part in [
+        "parameters",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "together",
+        "free: a batch of",
+        "epoch",
+    ] {
         assert!(text.contains(part), "no {part} in {text}");
     }
-    assert!(text.contains("16 of 1 x 6 captions; 8 in an epoch; warm-up over 4; schedule of 2 epochs"), "{text}");
+    assert!(
+        text.contains("16 of 1 x 6 captions; 8 in an epoch; warm-up over 4; schedule of 2 epochs"),
+        "{text}"
+    );
 }

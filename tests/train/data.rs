@@ -18,7 +18,9 @@ fn annotation_files_that_are_wrong_are_refused() {
     let good = entries(&world);
     let with = |entry: Value| json!([good.clone(), vec![entry]].concat()).to_string();
     let coco = |annotations: &str| {
-        format!("{{\"images\": [{{\"id\": 1, \"file_name\": \"00.png\"}}], \"annotations\": [{annotations}]}}")
+        format!(
+            "{{\"images\": [{{\"id\": 1, \"file_name\": \"00.png\"}}], \"annotations\": [{annotations}]}}"
+        )
     };
     for (bad, words) in [
         (text[..text.len() / 2].to_string(), &["captions.json", "line"][..]),
@@ -27,7 +29,9 @@ fn annotation_files_that_are_wrong_are_refused() {
         (with(json!({"image": "../secret.png", "caption": "猫"})), &["../secret.png", "climbs out"]),
         (with(json!({"image": "/etc/secret.png", "caption": "猫"})), &["absolute path", "/etc/secret.png"]),
         (
-            coco("{\"id\": 1, \"image_id\": 1, \"caption\": \"猫\"}, {\"id\": 1, \"image_id\": 1, \"caption\": \"犬\"}"),
+            coco(
+                "{\"id\": 1, \"image_id\": 1, \"caption\": \"猫\"}, {\"id\": 1, \"image_id\": 1, \"caption\": \"犬\"}",
+            ),
             &["猫", "犬"],
         ),
         ("[]".to_string(), &["at least one caption"]),
@@ -38,7 +42,10 @@ fn annotation_files_that_are_wrong_are_refused() {
         done.refused(3, words);
         assert!(!world.path("no").exists(), "nothing is written before the data is read");
     }
-    world.write("captions.json", [b"[{\"image\": \"00.png\", \"caption\": \"".as_slice(), &[0x93, 0xfa], b"\"}]"].concat());
+    world.write(
+        "captions.json",
+        [b"[{\"image\": \"00.png\", \"caption\": \"".as_slice(), &[0x93, 0xfa], b"\"}]"].concat(),
+    );
     world.train("no", &[]).refused(3, &["UTF-8", "offset 34"]);
     std::fs::remove_file(world.path("captions.json")).unwrap();
     world.train("no", &[]).refused(3, &["captions.json", "check the path"]);
@@ -113,7 +120,11 @@ fn a_folder_that_cannot_be_written_to_is_said_and_a_foreign_checkpoint_refused()
     let bytes = std::fs::read(&newest).unwrap();
     std::fs::write(&newest, &bytes[..bytes.len() - 9]).unwrap();
     let done = world.train("torn", &["--steps", "2", "--resume"]).good();
-    assert!(done.errors().contains("passed over") && done.errors().contains("going on after step 1"), "{}", done.errors());
+    assert!(
+        done.errors().contains("passed over") && done.errors().contains("going on after step 1"),
+        "{}",
+        done.errors()
+    );
     assert!(std::fs::read(&newest).unwrap() == bytes);
 }
 
@@ -142,7 +153,8 @@ fn a_full_disk_keeps_the_old_checkpoint_and_the_log_warns_once() {
             Err(_) => fill /= 2,
         }
     }
-    let full = world.train("disk/run", &["--resume", "--steps", "12", "--set", "save_every=5", "--set", "keep_last=40"]);
+    let full = world
+        .train("disk/run", &["--resume", "--steps", "12", "--set", "save_every=5", "--set", "keep_last=40"]);
     let left = world.checkpoints("disk/run");
     let same = std::fs::read(world.path("disk/run/checkpoints").join(left.last().unwrap())).unwrap();
     let unmounted = std::process::Command::new("umount").arg(world.path("disk")).status();

@@ -7,11 +7,16 @@ use serde_json::{Value, json};
 fn doctor_tells_the_healthy_from_the_sick() {
     let world = World::new();
     let ask = |more: &[&str]| {
-        let base = ["doctor", "--images", "images", "--captions", "captions.json", "--batch", "2", "--seed", "1"];
+        let base =
+            ["doctor", "--images", "images", "--captions", "captions.json", "--batch", "2", "--seed", "1"];
         world.run(&[&base[..], more].concat())
     };
     let healthy = ask(&["--profile", "lavis-image-id"]).good();
-    assert!(healthy.text().contains("24 pictures, 48 captions") && !healthy.text().contains("!!"), "{}", healthy.text());
+    assert!(
+        healthy.text().contains("24 pictures, 48 captions") && !healthy.text().contains("!!"),
+        "{}",
+        healthy.text()
+    );
 
     let png = std::fs::read(world.path("images/05.png")).unwrap();
     world.write("images/05.png", &png[..png.len() / 2]);
@@ -22,7 +27,8 @@ fn doctor_tells_the_healthy_from_the_sick() {
     let json = ask(&["--json"]);
     assert_eq!(json.code(), Some(3));
     let seen: Value = serde_json::from_str(&json.text()).unwrap();
-    let broken = seen["findings"].as_array().unwrap().iter().find(|f| f["what"] == "broken pictures").unwrap();
+    let broken =
+        seen["findings"].as_array().unwrap().iter().find(|f| f["what"] == "broken pictures").unwrap();
     assert_eq!(broken["count"], 1);
 
     // with a vocabulary that lacks a character, and a length that cuts
@@ -33,7 +39,14 @@ fn doctor_tells_the_healthy_from_the_sick() {
 #[test]
 fn report_is_one_page_with_curves_settings_and_captions() {
     let world = World::new();
-    let v = ["--set", "validation.images=images", "--set", "validation.captions=captions.json", "--set", "eval_every=2"];
+    let v = [
+        "--set",
+        "validation.images=images",
+        "--set",
+        "validation.captions=captions.json",
+        "--set",
+        "eval_every=2",
+    ];
     world.train("run", &[&v[..], &["--steps", "6"]].concat()).good();
     world.write(
         "out.json",
@@ -47,7 +60,14 @@ fn report_is_one_page_with_curves_settings_and_captions() {
     let done = world.run(&["report", "run", "--captions", "out.json", "--images", "images"]).good();
     assert_eq!(done.text().trim(), "run/report.html");
     let html = std::fs::read_to_string(world.path("run/report.html")).unwrap();
-    for part in ["<svg", "best validation loss", "init_lr: 0.0001", "data:image/jpeg;base64,", "&lt;b&gt;赤い丸&lt;/b&gt;", "何もない"] {
+    for part in [
+        "<svg",
+        "best validation loss",
+        "init_lr: 0.0001",
+        "data:image/jpeg;base64,",
+        "&lt;b&gt;赤い丸&lt;/b&gt;",
+        "何もない",
+    ] {
         assert!(html.contains(part), "no {part} in the page");
     }
     assert!(html.contains("outside the folder of pictures") && html.matches("data:image/jpeg").count() == 1);

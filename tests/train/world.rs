@@ -83,8 +83,10 @@ impl World {
     /// Names of the checkpoints, oldest first.
     pub fn checkpoints(&self, out: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(out).join("checkpoints")).into_iter().flatten();
-        let mut names: Vec<String> =
-            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).filter(|n| n.starts_with("step")).collect();
+        let mut names: Vec<String> = entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .filter(|n| n.starts_with("step"))
+            .collect();
         names.sort();
         names
     }
@@ -96,8 +98,22 @@ impl World {
 }
 
 const SMALL: [&str; 16] = [
-    "--size", "tiny", "--set", "model.layers=2", "--set", "model.vit_depth=1", "--set", "model.hidden=32", "--batch", "6",
-    "--epochs", "2", "--set", "warmup_steps=4", "--set", "save_minutes=0",
+    "--size",
+    "tiny",
+    "--set",
+    "model.layers=2",
+    "--set",
+    "model.vit_depth=1",
+    "--set",
+    "model.hidden=32",
+    "--batch",
+    "6",
+    "--epochs",
+    "2",
+    "--set",
+    "warmup_steps=4",
+    "--set",
+    "save_minutes=0",
 ];
 
 fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -105,7 +121,8 @@ fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     // clap takes an option once: defaults are given only where they are not overridden
     let mut pairs = SMALL.chunks(2);
     let overridden = |pair: &[&str]| {
-        let same = |given: &[&str]| given[0] == pair[0] && (pair[0] != "--set" || name(given[1]) == name(pair[1]));
+        let same =
+            |given: &[&str]| given[0] == pair[0] && (pair[0] != "--set" || name(given[1]) == name(pair[1]));
         more.windows(2).any(same)
     };
     pairs.by_ref().filter(|p| !overridden(p)).for_each(|p| all.extend(p));
