@@ -1,5 +1,6 @@
 //! `qformer doctor`: a data set looked through before it is trained on.
 
+use super::output::Output;
 use crate::data::{self, Checks, Dataset, Tokens};
 use crate::model;
 use crate::text::{Settings, Tokenizer, clean_caption, vocabulary};
@@ -66,12 +67,15 @@ pub fn run(args: &Args) -> Result<()> {
     if args.profile == "lavis-image-id" {
         diagnosis.findings.retain(|f| f.what != "batches that repeat a picture");
     }
-    if args.json {
+    let text = if args.json {
         let failed = |e| Error::new(Kind::Write, "doctor").got(e);
-        println!("{}", serde_json::to_string(&diagnosis).map_err(failed)?);
+        serde_json::to_string(&diagnosis).map_err(failed)?
     } else {
-        print!("{diagnosis}");
-    }
+        diagnosis.to_string()
+    };
+    let mut output = Output::new();
+    output.line(text.trim_end())?;
+    output.flush()?;
     if diagnosis.is_healthy() {
         return Ok(());
     }

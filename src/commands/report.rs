@@ -1,5 +1,6 @@
 //! `qformer report`: a run as one offline HTML page.
 
+use super::output::Output;
 use crate::files::{self, RealDisk};
 use crate::report::{Story, page, read_samples};
 use crate::{Error, Result};
@@ -42,6 +43,7 @@ pub fn run(args: &Args) -> Result<()> {
     let text = page(&story, &samples);
     let path = args.html.clone().unwrap_or_else(|| args.run.join("report.html"));
     files::write_atomic(&RealDisk, &path, text.len() as u64, |w| w.write_all(text.as_bytes()))?;
-    println!("{}", path.display());
-    Ok(())
+    let mut output = Output::new();
+    output.line(path.display())?;
+    output.flush().map(drop)
 }

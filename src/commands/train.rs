@@ -1,5 +1,6 @@
 //! `qformer train`: from pictures and captions to a trained model directory.
 
+use super::output::Output;
 use super::start::{self, Start};
 use crate::files::{self, RealDisk};
 use crate::text::Tokenizer;
@@ -85,16 +86,14 @@ const VOCABULARY: &str = "vocabulary";
 
 pub fn run(args: &Args) -> Result<()> {
     if args.keys {
-        println!("{}", config::describe());
-        return Ok(());
+        return print(&config::describe());
     }
     let config = args.read()?;
     let mut progress = Progress::new(args.quiet);
     config.notes.iter().for_each(|note| progress.say(format!("note: {note}")));
     let job = Job::prepare(config, args.resume || args.export, &progress)?;
     if args.dry_run {
-        print!("{}", job.describe());
-        return Ok(());
+        return print(&job.describe());
     }
     let out = job.config.out.clone().ok_or_else(|| {
         Error::argument("train", "--out", "a folder for the run", "none").fix("give --out DIR")
@@ -103,6 +102,12 @@ pub fn run(args: &Args) -> Result<()> {
         return job.export_newest(&out, &progress);
     }
     job.train(&out, args.resume, &mut progress)
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut output = Output::new();
+    output.line(text)?;
+    output.flush().map(drop)
 }
 
 impl Args {
@@ -178,7 +183,7 @@ impl Job {
         for set in self.validation.iter().flat_map(|v| &v.sets) {
             text += &format!("validation: {}\n", set.report);
         }
-        text + &format!("\n# plan\n{}\n", self.plan)
+        text + &format!("\n# plan\n{}", self.plan)
     }
 
     fn loading(&self, corpus: &Arc<Corpus>, train: bool) -> Loading {

@@ -154,21 +154,14 @@ impl Loading {
     pub fn micro(&self, batch: Batch<Item>) -> Result<Micro> {
         let (n, s) = (batch.items.len(), self.image_size);
         let mut pixels = Vec::with_capacity(n * 3 * s * s);
-        let mut micro = Micro {
-            image: Tensor::zeros(crate::tensor::DType::F32, &[]),
-            text: Vec::new(),
-            image_id: None,
-            names: Vec::new(),
-        };
-        let mut ids = Vec::with_capacity(n);
+        let (mut text, mut ids, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for item in batch.items {
             pixels.extend_from_slice(&item.pixels);
-            micro.text.push(item.text);
-            micro.names.push(item.name);
+            text.push(item.text);
             ids.push(item.image_id);
+            names.push(item.name);
         }
-        micro.image = Tensor::new(pixels, &[n, 3, s, s])?;
-        micro.image_id = Some(ids);
-        Ok(micro)
+        let image = Tensor::new(pixels, &[n, 3, s, s])?;
+        Ok(Micro { image, text, image_id: Some(ids), names })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::log::{EvaluationLine, StepLine};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 /// Time between plain lines.
@@ -64,8 +64,8 @@ impl Progress {
     /// A message that is shown even if nothing else is.
     pub fn warn(&self, text: impl std::fmt::Display) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| line(text)),
+            None => line(text),
         }
     }
 
@@ -97,7 +97,7 @@ impl Progress {
                 bar.set_message(text);
                 bar.set_position(line.step);
             }
-            None => eprintln!("step {}/{}  epoch {}  {text}", line.step, self.total, line.epoch),
+            None => self::line(format!("step {}/{}  epoch {}  {text}", line.step, self.total, line.epoch)),
         }
         if self.bar.is_none() || self.since.elapsed() >= EVERY {
             (self.since, self.samples, self.waited) = (Instant::now(), 0.0, 0.0);
@@ -125,6 +125,11 @@ impl Progress {
             bar.finish();
         }
     }
+}
+
+/// Where nobody reads any more, training goes on all the same.
+fn line(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// `2h 05m`, `3m 20s`, `12s`

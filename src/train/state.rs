@@ -115,7 +115,7 @@ impl Identity {
 }
 
 /// The trainer's tensors in a fixed order: every trained parameter, then its two running means.
-pub fn tensors(trainer: &Trainer) -> Checkpointed<'_> {
+fn tensors(trainer: &Trainer) -> Vec<checkpoint::Tensor<'_>> {
     let mut found = Vec::new();
     for m in &trainer.optimizer.moments {
         let (spec, value) = (&trainer.params.specs()[m.id.0], trainer.params.get(m.id));
@@ -133,8 +133,6 @@ pub fn tensors(trainer: &Trainer) -> Checkpointed<'_> {
     }
     found
 }
-
-type Checkpointed<'a> = Vec<checkpoint::Tensor<'a>>;
 
 pub fn checkpoint(trainer: &Trainer, progress: Progress) -> Checkpoint<'_> {
     Checkpoint { progress, tensors: tensors(trainer) }
