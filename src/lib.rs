@@ -15,6 +15,7 @@
 //! | [`vision`] | picture files to model input, as Pillow and torchvision make it |
 //! | [`data`] | captioned pictures: annotation files, the order of training, a threaded loader, checks |
 //! | [`metrics`] | BLEU, ROUGE-L, CIDEr-D, recall |
+//! | [`pretrained`] | a model as users hold it: a folder with its numbers and its tokenizer |
 //! | [`train`] | optimizer, schedule, trainer; checkpoints and signals |
 //! | [`parity`] | recorded cases of LAVIS against this crate |
 //! | [`report`] | a run as one HTML page |
@@ -30,10 +31,12 @@ pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod parity;
+pub mod pretrained;
 pub mod report;
 pub mod tensor;
 pub mod text;
 pub mod train;
 pub mod vision;
+pub mod weights;
 
 pub use error::{Error, Kind, Result};

@@ -1,7 +1,10 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod bench;
+mod convert;
 mod dictionary;
 mod doctor;
+mod inspect;
 mod output;
 mod parity;
 mod report;
@@ -27,10 +30,13 @@ enum Command {
     Train(train::Args),
     Doctor(doctor::Args),
     Report(report::Args),
+    Convert(convert::Args),
+    Inspect(inspect::Args),
     Parity(parity::Args),
     Tokens(tokens::Args),
     Vocabulary(vocabulary::Args),
     Dictionary(dictionary::Args),
+    Bench(bench::Args),
 }
 
 /// Runs the command that was parsed.
@@ -39,9 +45,12 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Parity(args) => parity::run(&args),
         Command::Tokens(args) => tokens::run(&args),
         Command::Vocabulary(args) => vocabulary::run(&args),
         Command::Dictionary(args) => dictionary::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }

@@ -213,8 +213,7 @@ impl Job {
             batch: self.config.batch,
         });
         let Job { config, corpus, start, length, .. } = self;
-        let Start { tokenizer, model, specs } = start;
-        let params = Start::params(specs, &config)?;
+        let (model, params, tokenizer) = start.fill(&config)?;
         let vocabulary = keep(out, &config, &tokenizer, resume)?;
         let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary);
         let identity = Identity { settings, frozen: state::frozen_hash(&params) };
@@ -227,7 +226,7 @@ impl Job {
                 .fix("go on with --resume"));
         }
         let directory = out.join(MODEL);
-        start::export(&directory, &outcome.trainer.model, &outcome.trainer.params, &tokenizer)?;
+        start::export(&directory, &config, &outcome.trainer.model, &outcome.trainer.params, &tokenizer)?;
         if outcome.bad > 0 {
             progress.warn(format!(
                 "warning: {} pictures could not be used; see {}",
@@ -250,8 +249,7 @@ impl Job {
         };
         let newest =
             run::newest(out, |e| progress.warn(format!("warning: passed over: {e}")))?.ok_or_else(none)?;
-        let Start { tokenizer, model, specs } = self.start;
-        let params = Start::params(specs, &self.config)?;
+        let (model, params, tokenizer) = self.start.fill(&self.config)?;
         let vocabulary = fingerprint(&tokenizer);
         let settings = state::settings(&self.config, &self.corpus, &model.config, self.length, &vocabulary);
         let identity = Identity { settings, frozen: state::frozen_hash(&params) };
@@ -259,7 +257,7 @@ impl Job {
         newest.progress.check_same_run(&identity.progress(&trainer, state::State::default(), None)?)?;
         state::restore(&mut trainer, newest)?;
         let directory = out.join(MODEL);
-        start::export(&directory, &trainer.model, &trainer.params, &tokenizer)?;
+        start::export(&directory, &self.config, &trainer.model, &trainer.params, &tokenizer)?;
         progress.say(format!("the model of step {} is in {}", trainer.step, directory.display()));
         Ok(())
     }

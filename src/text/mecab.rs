@@ -68,7 +68,7 @@ struct Token {
     cost: i16,
 }
 
-fn lexicon(bytes: &[u8]) -> Found<(String, usize)> {
+pub(super) fn lexicon(bytes: &[u8]) -> Found<(String, usize)> {
     let entries = entries(bytes)?;
     let mut text = String::new();
     let mut words = 0;
@@ -167,7 +167,7 @@ fn keys(trie: &[u8]) -> Found<Vec<(Vec<u8>, u32)>> {
     Ok(found)
 }
 
-fn matrix(bytes: &[u8]) -> Found<String> {
+pub(super) fn matrix(bytes: &[u8]) -> Found<String> {
     let mut c = Cursor::new(bytes);
     let (before, after) = (usize::from(c.u16("its size")?), usize::from(c.u16("its size")?));
     let costs = c.list((before * after) as u64, 2, "the costs")?;
@@ -181,7 +181,7 @@ fn matrix(bytes: &[u8]) -> Found<String> {
     Ok(text)
 }
 
-fn characters(bytes: &[u8]) -> Found<String> {
+pub(super) fn characters(bytes: &[u8]) -> Found<String> {
     let mut c = Cursor::new(bytes);
     let n = c.u32("the number of categories")?;
     if !(1..=18).contains(&n) {

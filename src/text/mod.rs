@@ -7,6 +7,8 @@
 mod check;
 mod clean;
 mod cursor;
+#[cfg(test)]
+mod hostile;
 mod mecab;
 pub mod segment;
 mod settings;

@@ -4,7 +4,9 @@
 //! the program; [`convert`] makes such a file of any compiled MeCab dictionary in UTF-8. Bytes are checked before
 //! vibrato sees them (`check.rs`), since it trusts what it reads.
 
-use super::{check, mecab};
+use super::check;
+use super::cursor::Found;
+use super::mecab::{self, Texts};
 use crate::{Error, Result};
 use std::borrow::Cow;
 use std::io::Read;
@@ -24,7 +26,8 @@ const AT_ONCE: usize = 1 << 14;
 
 /// A raw dictionary is at most this large (the full UniDic has half of it) ...
 const LARGEST: u64 = 1 << 30;
-/// ... and no more than this many times its file: what zstd claims beyond is a bomb.
+/// ... and no more than this plus so many times its file: what zstd claims beyond is a bomb.
+const SMALL: u64 = 4 << 20;
 const RATIO: u64 = 1 << 10;
 
 const OPERATION: &str = "read a dictionary";
@@ -46,20 +49,18 @@ impl Segmenter {
 
     /// A dictionary file.
     pub fn open(path: &Path) -> Result<Segmenter> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(OPERATION, path, &e))?;
+        let bytes = std::fs::read(path).map_err(|e| {
+            let fix = format!("make it: qformer dictionary --mecab FOLDER --out {}", path.display());
+            Error::io(OPERATION, path, &e).fix(fix)
+        })?;
         Segmenter::new(Cow::Owned(bytes), path)
     }
 
     fn new(file: Cow<'static, [u8]>, path: &Path) -> Result<Segmenter> {
-        let refuse = |why: String| {
+        let vibrato = unpack(&file).and_then(|raw| read(&raw)).map_err(|why| {
             let fix = "the file is damaged or of another kind: make it again from the MeCab dictionary";
             Error::file(OPERATION, path, FORMAT, why).fix(fix)
-        };
-        let raw = unpack(&file).map_err(refuse)?;
-        check::dictionary(&raw).map_err(refuse)?;
-        let dictionary = vibrato::Dictionary::read(raw.as_slice()).map_err(|e| refuse(e.to_string()))?;
-        let vibrato = vibrato::Tokenizer::new(dictionary).ignore_space(true);
-        let vibrato = vibrato.map_err(|e| refuse(e.to_string()))?.max_grouping_len(GROUPING);
+        })?;
         Ok(Segmenter { file, vibrato })
     }
 
@@ -71,18 +72,30 @@ impl Segmenter {
     /// Hands the words of a text to `word`, in order. Like MeCab, which takes a C string, it stops at the first NUL.
     /// Text of more than 16,384 characters is cut, where there is one after a line feed, 。 or space, and the pieces
     /// are segmented apart.
-    pub fn words(&self, text: &str, mut word: impl FnMut(&str)) {
-        let mut rest = text.split('\0').next().unwrap_or_default();
-        let mut worker = self.vibrato.new_worker();
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(piece(rest));
-            worker.reset_sentence(now);
-            worker.tokenize();
-            for i in 0..worker.num_tokens() {
-                word(worker.token(i).surface());
-            }
-            rest = later;
+    pub fn words(&self, text: &str, word: impl FnMut(&str)) {
+        words(&self.vibrato, text, word);
+    }
+}
+
+/// A dictionary that vibrato wrote, set to choose as MeCab does.
+pub(super) fn read(raw: &[u8]) -> Found<vibrato::Tokenizer> {
+    check::dictionary(raw)?;
+    let dictionary = vibrato::Dictionary::read(raw).map_err(|e| e.to_string())?;
+    let tokenizer = vibrato::Tokenizer::new(dictionary).ignore_space(true).map_err(|e| e.to_string())?;
+    Ok(tokenizer.max_grouping_len(GROUPING))
+}
+
+pub(super) fn words(vibrato: &vibrato::Tokenizer, text: &str, mut word: impl FnMut(&str)) {
+    let mut rest = text.split('\0').next().unwrap_or_default();
+    let mut worker = vibrato.new_worker();
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(piece(rest));
+        worker.reset_sentence(now);
+        worker.tokenize();
+        for i in 0..worker.num_tokens() {
+            word(worker.token(i).surface());
         }
+        rest = later;
     }
 }
 
@@ -99,7 +112,14 @@ fn piece(text: &str) -> usize {
 /// A dictionary file made of a compiled MeCab dictionary, and the number of its words.
 pub fn convert(folder: &Path) -> Result<(Vec<u8>, usize)> {
     let texts = mecab::read(folder)?;
-    let refuse = |why: String| Error::file("convert a dictionary", folder, "a MeCab dictionary", why);
+    let file = build(&texts).and_then(|raw| pack(&raw).map_err(|e| e.to_string()));
+    let file =
+        file.map_err(|why| Error::file("convert a dictionary", folder, "a whole MeCab dictionary", why))?;
+    Ok((file, texts.words))
+}
+
+/// The dictionary of these texts as vibrato writes it.
+pub(super) fn build(texts: &Texts) -> Found<Vec<u8>> {
     let built = SystemDictionaryBuilder::from_readers(
         texts.lexicon.as_bytes(),
         texts.matrix.as_bytes(),
@@ -107,9 +127,9 @@ pub fn convert(folder: &Path) -> Result<(Vec<u8>, usize)> {
         texts.unknown.as_bytes(),
     );
     let mut raw = Vec::new();
-    built.and_then(|d| d.write(&mut raw)).map_err(|e| refuse(e.to_string()))?;
-    check::dictionary(&raw).map_err(refuse)?;
-    Ok((pack(&raw).map_err(|e| refuse(e.to_string()))?, texts.words))
+    built.and_then(|d| d.write(&mut raw)).map_err(|e| e.to_string())?;
+    check::dictionary(&raw)?;
+    Ok(raw)
 }
 
 fn pack(raw: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -123,7 +143,7 @@ fn pack(raw: &[u8]) -> std::io::Result<Vec<u8>> {
 fn unpack(file: &[u8]) -> Result<Vec<u8>, String> {
     let size = zstd::zstd_safe::get_frame_content_size(file).ok().flatten();
     let Some(size) = size else { return Err("no zstd frame that tells its size".into()) };
-    let limit = LARGEST.min((file.len() as u64).saturating_mul(RATIO));
+    let limit = LARGEST.min((file.len() as u64).saturating_mul(RATIO).saturating_add(SMALL));
     if size > limit {
         return Err(format!(
             "{} bytes that claim to unpack to {size}, above the limit of {limit}",

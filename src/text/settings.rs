@@ -72,7 +72,9 @@ struct Mecab {
 impl Settings {
     /// The settings in the text of a `tokenizer_config.json`.
     pub fn parse(text: &str, path: &Path) -> Result<Settings> {
-        let keys: Keys = serde_json::from_str(text)
+        // By way of an object, since serde would take a list for the keys in order.
+        let keys: Keys = serde_json::from_str::<serde_json::Map<_, _>>(text)
+            .and_then(|object| serde_json::from_value(Value::Object(object)))
             .map_err(|e| Error::file(OPERATION, path, "tokenizer_config.json of BertJapaneseTokenizer", e))?;
         let refuse = |key: &str, expected: &str, got: &str| {
             Err(Error::file(OPERATION, path, format!("{key} {expected}"), got).fix(

@@ -38,12 +38,12 @@ pub fn settings(
     length: Length,
     vocab: &str,
 ) -> Value {
-    let data: Vec<Value> = (0..corpus.sets.len())
-        .map(|i| {
-            let ratio = config.data.get(i).and_then(|d| d.ratio);
-            json!({ "captions": corpus.sizes()[i], "blake3": corpus.fingerprint(i), "ratio": ratio })
-        })
-        .collect();
+    let (sizes, mut data) = (corpus.sizes(), serde_json::Map::new());
+    for (i, captions) in sizes.iter().enumerate() {
+        let ratio = config.data.get(i).and_then(|d| d.ratio);
+        let set = json!({ "captions": captions, "blake3": corpus.fingerprint(i), "ratio": ratio });
+        data.insert(i.to_string(), set);
+    }
     let profile = match config.profile {
         Profile::LavisDiagonal => "lavis-diagonal",
         Profile::LavisImageId => "lavis-image-id",
@@ -76,9 +76,9 @@ pub fn settings(
 /// blake3 over the frozen parameters, which checkpoints do not hold.
 pub fn frozen_hash(params: &Params) -> String {
     let mut hash = blake3::Hasher::new();
-    for (_, spec, value) in params.iter().filter(|(_, spec, _)| !spec.trained) {
+    for (id, spec, value) in params.iter().filter(|(_, spec, _)| !spec.trained) {
         hash.update(spec.name.as_bytes());
-        hash.update(bytes_of(value));
+        hash.update(params.half(id).map_or_else(|| bytes_of(value), |half| half.bytes()));
     }
     hash.finalize().to_hex().to_string()
 }

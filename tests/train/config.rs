@@ -102,7 +102,7 @@ fn lavis_own_file_works_or_says_what_to_change() {
     assert!(shown.errors().contains("RandAugment is left out") && shown.errors().contains("runs on the CPU"));
     assert!(!exists(world.path("output")), "a dry run writes nothing");
     dry(&[&scratch[..4], &["--set", "model.image_size=56"]].concat())
-        .refused(2, &["image_size of data set coco_caption", "line 10", "expected 56, got 28"]);
+        .refused(2, &["image_size of data set coco_caption", "line 12", "expected 56, got 28"]);
 
     let broken = |from: &str, to: &str| {
         world.write("stage1.yaml", LAVIS.replacen(from, to, 1));

@@ -71,7 +71,7 @@ fn report_is_one_page_with_curves_settings_and_captions() {
         assert!(html.contains(part), "no {part} in the page");
     }
     assert!(html.contains("outside the folder of pictures") && html.matches("data:image/jpeg").count() == 1);
-    for outside in ["http", "<script", "src=\"r", "<link", "@import", "url("] {
+    for outside in ["http:", "https:", "<script", "src=\"r", "<link", "@import", "url("] {
         assert!(!html.contains(outside), "{outside} in the page");
     }
     world.run(&["report", "nowhere"]).refused(3, &["nowhere", "--out"]);

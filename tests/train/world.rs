@@ -54,6 +54,12 @@ impl World {
         self.run(&train(out, more))
     }
 
+    /// The same on so many threads.
+    pub fn train_on(&self, threads: &str, out: &str, more: &[&str]) -> Done {
+        let mut command = self.command(&train(out, more));
+        Done(command.env("RAYON_NUM_THREADS", threads).output().unwrap())
+    }
+
     pub fn start(&self, out: &str, more: &[&str]) -> Child {
         self.command(&train(out, more)).spawn().unwrap()
     }
@@ -98,40 +104,28 @@ impl World {
 }
 
 const SMALL: [&str; 16] = [
-    "--size",
-    "tiny",
+    "--set",
+    "size=tiny",
     "--set",
     "model.layers=2",
     "--set",
     "model.vit_depth=1",
     "--set",
     "model.hidden=32",
-    "--batch",
-    "6",
-    "--epochs",
-    "2",
+    "--set",
+    "batch=6",
+    "--set",
+    "epochs=2",
     "--set",
     "warmup_steps=4",
     "--set",
     "save_minutes=0",
 ];
 
+/// Flags win over --set, and a later --set over an earlier one.
 fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let mut all = vec!["train", "--images", "images", "--captions", "captions.json", "--out", out];
-    // clap takes an option once: defaults are given only where they are not overridden
-    let mut pairs = SMALL.chunks(2);
-    let overridden = |pair: &[&str]| {
-        let same =
-            |given: &[&str]| given[0] == pair[0] && (pair[0] != "--set" || name(given[1]) == name(pair[1]));
-        more.windows(2).any(same)
-    };
-    pairs.by_ref().filter(|p| !overridden(p)).for_each(|p| all.extend(p));
-    all.extend(more);
-    all
-}
-
-fn name(assignment: &str) -> &str {
-    assignment.split('=').next().unwrap_or_default()
+    let data = ["train", "--images", "images", "--captions", "captions.json", "--out", out];
+    data.iter().chain(&SMALL).chain(more).copied().collect()
 }
 
 /// A shape on grey: a disc, a square or stripes, a little elsewhere in every picture.
