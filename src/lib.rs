@@ -16,6 +16,8 @@
 //! | [`metrics`] | BLEU, ROUGE-L, CIDEr-D, recall |
 //! | [`train`] | optimizer, schedule, trainer; checkpoints and signals |
 //! | [`parity`] | recorded cases of LAVIS against this crate |
+//! | [`results`] | what commands write: caption files, arrays, the page of a search |
+//! | [`index`] | features of many pictures on the disk, to search in |
 //! | [`commands`] | the command line |
 
 pub mod commands;
@@ -23,11 +25,13 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod index;
 pub mod metrics;
 pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod parity;
+pub mod results;
 pub mod tensor;
 pub mod train;
 pub mod vision;

@@ -1,6 +1,8 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod inputs;
 mod parity;
+mod progress;
 
 use crate::Result;
 use clap::{Parser, Subcommand};

@@ -19,7 +19,7 @@ pub mod random;
 mod table;
 
 pub use doctor::{Checks, Diagnosis, Finding, Tokens, doctor};
-pub use folder::pictures;
+pub use folder::{pictures, walk};
 pub use loader::{Bad, Batch, Loader, Options};
 pub use order::Order;
 
