@@ -1,8 +1,16 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod caption;
+mod engine;
+mod evaluate;
+mod features;
+mod generation;
 mod inputs;
 mod parity;
 mod progress;
+mod query;
+mod retrieval;
+mod search;
 
 use crate::Result;
 use clap::{Parser, Subcommand};
@@ -18,12 +26,20 @@ pub struct Cli {
 // One line per command, in the order of `--help`.
 #[derive(Subcommand)]
 enum Command {
+    Caption(caption::Args),
+    Search(search::Args),
+    Features(features::Args),
+    Evaluate(evaluate::Args),
     Parity(parity::Args),
 }
 
 /// Runs the command that was parsed.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Caption(args) => caption::run(&args),
+        Command::Search(args) => search::run(&args),
+        Command::Features(args) => features::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Parity(args) => parity::run(&args),
     }
 }

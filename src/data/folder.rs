@@ -68,7 +68,7 @@ fn is_picture(path: &Path) -> bool {
 }
 
 pub(super) fn read(folder: &Path, missing_share: f64) -> Result<Dataset> {
-    let mut builder = Builder::new(folder, folder)?;
+    let mut builder = Builder::new(folder, Root::new(OPERATION, folder)?);
     for path in pictures(folder)? {
         let name = path.strip_prefix(builder.root.folder()).unwrap_or(&path).to_string_lossy().into_owned();
         let text = path.with_extension("txt");

@@ -228,8 +228,11 @@ impl CaptionFile {
                 file.entries.push(if ascii && format != Format::Csv { escaped(&entry) } else { entry });
             }
         }
-        file.changed = overwrite || file.stamp.is_none();
         Ok(file)
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     pub fn has(&self, image: &str) -> bool {
