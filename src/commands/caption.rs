@@ -23,18 +23,18 @@ const OPERATION: &str = "caption";
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   qformer caption --model runs/stair photo.jpg
-  qformer caption --model runs/stair photos/ --out captions.json             as BLIP2-Japanese writes it
+  qformer caption --model runs/stair photos/ --out captions.json
   qformer caption --model runs/stair photos/ --out captions.jsonl --num-captions 3
-  qformer caption --model runs/stair 'photos/**/*.png' --txt --spaces join   photo.txt beside photo.png
-  find /data -name '*.jpg' -print0 | qformer caption --model runs/stair - --out captions.csv
-  qformer caption --model runs/stair photos/ --sample --top-p 0.9 --seed 7 --num-captions 5")]
+  qformer caption --model runs/stair 'photos/**/*.png' --txt --spaces join
+  qformer caption --model runs/stair photos/ --sample --top-p 0.9 --seed 7 --num-captions 5
+  find /data -name '*.jpg' -print0 | qformer caption --model runs/stair - --out captions.csv")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
     inputs: Inputs,
-    /// File to write, added to if it is there: .json, .jsonl (with log-probability, ITC and ITM score of each caption)
-    /// or .csv (the same)
+    /// File to write, added to if it is there: .json (as BLIP2-Japanese writes it), .jsonl or .csv (both with the
+    /// log-probability, ITC and ITM score of each caption)
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     out: Option<PathBuf>,
     /// Form of the output [default: by the ending of --out; on standard output, text]

@@ -28,8 +28,8 @@ const OPERATION: &str = "evaluate";
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   qformer evaluate --model runs/stair --captions val.json --images images/
-  qformer evaluate --model runs/stair --captions val.json --images images/ --only retrieval --k-test 256
-  qformer evaluate --results captions.json --captions val.json                   without a model")]
+  qformer evaluate --model runs/stair --captions val.json --images images/ --k-test 256 --json
+  qformer evaluate --results captions.json --captions val.json")]
 pub struct Args {
     /// Folder of a trained model, as `train` writes it
     #[arg(long, value_name = "DIR", required_unless_present = "results", conflicts_with = "results")]

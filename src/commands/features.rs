@@ -17,19 +17,25 @@ const MAX_TEXTS: u64 = 256 << 20;
 
 /// Write the features of pictures, texts, or both together
 ///
-/// image:      image_embeds [pictures, queries, hidden] and image_embeds_proj [pictures, queries, embed], normalised.
-/// text:       text_embeds [texts, tokens, hidden], text_embeds_proj [texts, tokens, embed], normalised, and text_mask
-///             [texts, tokens]; rows behind a text's end are 0. Token 0 is [CLS], the one to search with.
-/// multimodal: multimodal_embeds [pairs, queries, hidden] of every picture with every text.
+/// --mode image
+///     image_embeds [pictures, queries, hidden]
+///     image_embeds_proj [pictures, queries, embed], normalised
+/// --mode text
+///     text_embeds [texts, tokens, hidden]; token 0 is [CLS], rows behind a text's end are 0
+///     text_embeds_proj [texts, tokens, embed], normalised
+///     text_mask [texts, tokens], 1 where there is a token
+/// --mode multimodal, of every picture with every text
+///     multimodal_embeds [pairs, queries, hidden]
 ///
-/// All f32. Names (of pairs: picture and text) are in the metadata of a .safetensors file as a JSON list; beside x.npy they are
-/// in x_names.json, and further arrays in x_proj.npy and x_mask.npy.
+/// All are f32. A .safetensors file holds them all, and in its metadata the names (of pairs:
+/// picture and text) as a JSON list. With --out x.npy the first is in x.npy, the others in
+/// x_proj.npy and x_mask.npy, the names in x_names.json.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 #[command(after_help = "Examples:
   qformer features --model runs/stair --mode image photos/ --out photos.safetensors
   qformer features --model runs/stair --mode text --text 二匹の犬 --text 赤い傘 --out texts.npy
-  qformer features --model runs/stair --mode multimodal photos/ --texts captions.txt --out pairs.safetensors")]
+  qformer features --model runs/stair --mode multimodal photos/ --texts t.txt --out p.safetensors")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,

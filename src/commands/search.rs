@@ -40,8 +40,8 @@ enum What {
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   qformer search index --model runs/stair --out photos.index photos/
-  qformer search index --model runs/stair --out photos.index photos/ --prune    and forget deleted pictures
-  qformer search index --model runs/new   --out photos.index photos/ --rebuild  with another model")]
+  qformer search index --model runs/stair --out photos.index photos/ --prune
+  qformer search index --model runs/new --out photos.index photos/ --rebuild")]
 struct IndexArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -70,7 +70,7 @@ struct IndexArgs {
   qformer search query --index photos.index 二匹の犬
   qformer search query --index photos.index 赤い傘 --top-k 50 --html found.html
   qformer search query --index photos.index --image dog.jpg --json
-  qformer search query --index photos.index 海 --rerank 0                       fast: itc alone")]
+  qformer search query --index photos.index 海 --rerank 0")]
 struct QueryArgs {
     #[command(flatten)]
     query: QuerySource,
@@ -86,7 +86,7 @@ struct QueryArgs {
     /// How many pictures to show
     #[arg(long, short = 'k', default_value_t = 10, value_name = "K")]
     top_k: usize,
-    /// How many of the best by itc to look at again [default: 32; with --image 0]
+    /// How many of the best by itc to look at again; 0 is fast [default: 32; with --image 0]
     #[arg(long, value_name = "N")]
     rerank: Option<usize>,
     /// What the pictures looked at again are ranked by
