@@ -54,10 +54,15 @@ pub fn see(model: &Pretrained, path: &Path) -> Result<Seen> {
 }
 
 pub fn seen(model: &Pretrained, picture: vision::Picture) -> Result<Seen> {
+    let identity = identity_of(&picture);
+    Ok(Seen { pixels: model.pixels(&[picture])?, identity })
+}
+
+fn identity_of(picture: &vision::Picture) -> u32 {
     let mut hash = blake3::Hasher::new();
     hash.update(&(picture.width as u64).to_le_bytes()).update(&picture.rgb);
     let [a, b, c, d, ..] = *hash.finalize().as_bytes();
-    Ok(Seen { pixels: model.pixels(&[picture])?, identity: u32::from_le_bytes([a, b, c, d]) })
+    u32::from_le_bytes([a, b, c, d])
 }
 
 /// The features of pictures, each computed alone.
@@ -223,4 +228,20 @@ pub fn left_out(operation: &str, skipped: usize, total: usize) -> Error {
         .expected("every picture to be readable")
         .got(format!("{skipped} of {total} skipped, listed above"))
         .fix("repair or remove them; the others are done")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{identity_of, vision::Picture};
+
+    #[test]
+    fn equal_pixels_and_no_others_have_one_identity() {
+        let picture = |w, h, rgb: [u8; 12]| identity_of(&Picture::new(w, h, rgb.to_vec()).unwrap());
+        let mut rgb = [7; 12];
+        let first = picture(2, 2, rgb);
+        assert_eq!(first, picture(2, 2, rgb));
+        assert_ne!(first, picture(4, 1, rgb));
+        rgb[11] = 8;
+        assert_ne!(first, picture(2, 2, rgb));
+    }
 }

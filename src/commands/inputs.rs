@@ -200,21 +200,16 @@ fn parent(path: &Path) -> Option<PathBuf> {
 
 /// The parts of a path between slashes, without `.`; `None` if it is not UTF-8.
 fn joined(path: &Path) -> Option<String> {
-    let mut name = String::new();
+    let mut parts = Vec::new();
     for part in path.components() {
-        let text = match part {
-            Component::CurDir => continue,
-            Component::RootDir => "",
-            other => other.as_os_str().to_str()?,
-        };
-        if !name.is_empty() || (text.is_empty() && part == Component::RootDir) {
-            if !name.ends_with('/') {
-                name.push('/');
-            }
+        match part {
+            Component::CurDir => {}
+            // An empty part before the first slash.
+            Component::RootDir => parts.push(""),
+            other => parts.push(other.as_os_str().to_str()?),
         }
-        name.push_str(text);
     }
-    Some(name)
+    Some(parts.join("/"))
 }
 
 #[cfg(test)]
