@@ -3,12 +3,12 @@
 use super::engine::{self, ModelArgs, Seen, Stream, Texts};
 use super::generation::Generation;
 use super::inputs::{Inputs, Picture};
+use super::output;
 use crate::files::{self, RealDisk};
 use crate::model::{GenerateOptions, Images};
 use crate::pretrained::Pretrained;
 use crate::results::{self, CaptionFile, Captioned, Format, Rated, SideCars};
-use crate::{Error, Kind, Result};
-use std::io::Write;
+use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -126,6 +126,9 @@ fn caption_all(
         for (place, captions) in places.into_iter().zip(captions) {
             outputs.put(stream.picture(place), captions)?;
             stream.done(1);
+            if outputs.closed {
+                return Ok(());
+            }
         }
         outputs.save_if_due()?;
     }
@@ -170,6 +173,8 @@ struct Outputs {
     /// The form on standard output; text of a single picture has no name.
     stdout: Option<Form>,
     single: bool,
+    /// Nobody reads standard output any more.
+    closed: bool,
     ascii: bool,
     written: usize,
     saved: Instant,
@@ -202,6 +207,7 @@ impl Outputs {
             side,
             stdout: to_stdout.then(|| args.format.unwrap_or(Form::Text)),
             single,
+            closed: false,
             ascii: args.ascii,
             written: 0,
             saved: Instant::now(),
@@ -238,7 +244,7 @@ impl Outputs {
         Ok(())
     }
 
-    fn print(&self, form: Form, c: &Captioned) -> Result<()> {
+    fn print(&mut self, form: Form, c: &Captioned) -> Result<()> {
         let first = self.written == 0;
         let text = match form {
             Form::Text => {
@@ -261,7 +267,8 @@ impl Outputs {
                 header + &results::render(c, Format::Csv, false)?
             }
         };
-        print(&text)
+        self.closed |= !output::print(&text)?;
+        Ok(())
     }
 
     fn save_if_due(&mut self) -> Result<()> {
@@ -279,7 +286,7 @@ impl Outputs {
 
     fn end(&mut self) -> Result<()> {
         if self.stdout == Some(Form::Json) {
-            print(if self.written == 0 { "[]\n" } else { "]\n" })?;
+            output::print(if self.written == 0 { "[]\n" } else { "]\n" })?;
         }
         self.save()
     }
@@ -299,12 +306,4 @@ fn file_format(out: &std::path::Path, form: Option<Form>) -> Result<Format> {
                 .fix("rename it, or say which with --format")
         }),
     }
-}
-
-/// To standard output, at once.
-pub fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|e| Error::new(Kind::Write, "write to standard output").got(e))
 }

@@ -6,7 +6,6 @@
 use super::inputs::Picture;
 use super::progress::Progress;
 use crate::data::{Loader, Options, Order};
-use crate::files::{self, RealDisk};
 use crate::index::Identity;
 use crate::model::{Images, mean_cosine};
 use crate::nn::Pass;
@@ -119,22 +118,14 @@ pub fn scores(model: &Pretrained, image: &Images, texts: &Texts) -> Result<Vec<S
     Ok(hidden.chunks(m.config.num_query * c).take(pairs.len()).enumerate().map(of).collect())
 }
 
-/// Which model this is: blake3 of all files that its answers depend on.
-pub fn identity(model: &Pretrained, folder: &Path) -> Result<Identity> {
-    let mut hash = blake3::Hasher::new();
-    for name in ["config.json", "model.safetensors", "vit.safetensors", "vocab.txt", "tokenizer_config.json"]
-    {
-        let path = folder.join(name);
-        // An encoder elsewhere is named by its hash in config.json.
-        if path.is_file() {
-            let file = files::hash_file(&RealDisk, &path).map_err(|e| Error::io("hash model", &path, &e))?;
-            hash.update(name.as_bytes()).update(file.as_bytes());
-        }
-    }
+/// Which model this is, for features that are kept: its numbers and its sizes.
+pub fn identity(model: &Pretrained, folder: &Path) -> Identity {
     let c = &model.model.config;
+    let mut hash = blake3::Hasher::new();
+    hash.update(model.identity.as_bytes()).update(format!("{c:?}").as_bytes());
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string();
     let model = hash.finalize().to_hex().to_string();
-    Ok(Identity { folder, model, num_query: c.num_query, embed_dim: c.embed_dim })
+    Identity { folder, model, num_query: c.num_query, embed_dim: c.embed_dim }
 }
 
 /// Pictures loaded ahead on threads, in order; broken ones are told of, counted and left out.

@@ -1,9 +1,10 @@
 //! `qformer evaluate`: how well a model captions and searches, or how good given captions are.
 
-use super::caption::{Spaces, caption, print};
+use super::caption::{Spaces, caption};
 use super::engine::{self, RunArgs, Seen, Stream, Texts};
 use super::generation::Generation;
 use super::inputs::Picture;
+use super::output;
 use super::retrieval::Gallery;
 use crate::data::{Dataset, Sample};
 use crate::metrics::{self, Case, Recall};
@@ -281,9 +282,11 @@ fn captioning(cases: &[Case]) -> Result<Captioning> {
 fn show(args: &Args, report: &Report) -> Result<()> {
     if args.json {
         let text = serde_json::to_string(report).map_err(|e| Error::new(Kind::Write, OPERATION).got(e))?;
-        return print(&(text + "\n"));
+        output::print(&(text + "\n"))?;
+    } else {
+        output::print(&report.to_string())?;
     }
-    print(&report.to_string())
+    Ok(())
 }
 
 impl fmt::Display for Report {

@@ -1,16 +1,23 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod bench;
 mod caption;
+mod convert;
+mod dictionary;
 mod engine;
 mod evaluate;
 mod features;
 mod generation;
 mod inputs;
+mod inspect;
+mod output;
 mod parity;
 mod progress;
 mod query;
 mod retrieval;
 mod search;
+mod tokens;
+mod vocabulary;
 
 use crate::Result;
 use clap::{Parser, Subcommand};
@@ -30,7 +37,13 @@ enum Command {
     Search(search::Args),
     Features(features::Args),
     Evaluate(evaluate::Args),
+    Convert(convert::Args),
+    Inspect(inspect::Args),
     Parity(parity::Args),
+    Tokens(tokens::Args),
+    Vocabulary(vocabulary::Args),
+    Dictionary(dictionary::Args),
+    Bench(bench::Args),
 }
 
 /// Runs the command that was parsed.
@@ -40,6 +53,12 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Search(args) => search::run(&args),
         Command::Features(args) => features::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Parity(args) => parity::run(&args),
+        Command::Tokens(args) => tokens::run(&args),
+        Command::Vocabulary(args) => vocabulary::run(&args),
+        Command::Dictionary(args) => dictionary::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }

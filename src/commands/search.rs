@@ -1,8 +1,8 @@
 //! `qformer search`: an index of pictures, and searches in it by a text or by a picture.
 
-use super::caption::print;
 use super::engine::{self, ModelArgs, Seen, Stream};
 use super::inputs::{Inputs, Picture};
+use super::output;
 use super::query::{self, Query};
 use crate::files::RealDisk;
 use crate::index::{self, Index};
@@ -132,7 +132,7 @@ fn make(args: &IndexArgs) -> Result<()> {
     let found = args.inputs.find()?;
     let run = &args.model.run;
     let model = Arc::new(Pretrained::open(&args.model.model)?);
-    let identity = engine::identity(&model, &args.model.model)?;
+    let identity = engine::identity(&model, &args.model.model);
     let mut index = Index::own(&RealDisk, &args.out, &identity, args.rebuild)?;
     let forgotten = if args.prune { index.retain(|p| Path::new(&p.path).is_file()) } else { 0 };
     let all = found.pictures.len();
@@ -238,7 +238,7 @@ fn find(args: &QueryArgs) -> Result<()> {
         Some(_) => e,
         None => e.fix("say with --model where the index's model is now"),
     })?;
-    index.check(&engine::identity(&model, &folder)?)?;
+    index.check(&engine::identity(&model, &folder))?;
     if index.is_empty() {
         return Err(Error::new(Kind::File, "search")
             .about(args.index.display().to_string())
@@ -275,7 +275,8 @@ fn show(args: &QueryArgs, query: &Query, index: &Index, hits: &[query::Found]) -
         let key = if args.query.image.is_some() { "image" } else { "text" };
         let object =
             serde_json::json!({"query": {key: query.shown()}, "pictures": index.len(), "results": hits});
-        return print(&format!("{object}\n"));
+        output::print(&format!("{object}\n"))?;
+        return Ok(());
     }
     let number = |x: Option<f32>| x.map_or("-".into(), |v| format!("{v:.4}"));
     let mut table = format!("{:>4} {:>8} {:>9} {:>12}  image\n", "rank", "itc", "itm", "mean_cosine");
@@ -285,7 +286,8 @@ fn show(args: &QueryArgs, query: &Query, index: &Index, hits: &[query::Found]) -
         let (itc, itm, cosine) = (number(Some(h.itc)), number(h.itm), number(h.mean_cosine));
         table += &format!("{:>4} {itc:>8} {itm:>9} {cosine:>12}  {name}\n", i + 1);
     }
-    print(&table)
+    output::print(&table)?;
+    Ok(())
 }
 
 fn write_page(path: &Path, query: &Query, index: &Index, hits: &[query::Found]) -> Result<()> {

@@ -24,6 +24,7 @@ enum Values {
     F32(Vec<f32>),
     F64(Vec<f64>),
     I64(Vec<i64>),
+    U8(Vec<u8>),
 }
 
 impl Case {
@@ -43,12 +44,12 @@ impl Case {
                 ),
                 Dtype::F64 => Values::F64(bytemuck::pod_collect_to_vec(data)),
                 Dtype::I64 => Values::I64(bytemuck::pod_collect_to_vec(data)),
-                Dtype::U8 => continue,
+                Dtype::U8 => Values::U8(data.to_vec()),
                 other => {
                     return Err(Error::file(
                         OP,
                         path,
-                        "f32, f64 and i64 tensors",
+                        "f32, f64, i64 and u8 tensors",
                         format!("{other:?} in {name}"),
                     ));
                 }
@@ -97,6 +98,7 @@ impl Case {
             Values::F32(v) => v.iter().map(|x| f64::from(*x)).collect(),
             Values::F64(v) => v.clone(),
             Values::I64(v) => v.iter().map(|x| *x as f64).collect(),
+            Values::U8(v) => v.iter().map(|x| f64::from(*x)).collect(),
         })
     }
 
@@ -107,7 +109,14 @@ impl Case {
     pub fn i64s(&self, name: &str) -> Result<&[i64]> {
         match &self.get(name)?.values {
             Values::I64(v) => Ok(v),
-            _ => Err(Error::file("parity", &self.path, format!("i64 in {name}"), "floating point")),
+            _ => Err(Error::file("parity", &self.path, format!("i64 in {name}"), "another type")),
+        }
+    }
+
+    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+        match &self.get(name)?.values {
+            Values::U8(v) => Ok(v),
+            _ => Err(Error::file("parity", &self.path, format!("u8 in {name}"), "another type")),
         }
     }
 

@@ -4,11 +4,13 @@
 //! them). Every recorded tensor is compared, in order of computation; a recorded tensor that is not compared is a failure.
 //!
 //! Tolerances (f32 and f64, the recorded numbers being f32): outputs and gradients relative L2 1e-4, losses relative 1e-4,
-//! losses of a training run relative 1e-3, token ids and candidates equal.
+//! losses of a training run relative 1e-3, token ids and candidates equal. Pictures: see `images`.
 
 mod case;
 mod compare;
 mod decode;
+mod images;
+pub mod text;
 mod training;
 
 pub use compare::{Line, Report};
@@ -38,8 +40,9 @@ pub fn run(path: &Path, dtype: DType) -> Result<Report> {
         "generate" => decode::generate(&case, dtype, &mut report)?,
         "features" => decode::features(&case, dtype, &mut report)?,
         "retrieval" => decode::retrieval(&case, dtype, &mut report)?,
+        "images" => images::images(&case, &mut report)?,
         other => {
-            let kinds = "vit, stage1, stage1_ids, train, generate, features or retrieval";
+            let kinds = "vit, stage1, stage1_ids, train, generate, features, retrieval or images";
             return Err(Error::file("parity", path, format!("a case of kind {kinds}"), other));
         }
     }

@@ -7,7 +7,6 @@
 //! | `augment` | torchvision's random crop and flip, as a decision apart from the pixels |
 //! | `normalise` | 8-bit pixels to float planes |
 //! | `encode` | PNG and thumbnails |
-//! | [`reference`] | the same pictures as recorded from Pillow: how far are we? |
 
 mod augment;
 mod decode;
@@ -15,7 +14,6 @@ mod encode;
 mod jpeg;
 mod normalise;
 mod raster;
-pub mod reference;
 mod resize;
 
 use crate::{Error, Result};

@@ -47,7 +47,7 @@ impl Place {
         for id in ids {
             params.get_mut(id).data_mut::<f32>().unwrap().iter_mut().for_each(|x| *x *= 8.0);
         }
-        Pretrained { model, params, tokenizer }.save(&self.path(name)).unwrap();
+        Pretrained::save(&self.path(name), &model, &params, &tokenizer, None).unwrap();
     }
 
     pub fn open(&self) -> Pretrained {
