@@ -87,6 +87,8 @@ impl LossScale {
     }
 }
 
+const BACKWARD: &str = "a gradient, computed backward";
+
 pub struct Trainer {
     pub model: Model,
     pub params: Params,
@@ -132,16 +134,23 @@ impl Trainer {
         let (plan, mut grads) = (self.plan(), Gradients::new());
         let joint = self.options.contrast == Contrast::Accumulated && batches.len() > 1;
         let losses = if joint {
-            self.model.step_joint(&self.params, &batches, plan, &mut grads)?
+            self.model.step_joint(&self.params, &batches, plan, &mut grads)
         } else {
-            self.model.step_separate(&self.params, &batches, plan, &mut grads)?
+            self.model.step_separate(&self.params, &batches, plan, &mut grads)
         };
+        // Where numbers are not finite, negatives cannot be drawn either: that is then not the first trouble.
+        let losses = losses.map_err(|e| match self.first_non_finite(&batches, plan) {
+            Some(place) => self.non_finite("loss", &place, micro),
+            None => e,
+        })?;
         if !losses.losses.iter().all(|x| x.is_finite()) {
-            return Err(self.non_finite("loss", &batches, micro, plan));
+            let place = self.first_non_finite(&batches, plan).unwrap_or(BACKWARD.into());
+            return Err(self.non_finite("loss", &place, micro));
         }
         let gradient_norm = norm(&grads) / self.scale.scale;
         if !gradient_norm.is_finite() && !self.scale.enabled {
-            return Err(self.non_finite("gradient", &batches, micro, plan));
+            let place = self.first_non_finite(&batches, plan).unwrap_or(BACKWARD.into());
+            return Err(self.non_finite("gradient", &place, micro));
         }
         let lr = self.options.schedule.lr(self.step, self.options.steps_per_epoch);
         let unscale = 1.0 / self.scale.scale;
@@ -154,25 +163,25 @@ impl Trainer {
         Ok(StepReport { step: self.step, lr, losses, gradient_norm, temperature, applied })
     }
 
-    /// Says where the first number that is not finite is: among the parameters, the pictures or the activations.
-    fn non_finite(&self, what: &str, batches: &[Batch], micro: &[Micro], plan: StepPlan) -> Error {
-        let bad_param = self.params.iter().find(|(_, _, t)| t.first_non_finite().is_some());
-        let place = if let Some((_, spec, _)) = bad_param {
-            format!("parameter {}", spec.name)
-        } else if let Some(i) = batches.iter().position(|b| b.image.first_non_finite().is_some()) {
-            format!("pictures of micro-batch {i}")
-        } else {
-            let run = || {
-                let pass = Pass::untracked(&self.params, plan.drop);
-                let sampling = crate::model::Sampling::Draw { seed: plan.seed, step: plan.step, site: 0 };
-                batches.iter().try_for_each(|b| {
-                    self.model.stage1(&pass, b, plan.profile, sampling.clone(), None).map(drop)
-                })
-            };
-            watch_non_finite(run)
-                .1
-                .map_or_else(|| format!("a {what}, computed backward"), |op| format!("result of {op}"))
+    /// Where the first number that is not finite is: among the parameters, the pictures or the activations.
+    fn first_non_finite(&self, batches: &[Batch], plan: StepPlan) -> Option<String> {
+        if let Some((_, spec, _)) = self.params.iter().find(|(_, _, t)| t.first_non_finite().is_some()) {
+            return Some(format!("parameter {}", spec.name));
+        }
+        if let Some(i) = batches.iter().position(|b| b.image.first_non_finite().is_some()) {
+            return Some(format!("pictures of micro-batch {i}"));
+        }
+        let run = || {
+            let pass = Pass::untracked(&self.params, plan.drop);
+            let sampling = crate::model::Sampling::Draw { seed: plan.seed, step: plan.step, site: 0 };
+            batches
+                .iter()
+                .try_for_each(|b| self.model.stage1(&pass, b, plan.profile, sampling.clone(), None).map(drop))
         };
+        watch_non_finite(run).1.map(|op| format!("result of {op}"))
+    }
+
+    fn non_finite(&self, what: &str, place: &str, micro: &[Micro]) -> Error {
         let names: Vec<&str> = micro.iter().flat_map(|m| m.names.iter().map(String::as_str)).collect();
         Error::new(Kind::NonFinite, format!("train: step {}", self.step + 1))
             .about(format!("first number that is not finite: {place}"))
