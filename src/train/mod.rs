@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod corpus;
 pub mod log;
+mod manifest;
 pub mod optimizer;
 pub mod plan;
 pub mod progress;

@@ -6,8 +6,8 @@
 use super::optimizer::{AdamW, Hyper};
 use super::schedule::Schedule;
 use crate::device::cpu;
-use crate::model::{Batch, Model, Profile, StepLosses, StepPlan};
-use crate::nn::{DropoutPlan, Params, Pass};
+use crate::model::{Batch, MICRO_SITES, Model, Profile, Sampling, StepLosses, StepPlan};
+use crate::nn::{DropoutPlan, Id, Params, Pass};
 use crate::tensor::{Gradients, Real, Tensor, watch_non_finite};
 use crate::{Error, Kind, Result, on};
 use rayon::prelude::*;
@@ -87,8 +87,6 @@ impl LossScale {
     }
 }
 
-const BACKWARD: &str = "a gradient, computed backward";
-
 pub struct Trainer {
     pub model: Model,
     pub params: Params,
@@ -138,19 +136,14 @@ impl Trainer {
         } else {
             self.model.step_separate(&self.params, &batches, plan, &mut grads)
         };
-        // Where numbers are not finite, negatives cannot be drawn either: that is then not the first trouble.
-        let losses = losses.map_err(|e| match self.first_non_finite(&batches, plan) {
-            Some(place) => self.non_finite("loss", &place, micro),
-            None => e,
-        })?;
-        if !losses.losses.iter().all(|x| x.is_finite()) {
-            let place = self.first_non_finite(&batches, plan).unwrap_or(BACKWARD.into());
-            return Err(self.non_finite("loss", &place, micro));
-        }
+        let losses = match losses {
+            Ok(l) if l.losses.iter().all(|x| x.is_finite()) => l,
+            Err(e) if e.kind() != Kind::NonFinite => return Err(e),
+            _ => return Err(self.non_finite("loss", &grads, &batches, micro, plan)),
+        };
         let gradient_norm = norm(&grads) / self.scale.scale;
         if !gradient_norm.is_finite() && !self.scale.enabled {
-            let place = self.first_non_finite(&batches, plan).unwrap_or(BACKWARD.into());
-            return Err(self.non_finite("gradient", &place, micro));
+            return Err(self.non_finite("gradient", &grads, &batches, micro, plan));
         }
         let lr = self.options.schedule.lr(self.step, self.options.steps_per_epoch);
         let unscale = 1.0 / self.scale.scale;
@@ -163,31 +156,54 @@ impl Trainer {
         Ok(StepReport { step: self.step, lr, losses, gradient_norm, temperature, applied })
     }
 
-    /// Where the first number that is not finite is: among the parameters, the pictures or the activations.
-    fn first_non_finite(&self, batches: &[Batch], plan: StepPlan) -> Option<String> {
-        if let Some((_, spec, _)) = self.params.iter().find(|(_, _, t)| t.first_non_finite().is_some()) {
-            return Some(format!("parameter {}", spec.name));
-        }
-        if let Some(i) = batches.iter().position(|b| b.image.first_non_finite().is_some()) {
-            return Some(format!("pictures of micro-batch {i}"));
-        }
-        let run = || {
-            let pass = Pass::untracked(&self.params, plan.drop);
-            let sampling = crate::model::Sampling::Draw { seed: plan.seed, step: plan.step, site: 0 };
-            batches
-                .iter()
-                .try_for_each(|b| self.model.stage1(&pass, b, plan.profile, sampling.clone(), None).map(drop))
+    /// Says where the first number that is not finite is: among the parameters, the pictures, the activations or the
+    /// gradients.
+    fn non_finite(
+        &self,
+        what: &str,
+        grads: &Gradients,
+        batches: &[Batch],
+        micro: &[Micro],
+        plan: StepPlan,
+    ) -> Error {
+        let bad_param = self.params.iter().find(|(_, _, t)| t.first_non_finite().is_some());
+        let place = if let Some((_, spec, _)) = bad_param {
+            format!("parameter {}", spec.name)
+        } else if let Some(i) = batches.iter().position(|b| b.image.first_non_finite().is_some()) {
+            format!("pictures of micro-batch {i}")
+        } else {
+            let run = || {
+                batches.iter().enumerate().try_for_each(|(i, b)| {
+                    let site = i as u32 * MICRO_SITES;
+                    let pass = Pass::untracked(&self.params, plan.drop).at_site(site);
+                    let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
+                    self.model.stage1(&pass, b, plan.profile, sampling, None).map(drop)
+                })
+            };
+            match watch_non_finite(run).1 {
+                Some(op) => format!("result of {op}"),
+                None => {
+                    self.bad_gradient(grads).unwrap_or_else(|| format!("the {what} of all micro-batches"))
+                }
+            }
         };
-        watch_non_finite(run).1.map(|op| format!("result of {op}"))
-    }
-
-    fn non_finite(&self, what: &str, place: &str, micro: &[Micro]) -> Error {
         let names: Vec<&str> = micro.iter().flat_map(|m| m.names.iter().map(String::as_str)).collect();
         Error::new(Kind::NonFinite, format!("train: step {}", self.step + 1))
             .about(format!("first number that is not finite: {place}"))
             .expected(format!("a finite {what}"))
             .got(format!("one that is not; the batch was {}", names.join(", ")))
             .fix("look at these samples, lower init_lr, or resume from the last checkpoint")
+    }
+
+    /// The first gradient, in the order backward reaches them, that is not finite.
+    fn bad_gradient(&self, grads: &Gradients) -> Option<String> {
+        let bad = |id: Id| {
+            grads
+                .get(id.0)
+                .is_some_and(|g| on!(g.dtype(), T => g.slice::<T>().iter().any(|x| !x.is_finite())))
+        };
+        let last = self.params.iter().filter(|(id, _, _)| bad(*id)).last();
+        last.map(|(_, spec, _)| format!("gradient of {}", spec.name))
     }
 }
 
@@ -198,7 +214,7 @@ fn norm(grads: &Gradients) -> f64 {
         grads.get(key).map_or(0.0, |g| {
             on!(g.dtype(), T => {
                 let pieces: Vec<f64> = g.slice::<T>().par_chunks(PIECE)
-                    .map(|p| cpu::simd(|| cpu::sum(p.len(), |i| p[i] * p[i])).to_f64()).collect();
+                    .map(|p| cpu::simd(#[inline(always)] || cpu::sum(p.len(), |i| p[i] * p[i])).to_f64()).collect();
                 pieces.iter().sum()
             })
         })
