@@ -199,6 +199,25 @@ fn memory_threads_and_handles_stay_flat() {
     }
 }
 
+#[test]
+fn a_loss_that_is_not_finite_names_its_step_and_its_pictures() {
+    let world = World::new();
+    let wild = ["--set", "init_lr=1e30", "--set", "warmup_lr=1e30", "--set", "save_every=1"];
+    let done = world.train("run", &wild);
+    done.refused(7, &["train: step 2", "not finite", ".png", "lower init_lr"]);
+    assert_eq!(world.log("run").len(), 1, "the step before is logged");
+    assert_eq!(world.checkpoints("run").len(), 1, "and saved");
+}
+
+#[test]
+fn captions_of_one_picture_can_be_positives() {
+    let world = World::new();
+    world.train("diagonal", &["--steps", "2"]).good();
+    world.train("ids", &["--steps", "2", "--set", "profile=lavis-image-id", "--batch", "12"]).good();
+    assert_eq!(world.log("ids").len(), 2);
+    assert!(world.log("ids")[0]["itc"] != world.log("diagonal")[0]["itc"]);
+}
+
 /// Resident memory in kB, threads, open files of a process; None if it has ended.
 fn used(id: u32) -> Option<[u64; 3]> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;

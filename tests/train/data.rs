@@ -133,7 +133,7 @@ fn a_full_disk_keeps_the_old_checkpoint_and_the_log_warns_once() {
     let world = World::new();
     std::fs::create_dir(world.path("disk")).unwrap();
     let mount = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"])
+        .args(["-t", "tmpfs", "-o", "size=5m", "tmpfs"])
         .arg(world.path("disk"))
         .status();
     if !mount.is_ok_and(|s| s.success()) {
