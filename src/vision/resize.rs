@@ -10,7 +10,7 @@
 
 use super::{Crop, MAX_PIXELS, MAX_SIDE, Picture, check_pixels};
 use crate::{Error, Result};
-use fast_image_resize as fast;
+use fast_image_resize::{self as fast, images::TypedImage, pixels::U8x3};
 
 const OPERATION: &str = "resize picture";
 const BITS: u32 = 22;
@@ -174,22 +174,28 @@ fn clip8(sum: i32) -> u8 {
     (sum >> BITS).clamp(0, 255) as u8
 }
 
-/// `fast_image_resize` in two calls, so that rows come first here too.
+/// `fast_image_resize` in two calls, so that rows come first here too. Its images all have one type here: the crate is
+/// generic over pixels and views, and every combination is compiled anew.
 fn quick(picture: &Picture, crop: &Crop, width: usize, height: usize) -> Result<Vec<u8>, String> {
-    let text = |e: &dyn std::fmt::Display| e.to_string();
-    let kind = fast::PixelType::U8x3;
-    let size = |n: usize| u32::try_from(n).map_err(|e| text(&e));
-    let (w, h, crop_w, crop_h) = (size(width)?, size(height)?, size(crop.width)?, size(crop.height)?);
-    let whole = fast::images::ImageRef::new(size(picture.width)?, size(picture.height)?, &picture.rgb, kind);
-    let whole = whole.map_err(|e| text(&e))?;
-    let part = fast::images::CroppedImage::new(&whole, size(crop.left)?, size(crop.top)?, crop_w, crop_h);
-    let part = part.map_err(|e| text(&e))?;
+    let mut part = Vec::with_capacity(crop.width * crop.height * 3);
+    for y in crop.top..crop.top + crop.height {
+        let at = (y * picture.width + crop.left) * 3;
+        part.extend_from_slice(&picture.rgb[at..at + crop.width * 3]);
+    }
+    let mut middle = vec![0; width * crop.height * 3];
+    let mut out = vec![0; width * height * 3];
+    let part = view(&mut part, crop.width, crop.height)?;
+    let mut rows = view(&mut middle, width, crop.height)?;
     let filter = fast::ResizeAlg::Convolution(fast::FilterType::CatmullRom); // a = -1/2
     let options = fast::ResizeOptions::new().resize_alg(filter).use_alpha(false);
     let mut resizer = fast::Resizer::new();
-    let mut middle = fast::images::Image::new(w, crop_h, kind);
-    resizer.resize(&part, &mut middle, &options).map_err(|e| text(&e))?;
-    let mut out = fast::images::Image::new(w, h, kind);
-    resizer.resize(&middle, &mut out, &options).map_err(|e| text(&e))?;
-    Ok(out.into_vec())
+    resizer.resize_typed(&part, &mut rows, &options).map_err(|e| e.to_string())?;
+    let mut both = view(&mut out, width, height)?;
+    resizer.resize_typed(&rows, &mut both, &options).map_err(|e| e.to_string())?;
+    Ok(out)
+}
+
+fn view(rgb: &mut [u8], width: usize, height: usize) -> Result<TypedImage<'_, U8x3>, String> {
+    let size = |n: usize| u32::try_from(n).map_err(|e| e.to_string());
+    TypedImage::from_buffer(size(width)?, size(height)?, rgb).map_err(|e| e.to_string())
 }
