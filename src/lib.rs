@@ -11,9 +11,11 @@
 //! | [`ops`] | one file per operation, forward and backward |
 //! | [`nn`] | parameters and the layers made of them |
 //! | [`model`] | the image encoder, the Q-Former, the stage-1 losses, generation |
+//! | [`text`] | Japanese text to ids and back, as BertJapaneseTokenizer does it; caption cleaning |
 //! | [`vision`] | picture files to model input, as Pillow and torchvision make it |
 //! | [`data`] | captioned pictures: annotation files, the order of training, a threaded loader, checks |
 //! | [`metrics`] | BLEU, ROUGE-L, CIDEr-D, recall |
+//! | [`pretrained`] | a model as users hold it: a folder with its numbers and its tokenizer |
 //! | [`train`] | optimizer, schedule, trainer; checkpoints and signals |
 //! | [`parity`] | recorded cases of LAVIS against this crate |
 //! | [`commands`] | the command line |
@@ -28,8 +30,11 @@ pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod parity;
+pub mod pretrained;
 pub mod tensor;
+pub mod text;
 pub mod train;
 pub mod vision;
+pub mod weights;
 
 pub use error::{Error, Kind, Result};

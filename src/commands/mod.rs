@@ -1,6 +1,13 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod bench;
+mod convert;
+mod dictionary;
+mod inspect;
+mod output;
 mod parity;
+mod tokens;
+mod vocabulary;
 
 use crate::Result;
 use clap::{Parser, Subcommand};
@@ -16,12 +23,24 @@ pub struct Cli {
 // One line per command, in the order of `--help`.
 #[derive(Subcommand)]
 enum Command {
+    Convert(convert::Args),
+    Inspect(inspect::Args),
     Parity(parity::Args),
+    Tokens(tokens::Args),
+    Vocabulary(vocabulary::Args),
+    Dictionary(dictionary::Args),
+    Bench(bench::Args),
 }
 
 /// Runs the command that was parsed.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Convert(args) => convert::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Parity(args) => parity::run(&args),
+        Command::Tokens(args) => tokens::run(&args),
+        Command::Vocabulary(args) => vocabulary::run(&args),
+        Command::Dictionary(args) => dictionary::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }

@@ -1,7 +1,10 @@
 //! `qformer parity`: recorded LAVIS cases, number by number.
 
 use crate::tensor::DType;
+use crate::text::Tokenizer;
 use crate::{Error, Kind, Result, parity};
+use serde::Serialize;
+use std::fmt::Display;
 use std::path::PathBuf;
 
 /// Run recorded LAVIS cases and compare every number
@@ -10,12 +13,16 @@ use std::path::PathBuf;
 /// first tensor, in order of computation, that differs. Exit code 0 only if everything agrees, 5 if something differs.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  qformer parity stage1-tiny.safetensors\n  qformer parity --dtype f64 --json cases/*.safetensors"
+    after_help = "Examples:\n  qformer parity stage1-tiny.safetensors\n  qformer parity --dtype f64 --json cases/*.safetensors\n  qformer parity --vocab vocab.txt tokens.jsonl"
 )]
 pub struct Args {
-    /// Case files, as tests/lavis/record.py writes them
+    /// Case files, as tests/lavis/record.py writes them; with --vocab, lines of text as tests/text/record_transformers.py
+    /// writes them
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    /// Compare what the tokenizer of this vocab.txt makes of texts (a tokenizer_config.json beside it is followed)
+    #[arg(long, value_name = "FILE")]
+    vocab: Option<PathBuf>,
     /// Precision to compute in
     #[arg(long, default_value = "f32", value_parser = ["f32", "f64"])]
     dtype: String,
@@ -32,25 +39,39 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let dtype = if args.dtype == "f64" { DType::F64 } else { DType::F32 };
+    let tokenizer = args.vocab.as_deref().map(Tokenizer::open_vocabulary).transpose()?;
     let mut failed = 0;
     for file in &args.files {
-        let report = parity::run(file, dtype)?;
-        failed += usize::from(!report.pass);
-        if args.json {
-            println!(
-                "{}",
-                serde_json::to_string(&report).map_err(|e| Error::new(Kind::Write, "parity").got(e))?
-            );
-        } else if args.quiet {
-            let text = report.to_string();
-            println!("{}: {}", report.file, text.lines().last().unwrap_or_default());
-        } else {
-            println!("{report}\n");
-        }
+        let pass = match &tokenizer {
+            Some(tokenizer) => {
+                let report = parity::text::run(file, tokenizer)?;
+                print(&report, &report.file, args)?;
+                report.pass
+            }
+            None => {
+                let report = parity::run(file, dtype)?;
+                print(&report, &report.file, args)?;
+                report.pass
+            }
+        };
+        failed += usize::from(!pass);
     }
     if failed > 0 {
         let got = format!("{failed} of {} differ", args.files.len());
         return Err(Error::new(Kind::Parity, "parity").expected("all cases to agree").got(got));
+    }
+    Ok(())
+}
+
+fn print(report: &(impl Serialize + Display), file: &str, args: &Args) -> Result<()> {
+    if args.json {
+        let json = serde_json::to_string(report).map_err(|e| Error::new(Kind::Write, "parity").got(e))?;
+        println!("{json}");
+    } else if args.quiet {
+        let text = report.to_string();
+        println!("{file}: {}", text.lines().last().unwrap_or_default());
+    } else {
+        println!("{report}\n");
     }
     Ok(())
 }

@@ -99,6 +99,15 @@ pub fn sum_rows<T: Real>(rows: usize, len: usize, f: impl Fn(usize, &mut [T]) + 
     total
 }
 
+/// The sums of the columns of x [rows, len].
+pub fn column_sums<T: Real>(x: &[T], rows: usize, len: usize) -> Vec<T> {
+    sum_rows(rows, len, |row, sums| {
+        for (s, x) in sums.iter_mut().zip(&x[row * len..]) {
+            *s += *x;
+        }
+    })
+}
+
 /// The sum of x[i], in 16 lanes, added in a fixed tree.
 #[inline(always)]
 pub fn sum<T: Real>(n: usize, x: impl Fn(usize) -> T) -> T {

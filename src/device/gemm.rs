@@ -46,6 +46,7 @@ pub fn gemm<T: Real>(
     if m == 0 || n == 0 {
         return;
     }
+    super::meter::count((m, n, k));
     let threads = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
     // SAFETY: the three asserts above bound every element that the strides can reach, and `c` is borrowed mutably, so it
     // overlaps neither `a` nor `b`. T is f32 or f64, which `gemm` knows.

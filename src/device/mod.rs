@@ -6,6 +6,7 @@ pub mod gemm;
 #[cfg(feature = "host-kernels")]
 pub mod host;
 pub mod launch;
+pub mod meter;
 mod real;
 
 pub use real::{DType, Real};

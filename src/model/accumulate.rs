@@ -7,7 +7,7 @@
 //!   ITC(all) + mean over micro-batches (ITM + LM)
 //! Matching negatives are drawn inside a micro-batch (their image keys are at hand there).
 
-use super::stage1::NegativeWeights;
+use super::negatives::NegativeWeights;
 use super::{Batch, Model, Profile, Sampling};
 use crate::nn::{DropoutPlan, Params, Pass};
 use crate::ops;

@@ -5,6 +5,7 @@ mod config;
 mod features;
 mod generate;
 mod layout;
+mod negatives;
 mod qformer;
 mod search;
 mod stage1;
@@ -14,8 +15,9 @@ pub use accumulate::{StepLosses, StepPlan};
 pub use config::{CLS, Config, PAD, SEP};
 pub use features::{Images, ItmScores, Retrieval, TextFeatures, mean_cosine, retrieval_scores};
 pub use layout::Layout;
+pub use negatives::{Negatives, Sampling};
 pub use search::{Hypothesis, Options as GenerateOptions};
-pub use stage1::{Batch, Negatives, Outputs, Profile, Sampling, Trace};
+pub use stage1::{Batch, Outputs, Profile, Trace};
 
 use crate::Result;
 use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Spec};

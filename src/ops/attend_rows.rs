@@ -19,6 +19,9 @@ pub fn attend_rows([q, k, v]: [&Tensor; 3], lists: &[Vec<u32>], heads: usize, sc
         check_shape(OP, name, t, &[n, c])?;
         check_dtype(OP, q, &[(name, t)])?;
     }
+    if !scale.is_finite() {
+        return Err(Error::argument(OP, "scale", "a finite number", scale));
+    }
     if lists.len() != r {
         return Err(Error::argument(OP, "lists", format!("one for each of {r} rows"), lists.len()));
     }

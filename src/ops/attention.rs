@@ -6,7 +6,6 @@
 //!   ((query row * H + head) * 2^16 + key position in the segment, a before b).
 //! dk and dv of rows that several segments see are added in the order of the segments, by one task: no atomics.
 
-use super::dropout;
 use crate::device::cpu::{self, Shared};
 use crate::device::gemm::{View, gemm};
 use crate::tensor::{Dropout, Grads, Real, Tensor, record_tensor};
@@ -66,7 +65,7 @@ impl Segments {
             if s.keys() > MAX_KEYS {
                 return wrong("keys", format!("at most {MAX_KEYS}"), s);
             }
-            if s.a.start < s.b.end && s.b.start < s.a.end {
+            if s.a.start.max(s.b.start) < s.a.end.min(s.b.end) {
                 return wrong("keys", "a and b apart".into(), s);
             }
         }
@@ -153,16 +152,11 @@ struct Plan {
 }
 
 /// Scratch of one task.
+#[derive(Default)]
 struct Scratch<T> {
     scores: Vec<T>,
     more: Vec<T>,
     out: Vec<T>,
-}
-
-impl<T: Real> Scratch<T> {
-    fn new() -> Self {
-        Scratch { scores: Vec::new(), more: Vec::new(), out: Vec::new() }
-    }
 }
 
 fn sized<T: Real>(v: &mut Vec<T>, len: usize) -> &mut [T] {
@@ -218,7 +212,7 @@ fn check(
         return Err(Error::argument(OP, "scale", "a finite number", scale));
     }
     if let Some(drop) = drop {
-        dropout::check(OP, drop)?;
+        super::check_dropout(OP, drop)?;
     }
     Ok(width / heads)
 }
@@ -239,7 +233,7 @@ fn forward<T: Real>(plan: &Plan, kept: &[Tensor; 3]) -> (Vec<T>, Vec<T>) {
     let mut norms = vec![T::ZERO; plan.segments.q_rows * h];
     let (ys, ns) = (Shared::new(&mut y), Shared::new(&mut norms));
     let tasks = plan.segments.list.len() * h;
-    (0..tasks).into_par_iter().for_each_init(Scratch::new, |scratch, task| {
+    (0..tasks).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         let (s, head) = (&plan.segments.list[task / h], task % h);
         let (n, keys) = (s.q.len(), s.keys());
         let p = sized(&mut scratch.scores, n * keys);
@@ -301,7 +295,7 @@ fn softmax<T: Real>(row: &mut [T], visible: usize) -> T {
 #[inline(always)]
 fn drop_row<T: Real>(plan: &Plan, q_row: usize, head: usize, row: &mut [T]) {
     if let Some(drop) = plan.drop {
-        dropout::apply(row, first_element(plan, q_row, head), drop);
+        drop.apply(first_element(plan, q_row, head), row);
     }
 }
 
@@ -325,7 +319,7 @@ fn backward<T: Real>(
         [Shared::new(a), Shared::new(b), Shared::new(c)]
     };
     let (groups, h) = (&plan.segments.groups, plan.heads);
-    (0..groups.len() * h).into_par_iter().for_each_init(Scratch::new, |scratch, task| {
+    (0..groups.len() * h).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         for i in &groups[task / h] {
             let s = &plan.segments.list[*i];
             segment_backward(

@@ -3,7 +3,7 @@
 //!   dx = dy weight;   dweight = dy^T x;   dbias = sum_R(dy)
 
 use super::{check_dtype, check_shape};
-use crate::device::{cpu, gemm::View, gemm::gemm};
+use crate::device::{cpu, gemm::View, gemm::gemm, meter};
 use crate::tensor::{Real, Tensor, constant, record};
 use crate::{Error, Result, on};
 use rayon::prelude::*;
@@ -47,7 +47,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
                 Ok(())
             })?;
             if has_bias && grads.wants(2) {
-                grads.add(2, column_sums(dy, r, n))?;
+                grads.add(2, cpu::column_sums(dy, r, n))?;
             }
             Ok(())
         })
@@ -64,15 +64,6 @@ fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize,
     y
 }
 
-/// sum over rows of [R,N]
-pub(super) fn column_sums<T: Real>(dy: &[T], r: usize, n: usize) -> Vec<T> {
-    cpu::sum_rows(r, n, |row, sums| {
-        for (s, d) in sums.iter_mut().zip(&dy[row * n..]) {
-            *s += *d;
-        }
-    })
-}
-
 /// The same product for inference, each row summed in an order that does not depend on how many rows there are: an
 /// image's result is then the same bits in any batch. Made for few rows (decoding), where reading the weights is the cost.
 pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -87,6 +78,7 @@ pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
 const COLUMNS: usize = 64;
 
 fn exact<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {
+    meter::count((r, n, k));
     let mut yt = vec![T::ZERO; n * r]; // [N,R]: a task's part is contiguous
     yt.par_chunks_mut(COLUMNS * r.max(1)).enumerate().for_each(|(c, part)| {
         cpu::simd(|| {

@@ -12,6 +12,7 @@ mod gelu;
 mod l2_normalize;
 mod layer_norm;
 mod linear;
+mod linear_half;
 mod max_similarity;
 mod mean_rows;
 mod norm_linear;
@@ -29,6 +30,7 @@ pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::{layer_norm, normalize_rows};
 pub use linear::{linear, linear_exact};
+pub use linear_half::linear_half;
 pub use max_similarity::max_similarity;
 pub use mean_rows::mean_rows;
 pub use norm_linear::norm_linear;
@@ -36,7 +38,7 @@ pub use patch_embed::patch_embed;
 pub use rows::{concat_rows, gather_rows, transpose};
 pub use scale::{divide, scale};
 
-use crate::tensor::Tensor;
+use crate::tensor::{Dropout, Tensor};
 use crate::{Error, Result};
 
 /// The shape an argument must have.
@@ -55,4 +57,12 @@ fn check_dtype(op: &str, first: &Tensor, others: &[(&str, &Tensor)]) -> Result<(
         }
     }
     Ok(())
+}
+
+/// A probability that leaves something.
+fn check_dropout(op: &str, drop: Dropout) -> Result<()> {
+    if (0.0..1.0).contains(&drop.p) {
+        return Ok(());
+    }
+    Err(Error::argument(op, "p", "0 <= p < 1", drop.p))
 }

@@ -5,7 +5,6 @@
 //!   dweight = G gamma + s beta^T;   dbias = s;   dgamma = sum_N(weight G);   dbeta = weight^T s
 //! One product backward instead of two: nothing needs the gradient of n.
 
-use super::linear::column_sums;
 use super::{check_dtype, check_shape};
 use crate::device::{cpu, gemm::View, gemm::gemm};
 use crate::tensor::{Real, Tensor, record};
@@ -40,7 +39,7 @@ pub fn norm_linear(
             let [n, gamma, beta, weight] = kept.each_ref().map(|t| t.data::<T>());
             let mut g = vec![T::ZERO; out * k];
             gemm((out, k, r), T::ONE, View::rows(dy, out).transposed(), View::rows(n, k), T::ZERO, &mut g, k, true);
-            let s = column_sums(dy, r, out);
+            let s = cpu::column_sums(dy, r, out);
             let sums = cpu::sum_rows(out, 2 * k, |o, sums: &mut [T]| {
                 let (w, g) = (&weight[o * k..][..k], &g[o * k..][..k]);
                 let (dgamma, dbeta) = sums.split_at_mut(k);

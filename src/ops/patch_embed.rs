@@ -2,7 +2,6 @@
 //!   y[b,0] = cls + pos[0];     y[b,1+g] = patch(b,g) . weight + bias + pos[1+g],  patches row by row, no padding
 //!   dweight = dy^T patches;   dbias = sum(dy of patches);   dcls = sum_B(dy[b,0]);   dpos = sum_B(dy)
 
-use super::linear::column_sums;
 use super::{check_dtype, check_shape};
 use crate::device::{cpu, gemm::View, gemm::gemm};
 use crate::tensor::{Real, Tensor, record};
@@ -58,8 +57,8 @@ pub fn patch_embed(
                 }
                 Ok(())
             })?;
-            let per_place = column_sums(dy, b, n * w);
-            grads.add(1, column_sums(&per_place[w..], g, w))?;
+            let per_place = cpu::column_sums(dy, b, n * w);
+            grads.add(1, cpu::column_sums(&per_place[w..], g, w))?;
             grads.add(2, per_place[..w].to_vec())?;
             grads.add(3, per_place)
         })

@@ -10,6 +10,7 @@ mod case;
 mod compare;
 mod decode;
 mod images;
+pub mod text;
 mod training;
 
 pub use compare::{Line, Report};

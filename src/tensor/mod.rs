@@ -3,10 +3,12 @@
 //! Row-major and contiguous, at most four axes, no strides and no broadcasting. A tensor may begin anywhere in its
 //! buffer, so a range of rows is a tensor too, without a copy.
 
+mod half;
 pub mod random;
 mod tape;
 
 pub use crate::device::{DType, Real};
+pub use half::HalfMatrix;
 pub use random::{Dropout, Stream};
 pub use tape::{Gradients, Grads, Tape, constant, record, record_tensor, watch_non_finite};
 

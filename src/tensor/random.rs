@@ -103,6 +103,22 @@ impl Dropout {
         }
     }
 
+    /// Multiplies elements `first ..` by their factors.
+    #[inline(always)]
+    pub fn apply<T: Real>(&self, first: u64, row: &mut [T]) {
+        const PIECE: usize = 512;
+        let mut factors = [T::ZERO; PIECE];
+        let mut first = first;
+        for part in row.chunks_mut(PIECE) {
+            let f = &mut factors[..part.len()];
+            self.factors(first, f);
+            for (x, f) in part.iter_mut().zip(f) {
+                *x *= *f;
+            }
+            first += part.len() as u64;
+        }
+    }
+
     /// `philox` of LANES consecutive counters, lane by lane.
     #[inline(always)]
     fn lanes<const LANES: usize>(&self, index: u64, out: &mut [[u32; LANES]; 4]) {

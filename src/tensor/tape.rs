@@ -87,8 +87,17 @@ impl Tape {
                 return Err(Error::argument("backward", "loss", "a tensor of this tape", "a constant")
                     .fix("compute it from tracked parameters"));
             };
+            if !Arc::ptr_eq(&node.tape.0, &self.0) {
+                return Err(Error::argument(
+                    "backward",
+                    "loss",
+                    "a tensor of this tape",
+                    "one of another tape",
+                ));
+            }
             if seed.shape() != t.shape() || seed.dtype() != t.dtype() {
-                return Err(Error::argument("backward", "gradient", t.shape(), seed.shape()));
+                let of = |t: &Tensor| format!("{} {}", t.dtype(), t.shape());
+                return Err(Error::argument("backward", "gradient", of(t), of(seed)));
             }
             let mut grads =
                 Grads { slots: &mut slots, values: &inner.values, inputs: &[Some(node.id)], leaves: into };
@@ -132,7 +141,10 @@ impl Gradients {
             Some(have) if have.len() == grad.len() && have.dtype() == grad.dtype() => {
                 on!(grad.dtype(), T => add_into(have.slice_mut::<T>(), grad.slice::<T>()));
             }
-            Some(have) => return Err(Error::argument("gradients", "gradient", have.len(), grad.len())),
+            Some(have) => {
+                let of = |b: &Buffer| format!("{} x {}", b.dtype(), b.len());
+                return Err(Error::argument("gradients", "gradient", of(have), of(&grad)));
+            }
             None => *slot = Some(grad),
         }
         Ok(())

@@ -29,6 +29,8 @@ struct Facts {
     /// A scan without all components, so that coefficients must be kept.
     partial_scans: bool,
     scans: usize,
+    /// Bytes of all scans' data.
+    coded: usize,
     jfif: bool,
     /// The colour transform an Adobe marker names.
     adobe: Option<u8>,
@@ -99,10 +101,15 @@ fn walk(source: &Source) -> Result<Facts> {
         if marker == 0xDA {
             let end = entropy_coded(bytes, at).ok_or_else(|| cut_off(source))?;
             facts.lean.extend(&bytes[at..end]);
+            facts.coded += end - at;
             at = end;
         }
     }
     facts.lean.extend([0xFF, 0xD9]);
+    if facts.coded < facts.least_coded() {
+        let got = format!("a broken one (no more than {} bytes of pixel data)", facts.coded);
+        return Err(source.refuse("a whole, valid JPEG file", got));
+    }
     Ok(facts)
 }
 
@@ -136,6 +143,18 @@ fn be16(bytes: &[u8], at: usize) -> Option<usize> {
 }
 
 impl Facts {
+    /// A block of 8 x 8 takes at least a bit for its DC coefficient and, unless progressive, one for the others: fewer bytes
+    /// mean missing pixels, which the decoder would fill with grey.
+    fn least_coded(&self) -> usize {
+        let most = self.components.iter().fold((1, 1), |m, c| (m.0.max(c.1), m.1.max(c.2)));
+        let blocks = |c: &(u8, usize, usize)| {
+            let (w, h) = ((self.width * c.1).div_ceil(most.0), (self.height * c.2).div_ceil(most.1));
+            w.div_ceil(8) * h.div_ceil(8)
+        };
+        let bits = if self.progressive { 1 } else { 2 };
+        self.components.iter().map(blocks).sum::<usize>() * bits / 8
+    }
+
     /// Takes note of a segment; true if the decoder needs it.
     fn note(&mut self, source: &Source, marker: u8, body: &[u8]) -> Result<bool> {
         match marker {

@@ -33,10 +33,37 @@ pub(super) fn png(source: &Source) -> Result<Decoded> {
 
 pub(super) fn bmp(source: &Source) -> Result<Decoded> {
     let decoder = BmpDecoder::new(Cursor::new(source.bytes)).map_err(|e| undecodable(source, "BMP", e))?;
-    read(source, "BMP", decoder, Orientation::NoTransforms, 0.0, false)
+    let mut decoded = read(source, "BMP", decoder, Orientation::NoTransforms, 0.0, false)?;
+    if let Some(green) = sixteen_bits(source) {
+        for pixel in decoded.picture.rgb.as_chunks_mut::<3>().0 {
+            for (v, bits) in pixel.iter_mut().zip([5, green, 5]) {
+                *v = truncated(*v, bits);
+            }
+        }
+    }
+    Ok(decoded)
+}
+
+/// How many bits of green a BMP of 16 bits a pixel has: 5, or 6 if its masks say so.
+fn sixteen_bits(source: &Source) -> Option<u32> {
+    let [bits, packing] = [le(source.bytes, 28, 2)?, le(source.bytes, 30, 4)?];
+    let mask = if packing == 3 { le(source.bytes, 58, 4)? } else { 0x3E0 };
+    (bits == 16).then_some(if mask == 0x7E0 { 6 } else { 5 })
+}
+
+/// Pillow widens n bits by v * 255 / (2^n - 1) rounded down; the decoder rounds to nearest.
+fn truncated(widened: u8, bits: u32) -> u8 {
+    let most = (1u32 << bits) - 1;
+    let v = (u32::from(widened) * most + 127) / 255;
+    (v * 255 / most) as u8
 }
 
 pub(super) fn webp(source: &Source) -> Result<Decoded> {
+    if le(source.bytes, 4, 4).is_none_or(|size| source.bytes.len() < size + 8) {
+        return Err(
+            source.refuse("a whole WebP file", format!("one cut off after {} bytes", source.bytes.len()))
+        );
+    }
     check_webp(source, source.bytes.get(12..).unwrap_or_default(), 0)?;
     let mut decoder =
         WebPDecoder::new(Cursor::new(source.bytes)).map_err(|e| undecodable(source, "WebP", e))?;

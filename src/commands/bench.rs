@@ -1,0 +1,219 @@
+//! `qformer bench`: a training step or captioning on random weights and inputs, timed.
+
+use crate::device::meter;
+use crate::model::{CLS, Config, GenerateOptions, Model, Profile, SEP};
+use crate::nn::{Params, Pass};
+use crate::tensor::{DType, Stream, Tensor};
+use crate::train::optimizer::Hyper;
+use crate::train::schedule::Schedule;
+use crate::train::trainer::{Contrast, Micro, Options, Trainer};
+use crate::{Error, Kind, Result};
+use serde::Serialize;
+use std::path::Path;
+use std::time::Instant;
+
+/// Time a training step or captioning on random weights and inputs
+///
+/// `step` is a whole stage-1 training step (image encoder, three losses, backward, AdamW; dropout 0.1), `caption` a batch of
+/// pictures to captions of exactly --text tokens by beam search. Says seconds (the median), processor time, samples/s,
+/// GFLOP/s (2mnk of every matrix product that is computed, nothing else), the share of that in the rate a plain product
+/// reaches on the same threads in the same run, and the peak of memory.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  qformer bench step --config base --batch 8\n  qformer bench caption --config base --batch 1 --json"
+)]
+pub struct Args {
+    /// What to time
+    #[arg(value_parser = ["step", "caption"])]
+    what: String,
+    /// Sizes: tiny, heads, base (ViT-B/16 and the full Q-Former), full (BLIP-2), or a config.json
+    #[arg(long, default_value = "base")]
+    config: String,
+    /// Pictures in a batch
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Tokens of a caption; in `step` lengths are drawn from 6 below to 6 above
+    #[arg(long, default_value_t = 16)]
+    text: usize,
+    /// Beams of `caption`
+    #[arg(long, default_value_t = 3)]
+    beams: usize,
+    /// Threads (0: one per core)
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Runs that are timed, behind one that is not
+    #[arg(long, default_value_t = 5)]
+    steps: usize,
+    /// One JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Measured {
+    what: String,
+    config: String,
+    batch: usize,
+    text: usize,
+    threads: usize,
+    steps: usize,
+    /// Median of a run.
+    seconds: f64,
+    /// Mean of a run, all threads.
+    processor_seconds: f64,
+    samples_per_s: f64,
+    gflop: f64,
+    gflop_per_s: f64,
+    product_gflop_per_s: f64,
+    share_of_limit: f64,
+    peak_bytes: u64,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let config = configuration(&args.config)?;
+    if args.batch == 0 || args.steps == 0 || args.text < 3 {
+        let got = format!("{}, {} and {}", args.batch, args.steps, args.text);
+        return Err(Error::argument("bench", "--batch, --steps, --text", "at least 1, 1 and 3", got));
+    }
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads);
+    let pool = threads.build().map_err(|e| Error::argument("bench", "--threads", "threads to start", e))?;
+    let measured = pool.install(|| match args.what.as_str() {
+        "step" => step(args, config),
+        _ => caption(args, config),
+    })?;
+    if args.json {
+        let text = serde_json::to_string(&measured).map_err(|e| Error::new(Kind::Write, "bench").got(e))?;
+        println!("{text}");
+    } else {
+        print(&measured);
+    }
+    Ok(())
+}
+
+fn configuration(name: &str) -> Result<Config> {
+    match Config::named(name) {
+        Some(config) => Ok(config),
+        None if Path::new(name).exists() => {
+            let text = std::fs::read_to_string(name).map_err(|e| Error::io("bench", name, &e))?;
+            Config::from_json(&text)
+        }
+        None => Err(Error::argument("bench", "--config", "tiny, heads, base, full or a config.json", name)),
+    }
+}
+
+fn stream(site: u32) -> Stream {
+    Stream { seed: 1, step: 0, site }
+}
+
+fn noise(c: &Config, batch: usize) -> Result<Tensor> {
+    let n = batch * 3 * c.image_size * c.image_size;
+    let values = (0..n as u64).map(|i| stream(0).normal(i) as f32).collect();
+    Tensor::new::<f32>(values, &[batch, 3, c.image_size, c.image_size])
+}
+
+/// [CLS] words [SEP]; as long as `text` give or take 6, within what the model takes.
+fn texts(c: &Config, args: &Args) -> Vec<Vec<u32>> {
+    let pick =
+        |site, i, low: usize, high: usize| low + (stream(site).uniform(i) * (high + 1 - low) as f64) as usize;
+    let longest = (args.text + 6).min(c.max_txt_len).max(3);
+    let shortest = args.text.saturating_sub(6).clamp(3, longest);
+    let word = |i: usize, j: usize| pick(2, (i * longest + j) as u64, 5.min(c.vocab - 2), c.vocab - 2) as u32;
+    let text = |i: usize| {
+        let words = pick(1, i as u64, shortest, longest) - 2;
+        std::iter::once(CLS).chain((0..words).map(|j| word(i, j))).chain([SEP]).collect()
+    };
+    (0..args.batch).map(text).collect()
+}
+
+fn step(args: &Args, config: Config) -> Result<Measured> {
+    let micro = Micro {
+        image: noise(&config, args.batch)?,
+        text: texts(&config, args),
+        image_id: None,
+        names: (0..args.batch).map(|i| format!("noise {i}")).collect(),
+    };
+    let schedule =
+        Schedule { init_lr: 1e-4, min_lr: 1e-5, warmup_lr: 1e-6, warmup_steps: 5000, max_epoch: 10 };
+    let options = Options {
+        seed: 1,
+        dropout: 0.1,
+        profile: Profile::LavisDiagonal,
+        contrast: Contrast::MicroBatch,
+        steps_per_epoch: 1 << 20,
+        schedule,
+        hyper: Hyper::default(),
+    };
+    let (model, specs) = Model::new(config, false)?;
+    let mut trainer = Trainer::new(model, Params::random(specs, DType::F32, 1)?, options)?;
+    let batch = [micro];
+    measure(args, || trainer.step(&batch).map(drop))
+}
+
+fn caption(args: &Args, config: Config) -> Result<Measured> {
+    let options = GenerateOptions {
+        num_beams: args.beams,
+        // [DEC] and the tokens: none may end early, so that every run is as long
+        max_length: args.text + 1,
+        min_length: args.text + 1,
+        ..GenerateOptions::default()
+    };
+    let image = noise(&config, args.batch)?;
+    let (model, specs) = Model::new(config, false)?;
+    let params = Params::random(specs, DType::F32, 1)?;
+    let identities: Vec<u32> = (0..args.batch as u32).collect();
+    measure(args, || {
+        let images = model.image_features(&Pass::inference(&params), &image)?;
+        model.generate(&params, &images, &options, &identities).map(drop)
+    })
+}
+
+/// Runs `f` once for warmth and `steps` times for the clock.
+fn measure(args: &Args, mut f: impl FnMut() -> Result<()>) -> Result<Measured> {
+    let before = meter::product_rate();
+    f()?;
+    let (flops, processor) = (meter::flops(), meter::processor_seconds()?);
+    let mut times = Vec::with_capacity(args.steps);
+    for _ in 0..args.steps {
+        let start = Instant::now();
+        f()?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    let runs = args.steps as f64;
+    let gflop = (meter::flops() - flops) as f64 / runs / 1e9;
+    let processor_seconds = (meter::processor_seconds()? - processor) / runs;
+    let limit = before.max(meter::product_rate()) / 1e9;
+    times.sort_by(f64::total_cmp);
+    let seconds = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
+    Ok(Measured {
+        what: args.what.clone(),
+        config: args.config.clone(),
+        batch: args.batch,
+        text: args.text,
+        threads: rayon::current_num_threads(),
+        steps: args.steps,
+        seconds,
+        processor_seconds,
+        samples_per_s: args.batch as f64 / seconds,
+        gflop,
+        gflop_per_s: gflop / seconds,
+        product_gflop_per_s: limit,
+        share_of_limit: gflop / seconds / limit,
+        peak_bytes: meter::peak_memory()?,
+    })
+}
+
+fn print(m: &Measured) {
+    println!(
+        "{} {}, batch {}, {} tokens, {} threads, median of {}",
+        m.what, m.config, m.batch, m.text, m.threads, m.steps
+    );
+    println!("  time        {:.3} s (processor {:.3} s)", m.seconds, m.processor_seconds);
+    println!("  samples     {:.2} per second", m.samples_per_s);
+    println!("  arithmetic  {:.1} GFLOP (2mnk of every product), {:.1} GFLOP/s", m.gflop, m.gflop_per_s);
+    println!(
+        "  limit       {:.1} GFLOP/s in a plain product, reached {:.0} %",
+        m.product_gflop_per_s,
+        100.0 * m.share_of_limit
+    );
+    println!("  memory      {:.2} GB at its peak", m.peak_bytes as f64 / 1e9);
+}

@@ -1,0 +1,37 @@
+//! Standard output that may be closed at any time, as by `| head`.
+
+use crate::{Error, Kind, Result};
+use std::io::{self, BufWriter, ErrorKind, Write};
+
+/// Where a command writes its lines.
+pub struct Output {
+    to: BufWriter<io::StdoutLock<'static>>,
+    closed: bool,
+}
+
+impl Output {
+    pub fn new() -> Output {
+        Output { to: BufWriter::new(io::stdout().lock()), closed: false }
+    }
+
+    /// Writes a line. False if nobody reads any more: then the command may end, and well.
+    pub fn line(&mut self, text: impl std::fmt::Display) -> Result<bool> {
+        let written = writeln!(self.to, "{text}");
+        self.noted(written)
+    }
+
+    /// Writes out what is held back.
+    pub fn flush(&mut self) -> Result<bool> {
+        let written = self.to.flush();
+        self.noted(written)
+    }
+
+    fn noted(&mut self, written: io::Result<()>) -> Result<bool> {
+        match written {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => self.closed = true,
+            Err(e) => return Err(Error::new(Kind::Write, "write to standard output").got(e)),
+        }
+        Ok(!self.closed)
+    }
+}

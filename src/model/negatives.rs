@@ -1,0 +1,119 @@
+//! The negatives of the matching loss: which image a text is wrongly paired with, and which text an image.
+
+use crate::ops;
+use crate::tensor::{Stream, Tensor};
+use crate::{Error, Result};
+
+/// The floor of a negative's weight.
+const FLOOR: f64 = 1e-4;
+/// Sites of the draws, behind a micro-batch's own.
+const NEGATIVE_SITE: u32 = 1 << 13;
+
+/// The negative image of every text and the negative text of every image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Negatives {
+    pub image: Vec<u32>,
+    pub text: Vec<u32>,
+}
+
+#[derive(Clone)]
+pub enum Sampling<'a> {
+    Given(&'a Negatives),
+    /// Drawn from the similarities; `site` tells micro-batches of a step apart.
+    Draw {
+        seed: u64,
+        step: u32,
+        site: u32,
+    },
+}
+
+/// Weights of the negatives [B,B], row by row: softmax + 1e-4 with the diagonal 0; with ids, softmax over other ids only.
+pub(super) struct NegativeWeights {
+    n: usize,
+    i2t: Vec<f64>,
+    t2i: Vec<f64>,
+}
+
+impl NegativeWeights {
+    pub fn new(i2t: &Tensor, t2i: &Tensor, ids: Option<&[i64]>) -> NegativeWeights {
+        NegativeWeights { n: i2t.rows().0, i2t: negative_weights(i2t, ids), t2i: negative_weights(t2i, ids) }
+    }
+
+    pub fn choose(&self, sampling: Sampling) -> Result<Negatives> {
+        match sampling {
+            Sampling::Given(given) => check_negatives(given, self.n),
+            Sampling::Draw { seed, step, site } => draw_negatives(self, seed, step, site),
+        }
+    }
+
+    /// i2t and t2i as tensors.
+    pub fn tensors(&self) -> Result<[Tensor; 2]> {
+        let tensor = |w: &[f64]| Tensor::new(w.to_vec(), &[self.n, self.n]);
+        Ok([tensor(&self.i2t)?, tensor(&self.t2i)?])
+    }
+}
+
+fn negative_weights(sim: &Tensor, ids: Option<&[i64]>) -> Vec<f64> {
+    let n = sim.rows().0;
+    let mut w = sim.to_f64();
+    for (i, row) in w.chunks_mut(n.max(1)).enumerate() {
+        if let Some(ids) = ids {
+            for (x, _) in row.iter_mut().zip(ids).filter(|(_, id)| **id == ids[i]) {
+                *x = -10000.0;
+            }
+        }
+        ops::log_softmax_row(row);
+        for (j, x) in row.iter_mut().enumerate() {
+            *x = match ids {
+                Some(_) => x.exp(),
+                None if i == j => 0.0,
+                None => x.exp() + FLOOR,
+            };
+        }
+    }
+    w
+}
+
+fn check_negatives(given: &Negatives, n: usize) -> Result<Negatives> {
+    let bad = |v: &[u32]| v.len() != n || v.iter().any(|i| *i as usize >= n);
+    if bad(&given.image) || bad(&given.text) {
+        return Err(Error::argument(
+            "stage 1",
+            "negatives",
+            format!("{n} indices below {n}"),
+            format!("{given:?}"),
+        ));
+    }
+    Ok(given.clone())
+}
+
+/// One index per row, with the row's weights, by inverting their running sum.
+fn draw_negatives(weights: &NegativeWeights, seed: u64, step: u32, site: u32) -> Result<Negatives> {
+    let draw = |w: &[f64], site: u32| -> Result<Vec<u32>> {
+        let stream = Stream { seed, step, site };
+        let row = |(i, row): (usize, &[f64])| {
+            let total: f64 = row.iter().sum();
+            if !(total > 0.0 && total.is_finite()) {
+                return Err(Error::argument(
+                    "stage 1",
+                    "batch",
+                    "a negative for every caption",
+                    "none to draw from",
+                )
+                .fix(
+                    "use a batch of at least 2 different images; if it is, the similarities are not finite",
+                ));
+            }
+            let mut left = stream.uniform(i as u64) * total;
+            let pick = row.iter().position(|w| {
+                left -= w;
+                left < 0.0
+            });
+            let last = row.iter().rposition(|w| *w > 0.0).unwrap_or(0);
+            Ok(pick.unwrap_or(last) as u32)
+        };
+        w.chunks(weights.n.max(1)).enumerate().map(row).collect()
+    };
+    let site = site.wrapping_add(NEGATIVE_SITE);
+    Ok(Negatives { image: draw(&weights.t2i, site)?, text: draw(&weights.i2t, site + 1)? })
+}

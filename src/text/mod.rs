@@ -1,0 +1,247 @@
+//! Japanese text as transformers' `BertJapaneseTokenizer` has it, with LAVIS's `[DEC]`.
+//!
+//! Special tokens are cut out of the raw text and the text beside them loses its white space there; each piece
+//! becomes NFKC and is cut into words by MeCab ([`segment`]), each word into tokens of the vocabulary: the longest
+//! that fit, or characters. Nothing is lower-cased or left out.
+
+mod check;
+mod clean;
+mod cursor;
+#[cfg(test)]
+mod hostile;
+mod mecab;
+pub mod segment;
+mod settings;
+mod subword;
+mod train;
+pub mod vocabulary;
+
+pub use clean::clean_caption;
+pub use settings::{Dictionary, Settings, Subwords};
+pub use vocabulary::Special;
+
+use crate::files::{RealDisk, folder_of, write_atomic};
+use crate::{Error, Result};
+use clean::is_white;
+use segment::Segmenter;
+use std::path::Path;
+use std::sync::Arc;
+use subword::Subword;
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfkc_quick};
+use vocabulary::{DEC, SPECIAL, Vocabulary};
+
+/// Text to ids and back. Cheap to share by reference; every method works from many threads at once.
+pub struct Tokenizer {
+    vocabulary: Vocabulary,
+    settings: Settings,
+    segmenter: Arc<Segmenter>,
+    subword: Subword,
+}
+
+const VOCABULARY: &str = "vocab.txt";
+const SETTINGS: &str = "tokenizer_config.json";
+
+/// A part of a raw text.
+enum Part<'a> {
+    Special(&'static str),
+    Text(&'a str),
+}
+
+impl Tokenizer {
+    /// The tokenizer of a model's directory: `vocab.txt`, and `tokenizer_config.json` if it is there.
+    pub fn open(directory: &Path) -> Result<Tokenizer> {
+        Tokenizer::open_vocabulary(&directory.join(VOCABULARY))
+    }
+
+    /// The tokenizer of a `vocab.txt` by whatever name, and of a `tokenizer_config.json` if one lies beside it.
+    pub fn open_vocabulary(path: &Path) -> Result<Tokenizer> {
+        const OPERATION: &str = "open the tokenizer";
+        let directory = folder_of(path);
+        let beside = directory.join(SETTINGS);
+        let settings = match std::fs::read_to_string(&beside) {
+            Ok(text) => Settings::parse(&text, &beside)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Settings::default(),
+            Err(e) => return Err(Error::io(OPERATION, &beside, &e)),
+        };
+        let bytes = std::fs::read(path).map_err(|e| Error::io(OPERATION, path, &e))?;
+        let name = path.display().to_string();
+        let vocabulary = Vocabulary::parse(&bytes).and_then(Vocabulary::new).map_err(|e| e.about(name))?;
+        Tokenizer::of(vocabulary, settings, directory)
+    }
+
+    /// A tokenizer of these tokens; `[DEC]` comes after them. A dictionary file is looked for from where the program
+    /// runs.
+    pub fn new(vocabulary: Vec<String>, settings: Settings) -> Result<Tokenizer> {
+        Tokenizer::of(Vocabulary::new(vocabulary)?, settings, Path::new(""))
+    }
+
+    fn of(vocabulary: Vocabulary, settings: Settings, directory: &Path) -> Result<Tokenizer> {
+        let segmenter = match &settings.dictionary {
+            Dictionary::Ipadic => Segmenter::ipadic()?,
+            Dictionary::File(file) => Arc::new(Segmenter::open(&directory.join(file))?),
+        };
+        let subword = Subword::new(settings.subwords, &vocabulary);
+        Ok(Tokenizer { vocabulary, settings, segmenter, subword })
+    }
+
+    /// Writes `vocab.txt`, `tokenizer_config.json` and, if it is not IPADIC, the dictionary into a directory.
+    pub fn save(&self, directory: &Path) -> Result<()> {
+        let mut settings = self.settings.clone();
+        if let Dictionary::File(file) = &mut settings.dictionary {
+            let name = Path::new(file.as_str()).file_name().and_then(|n| n.to_str());
+            *file = name.unwrap_or("dictionary.zst").to_string();
+            write(&directory.join(file.as_str()), self.segmenter.file())?;
+        }
+        write(&directory.join(SETTINGS), settings.to_text().as_bytes())?;
+        write(&directory.join(VOCABULARY), self.vocabulary.to_text().as_bytes())
+    }
+
+    /// Tokens, `[DEC]` with them.
+    #[expect(clippy::len_without_is_empty, reason = "a vocabulary has at least its special tokens")]
+    pub fn len(&self) -> usize {
+        self.vocabulary.len()
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub fn special(&self) -> Special {
+        self.vocabulary.special()
+    }
+
+    pub fn token(&self, id: u32) -> Option<&str> {
+        self.vocabulary.token(id)
+    }
+
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.vocabulary.id(token)
+    }
+
+    /// The words of a text, special tokens not looked for.
+    pub fn words(&self, text: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        each_word(&self.segmenter, text, |word| words.push(word.to_string()));
+        words
+    }
+
+    /// The tokens of a text, without `[CLS]` and `[SEP]` around them.
+    pub fn tokens(&self, text: &str) -> Vec<String> {
+        let mut ids = Vec::new();
+        self.push_ids(text, &mut ids);
+        ids.iter().filter_map(|&id| self.token(id)).map(String::from).collect()
+    }
+
+    /// `[CLS]`, the ids of a text, `[SEP]`.
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        let special = self.special();
+        let mut ids = vec![special.cls];
+        self.push_ids(text, &mut ids);
+        ids.push(special.sep);
+        ids
+    }
+
+    /// The ids of a caption as training sees them: cleaned, at most `max_txt_len` with `[CLS]` and `[SEP]`, no padding.
+    pub fn caption(&self, caption: &str, max_txt_len: usize) -> Vec<u32> {
+        self.cut(self.encode(&clean_caption(caption)), max_txt_len)
+    }
+
+    /// Shortens the ids of a text to `most` (at least 2), with `[SEP]` as the last of them.
+    pub fn cut(&self, mut ids: Vec<u32>, most: usize) -> Vec<u32> {
+        if ids.len() > most.max(2) {
+            ids.truncate(most.max(2) - 1);
+            ids.push(self.special().sep);
+        }
+        ids
+    }
+
+    /// Text of ids: special tokens (`[UNK]` too) dropped, tokens joined by spaces, continuations attached, and spaces
+    /// before English punctuation removed.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let special = self.special();
+        let kept = ids.iter().filter(|id| !special.contains(**id));
+        // Like Python, which knows no token of an id beyond the last.
+        let tokens: Vec<&str> = kept.map(|&id| self.token(id).unwrap_or("[UNK]")).collect();
+        let joined = tokens.join(" ").replace(" ##", "");
+        let mut text = joined.trim_matches(is_white).to_string();
+        for (from, to) in [
+            (" .", "."),
+            (" ?", "?"),
+            (" !", "!"),
+            (" ,", ","),
+            (" ' ", "'"),
+            (" n't", "n't"),
+            (" 'm", "'m"),
+            (" 's", "'s"),
+            (" 've", "'ve"),
+            (" 're", "'re"),
+        ] {
+            if text.contains(from) {
+                text = text.replace(from, to);
+            }
+        }
+        text
+    }
+
+    fn push_ids(&self, text: &str, ids: &mut Vec<u32>) {
+        for part in parts(text) {
+            match part {
+                Part::Special(token) => ids.extend(self.id(token)),
+                Part::Text(text) => {
+                    each_word(&self.segmenter, text, |word| self.subword.push(word, &self.vocabulary, ids))
+                }
+            }
+        }
+    }
+}
+
+/// The words of a text by IPADIC, special tokens not looked for.
+pub fn ipadic_words(text: &str) -> Result<Vec<String>> {
+    let mut words = Vec::new();
+    each_word(&*Segmenter::ipadic()?, text, |word| words.push(word.to_string()));
+    Ok(words)
+}
+
+/// The words of a text that holds no special token, in order.
+fn each_word(segmenter: &Segmenter, text: &str, word: impl FnMut(&str)) {
+    if is_nfkc_quick(text.chars()) == IsNormalized::Yes {
+        segmenter.words(text, word);
+    } else {
+        segmenter.words(&text.nfkc().collect::<String>(), word);
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic(&RealDisk, path, bytes.len() as u64, |file| file.write_all(bytes))
+}
+
+/// Cuts the special tokens out of a text.
+fn parts(text: &str) -> Vec<Part<'_>> {
+    let mut parts = Vec::new();
+    let mut after_special = false;
+    let mut rest = text;
+    loop {
+        let next = find_special(rest);
+        let mut piece = next.map_or(rest, |(at, _)| rest.get(..at).unwrap_or_default());
+        if after_special {
+            piece = piece.trim_start_matches(is_white);
+        }
+        if next.is_some() {
+            piece = piece.trim_end_matches(is_white);
+        }
+        if !piece.is_empty() {
+            parts.push(Part::Text(piece));
+        }
+        let Some((at, token)) = next else { return parts };
+        parts.push(Part::Special(token));
+        after_special = true;
+        rest = rest.get(at + token.len()..).unwrap_or_default();
+    }
+}
+
+fn find_special(text: &str) -> Option<(usize, &'static str)> {
+    text.match_indices('[').find_map(|(at, _)| {
+        let here = text.get(at..)?;
+        SPECIAL.into_iter().chain([DEC]).find(|token| here.starts_with(token)).map(|token| (at, token))
+    })
+}

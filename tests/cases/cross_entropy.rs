@@ -1,0 +1,134 @@
+//! The mean over counted rows of -sum target log softmax(x)
+
+use super::harness::{Case, Input, Rng, distance, gradient_of, prove, t};
+use qformer::device::Real;
+use qformer::ops::Targets;
+use qformer::tensor::Tensor;
+use qformer::{Result, ops};
+
+#[derive(Debug)]
+enum Want {
+    Classes(Vec<Option<u32>>, f64),
+    Soft(Vec<f64>),
+}
+
+#[derive(Debug)]
+struct CrossEntropy {
+    r: usize,
+    v: usize,
+    x: Vec<f64>,
+    want: Want,
+}
+
+fn draw(rng: &mut Rng) -> CrossEntropy {
+    let (r, v) = (rng.rows(), rng.pick(&[1, 2, 3, 5, 7, 15, 16, 17, 33, 101]));
+    let want = match rng.below(4) {
+        0 => {
+            // Not a distribution, for the gradient's sum(target): rounded, since the harness does not round it.
+            Want::Soft(rng.values(r * v).iter().map(|x| f64::from(x.abs() as f32)).collect())
+        }
+        kind => {
+            let ignored = rng.pick(&[1usize, 3, 100]);
+            let class = |rng: &mut Rng| (!rng.one_in(ignored) || kind == 3).then(|| rng.below(v) as u32);
+            let classes = (0..r).map(|_| class(rng)).collect();
+            Want::Classes(classes, rng.pick(&[0.0, 0.1, 0.1, 0.5, 1.0]))
+        }
+    };
+    CrossEntropy { r, v, x: rng.values(r * v).iter().map(|x| 2.0 * x).collect(), want }
+}
+
+impl CrossEntropy {
+    /// Row i's target, or None if it is ignored.
+    fn target<T: Real>(&self, i: usize) -> Option<Vec<T>> {
+        match &self.want {
+            Want::Soft(t) => Some(t[i * self.v..(i + 1) * self.v].iter().map(|t| T::of(*t)).collect()),
+            Want::Classes(classes, s) => {
+                let even = s / self.v as f64;
+                let share = |j: usize, class: usize| if j == class { 1.0 - s + even } else { even };
+                classes[i].map(|c| (0..self.v).map(|j| T::of(share(j, c as usize))).collect())
+            }
+        }
+    }
+}
+
+impl Case for CrossEntropy {
+    fn inputs(&self) -> Vec<Input> {
+        vec![Input::new(&[self.r, self.v], self.x.clone())]
+    }
+
+    fn run(&self, x: &[Tensor]) -> Result<Tensor> {
+        match &self.want {
+            Want::Classes(classes, s) => ops::cross_entropy(&x[0], Targets::Classes(classes, *s)),
+            Want::Soft(soft) => {
+                let soft = Tensor::of(x[0].dtype(), soft, &[self.r, self.v])?;
+                ops::cross_entropy(&x[0], Targets::Soft(&soft))
+            }
+        }
+    }
+
+    fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>) {
+        let (mut sum, mut counted) = (T::ZERO, 0.0);
+        for i in 0..self.r {
+            let Some(target) = self.target::<T>(i) else { continue };
+            counted += 1.0;
+            let row = &x[0][i * self.v..(i + 1) * self.v];
+            let total = row.iter().fold(T::ZERO, |s, x| s + x.exp());
+            for (x, t) in row.iter().zip(&target) {
+                sum += *t * (total.ln() - *x);
+            }
+        }
+        (vec![], vec![if counted == 0.0 { T::ZERO } else { sum / T::of(counted) }])
+    }
+}
+
+#[test]
+fn equals_its_definition_and_differences() {
+    prove(draw);
+}
+
+/// Of two classes with logits (ln 3, 0) the probabilities are 3/4 and 1/4: arithmetic.
+#[test]
+fn known_answers() {
+    let x = t(&[3f64.ln(), 0.0, 9.0, 9.0], &[2, 2]);
+    let classes = [Some(1), None];
+    let loss = |s| gradient_of(&[&x], &[2.0], |x| ops::cross_entropy(&x[0], Targets::Classes(&classes, s)));
+    let (y, d) = loss(0.0);
+    assert!((y[0] - 4f64.ln()).abs() < 1e-15, "{y:?}");
+    assert!(distance(d[0].as_deref().unwrap(), &[1.5, -1.5, 0.0, 0.0]) < 1e-15, "{d:?}");
+    // Smoothing 0.2: targets 0.1 and 0.9.
+    let (y, d) = loss(0.2);
+    assert!((y[0] - (0.1 * (4f64 / 3.0).ln() + 0.9 * 4f64.ln())).abs() < 1e-15, "{y:?}");
+    assert!(distance(d[0].as_deref().unwrap(), &[1.3, -1.3, 0.0, 0.0]) < 1e-15, "{d:?}");
+}
+
+#[test]
+fn all_rows_ignored_is_no_loss_and_no_gradient() {
+    let (y, d) = gradient_of(&[&t(&[1., 2.], &[1, 2])], &[1.], |x| {
+        ops::cross_entropy(&x[0], Targets::Classes(&[None], 0.1))
+    });
+    assert_eq!((y, d), (vec![0.0], vec![Some(vec![0.0, 0.0])]));
+}
+
+/// Beyond e^709 a sum without its largest term taken out overflows.
+#[test]
+fn large_logits_are_stable_and_nan_propagates() {
+    let loss =
+        |x: &[f64]| ops::cross_entropy(&t(x, &[1, 3]), Targets::Classes(&[Some(0)], 0.0)).unwrap().item();
+    assert!((loss(&[1000.0, 1000.0, -1000.0]) - 2f64.ln()).abs() < 1e-12);
+    assert!((loss(&[-1000.0, -1000.0, -1000.0]) - 3f64.ln()).abs() < 1e-12);
+    assert!(loss(&[0.0, f64::NAN, 0.0]).is_nan());
+}
+
+#[test]
+fn log_softmax_equals_its_definition() {
+    for n in 0..super::harness::DRAWS {
+        let mut rng = Rng::new(n);
+        let size = rng.size();
+        let x = rng.values(size);
+        let total: f64 = x.iter().map(|x| x.exp()).sum();
+        let want: Vec<f64> = x.iter().map(|x| x - total.ln()).collect();
+        let mut y = x.clone();
+        ops::log_softmax_row(&mut y);
+        assert!(distance(&y, &want) < 1e-13, "{x:?}");
+    }
+}

@@ -1,0 +1,60 @@
+//! y[i] = table[ids[i]]; the gradient of the padding id's row is none
+
+use super::harness::{Case, Input, Rng, gradient_of, prove, t};
+use qformer::device::Real;
+use qformer::tensor::Tensor;
+use qformer::{Result, ops};
+
+#[derive(Debug)]
+struct Embedding {
+    c: usize,
+    table: Vec<f64>,
+    ids: Vec<u32>,
+    padding: Option<u32>,
+}
+
+fn draw(rng: &mut Rng) -> Embedding {
+    let (v, c, n) = (rng.pick(&[1, 2, 5, 23]), rng.size(), rng.rows());
+    let padding = rng.one_in(2).then(|| rng.below(v) as u32);
+    Embedding { c, table: rng.values(v * c), ids: rng.ids(n, v), padding }
+}
+
+impl Case for Embedding {
+    fn inputs(&self) -> Vec<Input> {
+        vec![Input::new(&[self.table.len() / self.c, self.c], self.table.clone())]
+    }
+
+    fn run(&self, x: &[Tensor]) -> Result<Tensor> {
+        ops::embedding(&x[0], &self.ids, self.padding)
+    }
+
+    fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>) {
+        let c = self.c;
+        let y = self.ids.iter().flat_map(|i| (0..c).map(move |j| *i as usize * c + j));
+        (vec![self.ids.len(), c], y.map(|at| x[0][at]).collect())
+    }
+
+    fn hold(&self, _: usize, values: &mut [f64]) {
+        if let Some(p) = self.padding {
+            let row = p as usize * self.c..(p as usize + 1) * self.c;
+            values[row.clone()].copy_from_slice(&self.table[row]);
+        }
+    }
+}
+
+#[test]
+fn equals_its_definition_and_differences() {
+    prove(draw);
+}
+
+/// torch.nn.functional.embedding([[1, 3], [0]], padding_idx=0).
+#[test]
+fn padding_is_looked_up_but_learns_nothing() {
+    let table = t(&[1., 2., 3., 4., 5., 6., 7., 8.], &[4, 2]);
+    let w = [1., 10., 2., 20., 3., 30., 4., 40.];
+    let (y, d) = gradient_of(&[&table], &w, |x| ops::embedding(&x[0], &[3, 0, 3, 1], Some(0)));
+    assert_eq!(y, [7., 8., 1., 2., 7., 8., 3., 4.]);
+    assert_eq!(d[0].as_deref().unwrap(), [0., 0., 4., 40., 0., 0., 4., 40.]);
+    let (_, d) = gradient_of(&[&table], &w, |x| ops::embedding(&x[0], &[3, 0, 3, 1], None));
+    assert_eq!(d[0].as_deref().unwrap(), [2., 20., 4., 40., 0., 0., 4., 40.]);
+}

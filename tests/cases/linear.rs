@@ -1,0 +1,118 @@
+//! y = x weight^T + bias
+
+use super::harness::{Case, DRAWS, Input, Rng, distance, floats, gradient_of, prove, t};
+use qformer::device::Real;
+use qformer::tensor::Tensor;
+use qformer::{Result, ops};
+
+#[derive(Debug)]
+struct Linear {
+    lead: Vec<usize>,
+    n: usize,
+    k: usize,
+    x: Vec<f64>,
+    weight: Vec<f64>,
+    bias: Option<Vec<f64>>,
+}
+
+fn draw(rng: &mut Rng) -> Linear {
+    let lead = if rng.one_in(8) { vec![2, rng.small()] } else { vec![rng.rows()] };
+    let (n, k) = (rng.size(), rng.size());
+    let bias = rng.one_in(2).then(|| rng.values(n));
+    let r: usize = lead.iter().product();
+    Linear { x: rng.values(r * k), weight: rng.values(n * k), lead, n, k, bias }
+}
+
+impl Linear {
+    fn shape(&self) -> Vec<usize> {
+        self.lead.iter().copied().chain([self.k]).collect()
+    }
+
+    fn rows(&self) -> usize {
+        self.lead.iter().product()
+    }
+}
+
+impl Case for Linear {
+    fn inputs(&self) -> Vec<Input> {
+        let mut inputs = vec![
+            Input::new(&self.shape(), self.x.clone()),
+            Input::new(&[self.n, self.k], self.weight.clone()),
+        ];
+        inputs.extend(self.bias.as_ref().map(|b| Input::new(&[self.n], b.clone())));
+        inputs
+    }
+
+    fn run(&self, x: &[Tensor]) -> Result<Tensor> {
+        ops::linear(&x[0], &x[1], x.get(2))
+    }
+
+    fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>) {
+        let (r, n, k) = (self.rows(), self.n, self.k);
+        let mut y = Vec::new();
+        for i in 0..r {
+            for j in 0..n {
+                let mut sum = T::ZERO;
+                for l in 0..k {
+                    sum += x[0][i * k + l] * x[1][j * k + l];
+                }
+                y.push(if x.len() > 2 { sum + x[2][j] } else { sum });
+            }
+        }
+        (vec![r, n], y)
+    }
+}
+
+#[test]
+fn equals_its_definition_and_differences() {
+    prove(draw);
+}
+
+/// A tensor times itself: y = x x^T, so <w, y> has the gradient (w + w^T) x.
+#[test]
+fn a_tensor_and_itself() {
+    let x = t(&[1., 2., 3., 4.], &[2, 2]);
+    let (y, d) = gradient_of(&[&x], &[1., 10., 100., 1000.], |x| ops::linear(&x[0], &x[0], None));
+    assert_eq!(y, [5., 11., 11., 25.]);
+    assert_eq!(d[0].as_deref().unwrap(), [332., 444., 6110., 8220.]);
+}
+
+/// One row more than a task's columns (64), more rows than the inner four.
+fn exact_case(rng: &mut Rng) -> Linear {
+    let (r, n, k) = (
+        rng.pick(&[0, 1, 2, 3, 4, 5, 7, 8, 9]),
+        rng.pick(&[1, 3, 63, 64, 65, 130]),
+        rng.pick(&[1, 7, 31, 32, 33, 64, 97]),
+    );
+    let bias = rng.one_in(2).then(|| rng.values(n));
+    Linear { x: rng.values(r * k), weight: rng.values(n * k), lead: vec![r], n, k, bias }
+}
+
+#[test]
+fn the_exact_product_equals_its_definition_and_ignores_the_other_rows() {
+    for n in 0..DRAWS {
+        let case = exact_case(&mut Rng::new(n));
+        let (r, k, n) = (case.rows(), case.k, case.n);
+        let x: Vec<Vec<f64>> = case.inputs().into_iter().map(|i| i.values).collect();
+        let (shape, want) = case.define::<f64>(&x);
+        let tensor = |x: &[f64], shape: &[usize]| Tensor::new(floats::<f32>(x), shape).unwrap();
+        let (w, b) = (t(&case.weight, &[n, k]), case.bias.as_ref().map(|b| t(b, &[n])));
+        let y = ops::linear_exact(&t(&case.x, &[r, k]), &w, b.as_ref()).unwrap();
+        assert_eq!(y.shape().sizes(), shape);
+        assert!(distance(&y.to_f64(), &want) < 1e-12, "{case:?}");
+        let (w, b) = (tensor(&case.weight, &[n, k]), case.bias.as_ref().map(|b| tensor(b, &[n])));
+        let x = tensor(&case.x, &[r, k]);
+        let all = ops::linear_exact(&x, &w, b.as_ref()).unwrap();
+        for i in 0..r {
+            let alone = ops::linear_exact(&x.slice_rows(i..i + 1).unwrap(), &w, b.as_ref()).unwrap();
+            assert_eq!(alone.data::<f32>(), &all.data::<f32>()[i * n..(i + 1) * n], "row {i} of {r}");
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_propagate() {
+    let x = t(&[f64::NAN, 1., f64::INFINITY, 1., 1., 1.], &[3, 2]);
+    let y = ops::linear(&x, &t(&[1., 1.], &[1, 2]), None).unwrap().to_f64();
+    assert!(y[0].is_nan() && y[1] == f64::INFINITY && y[2] == 2.0, "{y:?}");
+}

@@ -1,0 +1,70 @@
+//! y = (n gamma + beta) weight^T + bias, n a constant
+
+use super::harness::{Case, Input, Rng, prove};
+use qformer::device::Real;
+use qformer::tensor::Tensor;
+use qformer::{Result, ops};
+
+#[derive(Debug)]
+struct NormLinear {
+    r: usize,
+    n: usize,
+    k: usize,
+    x: Vec<f64>,
+    gamma: Vec<f64>,
+    beta: Vec<f64>,
+    weight: Vec<f64>,
+    bias: Vec<f64>,
+}
+
+fn draw(rng: &mut Rng) -> NormLinear {
+    let (r, n, k) = (rng.rows(), rng.pick(&[1, 2, 3, 7, 17, 32, 65, 131]), rng.size());
+    // The rows are kept as f32 can hold them: they are not among the inputs that the harness rounds.
+    let x = rng.values(r * k).iter().map(|x| f64::from(*x as f32)).collect();
+    NormLinear {
+        r,
+        n,
+        k,
+        x,
+        gamma: rng.values(k),
+        beta: rng.values(k),
+        weight: rng.values(n * k),
+        bias: rng.values(n),
+    }
+}
+
+impl Case for NormLinear {
+    fn inputs(&self) -> Vec<Input> {
+        vec![
+            Input::new(&[self.k], self.gamma.clone()),
+            Input::new(&[self.k], self.beta.clone()),
+            Input::new(&[self.n, self.k], self.weight.clone()),
+            Input::new(&[self.n], self.bias.clone()),
+        ]
+    }
+
+    fn run(&self, x: &[Tensor]) -> Result<Tensor> {
+        let rows = Tensor::of(x[0].dtype(), &self.x, &[self.r, self.k])?;
+        ops::norm_linear(&rows, &x[0], &x[1], &x[2], &x[3])
+    }
+
+    fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>) {
+        let (r, n, k) = (self.r, self.n, self.k);
+        let mut y = Vec::new();
+        for i in 0..r {
+            for j in 0..n {
+                let mut sum = T::ZERO;
+                for l in 0..k {
+                    sum += (T::of(self.x[i * k + l]) * x[0][l] + x[1][l]) * x[2][j * k + l];
+                }
+                y.push(sum + x[3][j]);
+            }
+        }
+        (vec![r, n], y)
+    }
+}
+
+#[test]
+fn equals_its_definition_and_differences() {
+    prove(draw);
+}

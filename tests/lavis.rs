@@ -1,0 +1,74 @@
+//! Cases recorded from LAVIS 1.0.2 (tests/lavis/record.py), small enough to live here: a clone alone can compare.
+//! Sizes: heads of 8, 16, 24 and 40, odd numbers of queries, pictures that are no multiple of the patch, cross-attention in
+//! every, every second, third or fourth layer, batches of 1 to 4.
+
+use qformer::parity;
+use qformer::tensor::DType;
+use safetensors::{SafeTensors, tensor::TensorView};
+use std::path::{Path, PathBuf};
+
+fn case(kind: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/lavis/{kind}-small.safetensors"))
+}
+
+fn agrees(kind: &str) {
+    for dtype in [DType::F32, DType::F64] {
+        let report = parity::run(&case(kind), dtype).unwrap();
+        assert!(report.pass, "{dtype}\n{report}");
+        assert!(report.lines.len() > 3, "{report}");
+    }
+}
+
+#[test]
+fn image_encoder() {
+    agrees("vit");
+}
+
+#[test]
+fn one_step() {
+    agrees("stage1");
+}
+
+#[test]
+fn one_step_with_image_ids() {
+    agrees("stage1_ids");
+}
+
+#[test]
+fn twelve_training_steps() {
+    agrees("train");
+}
+
+#[test]
+fn features() {
+    agrees("features");
+}
+
+#[test]
+fn retrieval() {
+    agrees("retrieval");
+}
+
+/// One weight moved by a thousandth of its matrix's size: the report names what it feeds first.
+#[test]
+fn a_changed_weight_is_found_where_it_enters() {
+    let bytes = std::fs::read(case("stage1")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let changed = "weights.Qformer.bert.encoder.layer.2.output_query.dense.weight";
+    let mut data: Vec<(String, Vec<u8>)> =
+        file.tensors().iter().map(|(n, t)| (n.clone(), t.data().to_vec())).collect();
+    let weight = data.iter_mut().find(|(n, _)| n == changed).unwrap();
+    let first = f32::from_le_bytes(weight.1[..4].try_into().unwrap()) + 0.02;
+    weight.1[..4].copy_from_slice(&first.to_le_bytes());
+    let views = data.iter().map(|(n, d)| {
+        let like = file.tensor(n).unwrap();
+        (n.clone(), TensorView::new(like.dtype(), like.shape().to_vec(), d).unwrap())
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("changed.safetensors");
+    safetensors::serialize_to_file(views.collect::<Vec<_>>(), header.metadata().clone(), &path).unwrap();
+    let report = parity::run(&path, DType::F32).unwrap();
+    assert!(!report.pass);
+    assert_eq!(report.first_divergence.as_deref(), Some("outputs.query_hidden"), "{report}");
+}

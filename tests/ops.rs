@@ -1,0 +1,24 @@
+//! Every operation against its definition and against finite differences; one file per operation in `tests/cases`.
+
+mod cases {
+    pub mod harness;
+
+    mod add;
+    mod attend_rows;
+    mod attention;
+    mod cross_entropy;
+    mod dropout;
+    mod embedding;
+    mod gelu;
+    mod l2_normalize;
+    mod layer_norm;
+    mod linear;
+    mod max_similarity;
+    mod mean_rows;
+    mod norm_linear;
+    mod patch_embed;
+    mod real;
+    mod rows;
+    mod scale;
+    mod tape;
+}
