@@ -5,7 +5,7 @@
 // shapes    x,y,dx,dy [N,C] T   z,residual,dz,dsum [N,C] R   bias,w,b,dw,db [C] f32   mean,rstd [N] f32   partial [P,2,C] f32
 // launch    fwd, bwd: grid N, block ceil(C/8) rounded up to 32.   bwd_w: grid (ceil(C/32), P), block (32,8); its
 //           partial sums are added up by `partial_sum` (column_sum.cu).   dynamic shared 0
-// requires  1 <= C <= 8192; no divisibility or alignment (tail inside).  Null means absent: bias, residual, z, dsum, dx
+// requires  1 <= C <= 8192; no divisibility or alignment (tail inside).  Null means absent: x, bias, residual, z, dsum, dx
 // numerics  sums in f32, two-pass variance, statistics of z as it is stored, no atomics => deterministic
 // aliasing  z may be residual, dz may be dsum; nothing else overlaps
 #include "dev.cuh"
@@ -21,7 +21,7 @@ DEV void forward(const T *x, const float *bias, const R *residual, const float *
     const size_t row = blockIdx.x, at = row * size_t(C) + size_t(c);
     float v[8] = {}, r[8];
     if (count > 0) {
-        dev::load8(x + at, count, v);
+        if (x) dev::load8(x + at, count, v);
         if (bias) {
             dev::load8(bias + c, count, r);
 #pragma unroll

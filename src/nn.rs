@@ -97,6 +97,7 @@ impl Params {
     /// The same, frozen weights in half precision among them.
     pub fn of_values(specs: Vec<Spec>, mut source: impl FnMut(&Spec) -> Result<Value>) -> Result<Params> {
         let (mut values, mut halves) = (Vec::with_capacity(specs.len()), Vec::with_capacity(specs.len()));
+        let mut dtype = None;
         for spec in &specs {
             let value = source(spec)?;
             let sizes = match &value {
@@ -111,6 +112,10 @@ impl Params {
             }
             match value {
                 Value::Tensor(t) => {
+                    let first: DType = *dtype.get_or_insert(t.dtype());
+                    if t.dtype() != first {
+                        return wrong(first.to_string(), t.dtype().to_string());
+                    }
                     values.push(t.detach());
                     halves.push(None);
                 }

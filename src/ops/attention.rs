@@ -236,16 +236,22 @@ fn forward<T: Real>(plan: &Plan, kept: &[Tensor; 3]) -> (Vec<T>, Vec<T>) {
     (0..tasks).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         let (s, head) = (&plan.segments.list[task / h], task % h);
         let (n, keys) = (s.q.len(), s.keys());
+        if n == 0 {
+            return;
+        }
         let p = sized(&mut scratch.scores, n * keys);
         scores(plan, s, head, q, k, p);
-        cpu::simd(|| {
-            for (i, row) in p.chunks_exact_mut(keys.max(1)).enumerate() {
-                let norm = softmax(row, s.visible(i));
-                // SAFETY: a query row is in one segment only, so this (row, head) is this task's alone.
-                unsafe { ns.piece((s.q.start + i) * h + head, 1)[0] = norm };
-                drop_row(plan, s.q.start + i, head, row);
-            }
-        });
+        cpu::simd(
+            #[inline(always)]
+            || {
+                for (i, row) in p.chunks_exact_mut(keys.max(1)).enumerate() {
+                    let norm = softmax(row, s.visible(i));
+                    // SAFETY: a query row is in one segment only, so this (row, head) is this task's alone.
+                    unsafe { ns.piece((s.q.start + i) * h + head, 1)[0] = norm };
+                    drop_row(plan, s.q.start + i, head, row);
+                }
+            },
+        );
         let out = sized(&mut scratch.out, n * d);
         out.fill(T::ZERO);
         for (at, rows) in s.parts() {
@@ -366,15 +372,18 @@ fn segment_backward<T: Real>(
         let v = v.view(rows.start, head, d).transposed();
         gemm((n, rows.len(), d), T::ONE, dy.view(s.q.start, head, d), v, T::ZERO, &mut ds[at..], keys, false);
     }
-    cpu::simd(|| {
-        let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
-        for (i, (p, ds)) in rows.enumerate() {
-            let (seen, row) = (s.visible(i), s.q.start + i);
-            let (y, dy) = (&y.view(row, head, d).data[..d], &dy.view(row, head, d).data[..d]);
-            let delta = cpu::sum(d, |j| y[j] * dy[j]);
-            score_gradient(plan, (row, head), (p, ds), seen, norms[row * h + head], delta);
-        }
-    });
+    cpu::simd(
+        #[inline(always)]
+        || {
+            let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
+            for (i, (p, ds)) in rows.enumerate() {
+                let (seen, row) = (s.visible(i), s.q.start + i);
+                let (y, dy) = (&y.view(row, head, d).data[..d], &dy.view(row, head, d).data[..d]);
+                let delta = cpu::sum(d, |j| y[j] * dy[j]);
+                score_gradient(plan, (row, head), (p, ds), seen, norms[row * h + head], delta);
+            }
+        },
+    );
     let scale = T::of(plan.scale);
     let out = sized(&mut scratch.out, n.max(keys) * d);
     // dq = scale dS k, written once: a query row is in one segment only

@@ -55,10 +55,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 }
 
 fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {
-    let mut y = vec![T::ZERO; r * n];
-    if let Some(b) = b {
-        cpu::each_row(&mut y, n, |_, row| row.copy_from_slice(b));
-    }
+    let mut y = b.map_or_else(|| vec![T::ZERO; r * n], |b| cpu::repeat_row(b, r));
     let beta = if b.is_some() { T::ONE } else { T::ZERO };
     gemm((r, n, k), T::ONE, View::rows(x, k), View::rows(w, k).transposed(), beta, &mut y, n, true);
     y
@@ -70,7 +67,7 @@ pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
     let (r, n, k) = check(x, weight, bias)?;
     on!(x.dtype(), T => {
         let y = exact::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
-        constant(OP, &[x, weight], y, &[r, n])
+        constant(OP, &[x, weight, bias.unwrap_or(weight)], y, &[r, n])
     })
 }
 
@@ -81,24 +78,27 @@ fn exact<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, u
     meter::count((r, n, k));
     let mut yt = vec![T::ZERO; n * r]; // [N,R]: a task's part is contiguous
     yt.par_chunks_mut(COLUMNS * r.max(1)).enumerate().for_each(|(c, part)| {
-        cpu::simd(|| {
-            for (j, out) in part.chunks_exact_mut(r).enumerate() {
-                let col = c * COLUMNS + j;
-                let wj = &w[col * k..(col + 1) * k];
-                let bias = b.map_or(T::ZERO, |b| b[col]);
-                let mut i = 0;
-                while i + 4 <= r {
-                    let rows = [0, 1, 2, 3].map(|q| &x[(i + q) * k..(i + q + 1) * k]);
-                    for (o, d) in out[i..i + 4].iter_mut().zip(dots(rows, wj)) {
-                        *o = d + bias;
+        cpu::simd(
+            #[inline(always)]
+            || {
+                for (j, out) in part.chunks_exact_mut(r).enumerate() {
+                    let col = c * COLUMNS + j;
+                    let wj = &w[col * k..(col + 1) * k];
+                    let bias = b.map_or(T::ZERO, |b| b[col]);
+                    let mut i = 0;
+                    while i + 4 <= r {
+                        let rows = [0, 1, 2, 3].map(|q| &x[(i + q) * k..(i + q + 1) * k]);
+                        for (o, d) in out[i..i + 4].iter_mut().zip(dots(rows, wj)) {
+                            *o = d + bias;
+                        }
+                        i += 4;
                     }
-                    i += 4;
+                    for (o, i) in out[i..].iter_mut().zip(i..) {
+                        *o = dots([&x[i * k..(i + 1) * k]], wj)[0] + bias;
+                    }
                 }
-                for (o, i) in out[i..].iter_mut().zip(i..) {
-                    *o = dots([&x[i * k..(i + 1) * k]], wj)[0] + bias;
-                }
-            }
-        });
+            },
+        );
     });
     let mut y = vec![T::ZERO; r * n];
     cpu::each_row(&mut y, n, |i, row| {
