@@ -18,6 +18,7 @@
 //! | [`pretrained`] | a model as users hold it: a folder with its numbers and its tokenizer |
 //! | [`train`] | optimizer, schedule, trainer; checkpoints and signals |
 //! | [`parity`] | recorded cases of LAVIS against this crate |
+//! | [`report`] | a run as one HTML page |
 //! | [`commands`] | the command line |
 
 pub mod commands;
@@ -31,6 +32,7 @@ pub mod nn;
 pub mod ops;
 pub mod parity;
 pub mod pretrained;
+pub mod report;
 pub mod tensor;
 pub mod text;
 pub mod train;

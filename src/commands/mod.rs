@@ -3,10 +3,14 @@
 mod bench;
 mod convert;
 mod dictionary;
+mod doctor;
 mod inspect;
 mod output;
 mod parity;
+mod report;
+mod start;
 mod tokens;
+mod train;
 mod vocabulary;
 
 use crate::Result;
@@ -23,6 +27,9 @@ pub struct Cli {
 // One line per command, in the order of `--help`.
 #[derive(Subcommand)]
 enum Command {
+    Train(train::Args),
+    Doctor(doctor::Args),
+    Report(report::Args),
     Convert(convert::Args),
     Inspect(inspect::Args),
     Parity(parity::Args),
@@ -35,6 +42,9 @@ enum Command {
 /// Runs the command that was parsed.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Train(args) => train::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Parity(args) => parity::run(&args),

@@ -19,12 +19,13 @@ pub mod random;
 mod table;
 
 pub use doctor::{Checks, Diagnosis, Finding, Tokens, doctor};
+pub(crate) use files::{quoted, read_text};
 pub use folder::pictures;
 pub use loader::{Bad, Batch, Loader, Options};
 pub use order::Order;
 
 use crate::{Error, Kind, Result};
-use files::{Root, quoted};
+use files::Root;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::fmt;
