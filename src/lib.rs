@@ -19,6 +19,8 @@
 //! | [`train`] | optimizer, schedule, trainer; checkpoints and signals |
 //! | [`parity`] | recorded cases of LAVIS against this crate |
 //! | [`report`] | a run as one HTML page |
+//! | [`results`] | what commands write: caption files, arrays, the page of a search |
+//! | [`index`] | features of many pictures on the disk, to search in |
 //! | [`commands`] | the command line |
 
 pub mod commands;
@@ -26,6 +28,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod index;
 pub mod metrics;
 pub mod model;
 pub mod nn;
@@ -33,6 +36,7 @@ pub mod ops;
 pub mod parity;
 pub mod pretrained;
 pub mod report;
+pub mod results;
 pub mod tensor;
 pub mod text;
 pub mod train;

@@ -1,13 +1,23 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
 mod bench;
+mod caption;
 mod convert;
 mod dictionary;
 mod doctor;
+mod engine;
+mod evaluate;
+mod features;
+mod generation;
+mod inputs;
 mod inspect;
 mod output;
 mod parity;
+mod progress;
+mod query;
 mod report;
+mod retrieval;
+mod search;
 mod start;
 mod tokens;
 mod train;
@@ -30,6 +40,10 @@ enum Command {
     Train(train::Args),
     Doctor(doctor::Args),
     Report(report::Args),
+    Caption(caption::Args),
+    Search(search::Args),
+    Features(features::Args),
+    Evaluate(evaluate::Args),
     Convert(convert::Args),
     Inspect(inspect::Args),
     Parity(parity::Args),
@@ -45,6 +59,10 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Caption(args) => caption::run(&args),
+        Command::Search(args) => search::run(&args),
+        Command::Features(args) => features::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Parity(args) => parity::run(&args),
