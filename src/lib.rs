@@ -14,6 +14,7 @@
 //! | [`text`] | Japanese text to ids and back, as BertJapaneseTokenizer does it; caption cleaning |
 //! | [`vision`] | picture files to model input, as Pillow and torchvision make it |
 //! | [`data`] | captioned pictures: annotation files, the order of training, a threaded loader, checks |
+//! | [`demo`] | drawn pictures with captions, to try everything on |
 //! | [`metrics`] | BLEU, ROUGE-L, CIDEr-D, recall |
 //! | [`pretrained`] | a model as users hold it: a folder with its numbers and its tokenizer |
 //! | [`train`] | optimizer, schedule, trainer; checkpoints and signals |
@@ -25,6 +26,7 @@
 
 pub mod commands;
 pub mod data;
+pub mod demo;
 pub mod device;
 pub mod error;
 pub mod files;

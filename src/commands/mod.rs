@@ -3,6 +3,7 @@
 mod bench;
 mod caption;
 mod convert;
+mod demo;
 mod dictionary;
 mod doctor;
 mod engine;
@@ -37,6 +38,7 @@ pub struct Cli {
 // One line per command, in the order of `--help`.
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Train(train::Args),
     Doctor(doctor::Args),
     Report(report::Args),
@@ -56,6 +58,7 @@ enum Command {
 /// Runs the command that was parsed.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),

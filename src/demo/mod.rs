@@ -38,33 +38,40 @@ impl Split {
     }
 }
 
-/// Where a drawn set lies.
-pub struct Drawn {
+/// Where a drawn set lies in a folder.
+pub struct Places {
     pub pictures: PathBuf,
     pub train: PathBuf,
     pub held_out: PathBuf,
-    /// Every held-out picture's file and the scene in it, in the order of `held_out`.
-    pub tests: Vec<(PathBuf, Scene)>,
+}
+
+impl Places {
+    pub fn of(folder: &Path) -> Places {
+        let [pictures, train, held_out] = ["pictures", "train.json", "held-out.json"].map(|n| folder.join(n));
+        Places { pictures, train, held_out }
+    }
+}
+
+/// A held-out picture.
+pub struct Test {
+    pub path: PathBuf,
+    pub scene: Scene,
 }
 
 /// Draws the set of a seed, with `variants` pictures of every scene that training sees.
-pub fn draw(folder: &Path, seed: u64, variants: u32) -> Result<Drawn> {
-    let split = Split::new(seed);
-    let drawn = Drawn {
-        pictures: folder.join("pictures"),
-        train: folder.join("train.json"),
-        held_out: folder.join("held-out.json"),
-        tests: Vec::new(),
-    };
-    let train = pictures("train", &split.seen, variants);
-    let held_out = pictures("held-out", &split.held_out, 1);
-    for (list, file, of) in [(&train, &drawn.train, "train"), (&held_out, &drawn.held_out, "held-out")] {
-        files::make_folders(&RealDisk, &drawn.pictures.join(of))?;
-        list.par_iter().try_for_each(|p| p.write(&drawn.pictures, seed))?;
-        write_captions(file, list)?;
+pub fn draw(folder: &Path, seed: u64, variants: u32) -> Result<Vec<Test>> {
+    let (split, places) = (Split::new(seed), Places::of(folder));
+    let train = sheets("train", &split.seen, variants);
+    let held_out = sheets("held-out", &split.held_out, 1);
+    for (sheets, captions, part) in
+        [(&train, &places.train, "train"), (&held_out, &places.held_out, "held-out")]
+    {
+        files::make_folders(&RealDisk, &places.pictures.join(part))?;
+        sheets.par_iter().try_for_each(|sheet| sheet.write(&places.pictures, seed))?;
+        write_captions(captions, sheets)?;
     }
-    let tests = held_out.into_iter().map(|p| (drawn.pictures.join(p.name), p.scene)).collect();
-    Ok(Drawn { tests, ..drawn })
+    let test = |sheet: Sheet| Test { path: places.pictures.join(sheet.name), scene: sheet.scene };
+    Ok(held_out.into_iter().map(test).collect())
 }
 
 /// A picture to be drawn.
@@ -74,7 +81,7 @@ struct Sheet {
     variant: u32,
 }
 
-fn pictures(part: &str, scenes: &[Scene], variants: u32) -> Vec<Sheet> {
+fn sheets(part: &str, scenes: &[Scene], variants: u32) -> Vec<Sheet> {
     let sheet = |scene: &Scene, variant| {
         let name = format!("{part}/{:03}-{variant}.png", scene.number());
         Sheet { name, scene: *scene, variant }
@@ -92,11 +99,11 @@ impl Sheet {
     }
 }
 
-fn write_captions(file: &Path, list: &[Sheet]) -> Result<()> {
+fn write_captions(file: &Path, sheets: &[Sheet]) -> Result<()> {
     let entry = |p: &Sheet| -> Value {
         json!({"image": p.name, "caption": p.scene.caption(), "image_id": p.scene.number()})
     };
-    let text = serde_json::to_vec_pretty(&list.iter().map(entry).collect::<Vec<_>>())
+    let text = serde_json::to_vec_pretty(&sheets.iter().map(entry).collect::<Vec<_>>())
         .map_err(|e| Error::new(Kind::Write, OPERATION).got(e))?;
     files::write_atomic(&RealDisk, file, text.len() as u64, |to| to.write_all(&text))
 }

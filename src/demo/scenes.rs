@@ -23,14 +23,8 @@ const COLOURS: [Colour; 8] = [
     ("茶色い", [130.0, 80.0, 40.0]),
     ("水色の", [110.0, 200.0, 230.0]),
 ];
-const SHAPES: [(&str, Shape); 6] = [
-    ("丸", disc),
-    ("三角", triangle),
-    ("四角", square),
-    ("星", star),
-    ("十字", cross),
-    ("ハート", heart),
-];
+const SHAPES: [(&str, Shape); 6] =
+    [("丸", disc), ("三角", triangle), ("四角", square), ("星", star), ("十字", cross), ("ハート", heart)];
 const PLACES: [(&str, [f64; 2]); 5] = [
     ("左上", [0.27, 0.27]),
     ("右上", [0.73, 0.27]),
@@ -86,7 +80,8 @@ impl Scene {
         let draws = Draws::new(seed, [PICTURE, self.number() as u32, variant]);
         let between = |n: usize, low: f64, high: f64| low + (high - low) * draws.unit(n as u32);
         let paper = [0, 1, 2].map(|c| between(c, 225.0, 255.0));
-        let ink = [0, 1, 2].map(|c| (COLOURS[self.colour].1[c] + between(3 + c, -14.0, 14.0)).clamp(0.0, 255.0));
+        let ink =
+            [0, 1, 2].map(|c| (COLOURS[self.colour].1[c] + between(3 + c, -14.0, 14.0)).clamp(0.0, 255.0));
         let radius = between(6, 0.11, 0.125);
         let middle = [0, 1].map(|a| PLACES[self.place].1[a] + between(7 + a, -0.02, 0.02));
         let things = ARRANGEMENTS[self.count].iter().enumerate();
