@@ -186,7 +186,7 @@ fn no_operation_imports_another() {
         .iter()
         .filter(|s| s.room == "ops")
         .map(|s| s.path.file_stem().unwrap().to_string_lossy().into_owned())
-        .filter(|name| name != "mod")
+        .filter(|name| !["mod", "segments"].contains(&name.as_str())) // a table, no operation
         .collect();
     for source in sources().iter().filter(|s| s.room == "ops" && !s.path.ends_with("mod.rs")) {
         for name in &names {
@@ -201,7 +201,7 @@ fn no_operation_imports_another() {
 fn unsafe_and_devices_stay_below_the_model() {
     let holds = |code: &str, word: &str| {
         code.match_indices(word).any(|(at, _)| {
-            let part_of_name = |c: char| c.is_alphanumeric() || c == '_';
+            let part_of_name = |c: char| c.is_alphanumeric() || "_-".contains(c);
             !code[..at].ends_with(part_of_name) && !code[at + word.len()..].starts_with(part_of_name)
         })
     };
