@@ -19,8 +19,8 @@ pub mod random;
 mod table;
 
 pub use doctor::{Checks, Diagnosis, Finding, Tokens, doctor};
-pub use folder::{pictures, walk};
 pub(crate) use files::{quoted, read_text};
+pub use folder::{pictures, walk};
 pub use loader::{Bad, Batch, Loader, Options};
 pub use order::Order;
 
