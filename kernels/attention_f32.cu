@@ -43,17 +43,20 @@ DEV void products(float (&s)[STRIP], const Rows<float> &x, int first, int rows, 
         for (int r = 0; r < STRIP; r++) s[r] += x.row(first + min(r, rows - 1))[c] * y;
     }
 }
-// acc[r][i] += sum over the tile's rows t of p[r,t] * tile[t, lane + 32 i]
+// acc[r][i] += sum over the tile's rows t of p[r,t] * tile[t, lane + 32 i]; summed by itself first, which rounds less
 DEV void add_weighted(float (&acc)[STRIP][COLUMNS], const float *p_s, const float *tile_s, int D) {
     const int lane = int(threadIdx.x) & 31;
-    for (int t = 0; t < TILE; t++) {
 #pragma unroll
-        for (int i = 0; i < COLUMNS; i++) {
-            if (lane + 32 * i >= D) continue;
+    for (int i = 0; i < COLUMNS; i++) {
+        if (lane + 32 * i >= D) continue;
+        float part[STRIP] = {};
+        for (int t = 0; t < TILE; t++) {
             const float x = tile_s[t * PITCH + lane + 32 * i];
 #pragma unroll
-            for (int r = 0; r < STRIP; r++) acc[r][i] += p_s[r * WEIGHTS + t] * x;
+            for (int r = 0; r < STRIP; r++) part[r] += p_s[r * WEIGHTS + t] * x;
         }
+#pragma unroll
+        for (int r = 0; r < STRIP; r++) acc[r][i] += part[r];
     }
 }
 DEV void store_rows(float *y, size_t stride, int rows, int D, const float (&acc)[STRIP][COLUMNS], float by, bool add) {

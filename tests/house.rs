@@ -79,7 +79,8 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
 /// The text of a file without `//` comments; what stands in strings stays.
 fn without_comments(text: &str) -> String {
     let line = |line: &str| {
-        let code = line.match_indices("//").find(|(at, _)| line[..*at].matches('"').count() % 2 == 0);
+        let code =
+            line.match_indices("//").find(|(at, _)| line[..*at].matches('"').count().is_multiple_of(2));
         code.map_or(line, |(at, _)| &line[..at]).to_string() + "\n"
     };
     text.lines().map(line).collect()

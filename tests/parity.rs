@@ -68,13 +68,9 @@ impl Recorded {
     fn move_largest(&mut self, name: &str, part: f64) {
         let (dtype, _, bytes) = self.tensors.get_mut(name).unwrap();
         match dtype {
-            Dtype::F32 => change::<f32, 4>(
-                bytes,
-                part,
-                f32::from_le_bytes,
-                |x| f64::from(x),
-                |x| (x as f32).to_le_bytes(),
-            ),
+            Dtype::F32 => {
+                change::<f32, 4>(bytes, part, f32::from_le_bytes, f64::from, |x| (x as f32).to_le_bytes())
+            }
             Dtype::F64 => change::<f64, 8>(bytes, part, f64::from_le_bytes, |x| x, f64::to_le_bytes),
             Dtype::I64 => {
                 let first = i64::from_le_bytes(bytes[..8].try_into().unwrap()) + 1;

@@ -223,7 +223,7 @@ fn used(id: u32) -> Option<[u64; 3]> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     let field = |name: &str| {
         let line = status.lines().find_map(|l| l.strip_prefix(name))?;
-        line.trim().split_whitespace().next()?.parse::<u64>().ok()
+        line.split_whitespace().next()?.parse::<u64>().ok()
     };
     let handles = std::fs::read_dir(format!("/proc/{id}/fd")).ok()?.count() as u64;
     Some([field("VmRSS:")?, field("Threads:")?, handles])

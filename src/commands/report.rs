@@ -2,7 +2,7 @@
 
 use super::output::Output;
 use crate::files::{self, RealDisk};
-use crate::report::{Story, page, read_samples};
+use crate::report::{Group, Story, page, read_samples};
 use crate::{Error, Result};
 use std::path::PathBuf;
 
@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(file) => read_samples(file, args.images.as_deref(), args.samples)?,
         None => Vec::new(),
     };
-    let text = page(&story, &samples);
+    let text = page(&story, &[Group { title: "Captions".into(), samples }]);
     let path = args.html.clone().unwrap_or_else(|| args.run.join("report.html"));
     files::write_atomic(&RealDisk, &path, text.len() as u64, |w| w.write_all(text.as_bytes()))?;
     let mut output = Output::new();

@@ -1,7 +1,7 @@
 //! Where a training begins: a model and its tokenizer, from nothing or from a model directory.
 
 use crate::model::Model;
-use crate::nn::{Params, Spec};
+use crate::nn::{self, Params, Spec};
 use crate::pretrained::{self, Opening, Pretrained};
 use crate::tensor::DType;
 use crate::text::{Settings, Tokenizer, vocabulary};
@@ -58,7 +58,10 @@ impl Start {
                 let Pretrained { model, params, .. } = Pretrained::open_with(directory, &opening)?;
                 Ok((model, params, self.tokenizer))
             }
-            None => Ok((self.model, Params::random(self.specs, DType::F32, config.seed)?, self.tokenizer)),
+            None => {
+                let specs = nn::from_nothing(self.specs);
+                Ok((self.model, Params::random(specs, DType::F32, config.seed)?, self.tokenizer))
+            }
         }
     }
 }

@@ -81,7 +81,8 @@ pub struct Args {
 }
 
 const CONFIG: &str = "config.yaml";
-const MODEL: &str = "model";
+/// Where in a run's folder its trained model is.
+pub(super) const MODEL: &str = "model";
 const VOCABULARY: &str = "vocabulary";
 
 pub fn run(args: &Args) -> Result<()> {
@@ -95,13 +96,23 @@ pub fn run(args: &Args) -> Result<()> {
     if args.dry_run {
         return print(&job.describe());
     }
-    let out = job.config.out.clone().ok_or_else(|| {
-        Error::argument("train", "--out", "a folder for the run", "none").fix("give --out DIR")
-    })?;
+    let out = folder(&job.config)?;
     if args.export {
         return job.export_newest(&out, &progress);
     }
     job.train(&out, args.resume, &mut progress)
+}
+
+/// Trains as a configuration says, from the beginning.
+pub(super) fn train(config: Config, progress: &mut Progress) -> Result<()> {
+    let out = folder(&config)?;
+    Job::prepare(config, false, progress)?.train(&out, false, progress)
+}
+
+fn folder(config: &Config) -> Result<PathBuf> {
+    config.out.clone().ok_or_else(|| {
+        Error::argument("train", "--out", "a folder for the run", "none").fix("give --out DIR")
+    })
 }
 
 fn print(text: &str) -> Result<()> {

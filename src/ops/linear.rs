@@ -134,7 +134,7 @@ fn dots<T: Real, const M: usize>(x: [&[T]; M], w: &[T]) -> [T; M] {
         let mut width = LANES / 2;
         while width > 0 {
             for l in 0..width {
-                a[l] = a[l] + a[l + width];
+                a[l] += a[l + width];
             }
             width /= 2;
         }

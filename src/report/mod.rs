@@ -8,7 +8,7 @@ mod page;
 mod samples;
 
 pub use page::page;
-pub use samples::{Sample, read as read_samples};
+pub use samples::{Group, Sample, read as read_samples};
 
 use crate::train::log::LOG;
 use crate::{Error, Result};

@@ -1,7 +1,7 @@
 //! The page itself.
 
 use super::chart::{Series, chart};
-use super::{Curves, Sample, Story};
+use super::{Curves, Group, Sample, Story};
 use crate::results::{data, escape};
 use crate::train::progress::duration;
 use std::fmt::Write;
@@ -36,7 +36,7 @@ li small { opacity: .7; display: block; }
 ";
 
 /// The whole page of a run.
-pub fn page(story: &Story, samples: &[Sample]) -> String {
+pub fn page(story: &Story, groups: &[Group]) -> String {
     let mut html = String::new();
     let title = escape(&story.name);
     // Writing to a string does not fail.
@@ -46,9 +46,9 @@ pub fn page(story: &Story, samples: &[Sample]) -> String {
     );
     html += &summary(story);
     let _ = write!(html, "<h2>Curves, by step</h2>\n<div class=\"charts\">\n{}</div>\n", charts(story));
-    if !samples.is_empty() {
-        html += "<h2>Captions</h2>\n<ol>\n";
-        samples.iter().for_each(|s| html += &sample(s));
+    for group in groups.iter().filter(|g| !g.samples.is_empty()) {
+        let _ = writeln!(html, "<h2>{}</h2>\n<ol>", escape(&group.title));
+        group.samples.iter().for_each(|s| html += &sample(s));
         html += "</ol>\n";
     }
     if !story.settings.is_empty() {
@@ -141,13 +141,13 @@ mod tests {
         let mut story = Story { name: hostile.into(), settings: hostile.into(), ..Story::default() };
         story.bad.push((hostile.into(), hostile.into()));
         story.steps.of.insert("loss".into(), vec![(1.0, 2.0)]);
-        let samples = [
+        let samples = vec![
             Sample { name: hostile.into(), captions: vec![hostile.into()], thumbnail: Err(hostile.into()) },
             Sample { name: "b".into(), captions: vec!["猫".into()], thumbnail: Ok(vec![0xff, 0xd8]) },
         ];
-        let html = page(&story, &samples);
+        let html = page(&story, &[Group { title: hostile.into(), samples }]);
         assert!(!html.contains("<script") && !html.contains('\u{1}'), "{html}");
-        assert_eq!(html.matches("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;\u{fffd}").count(), 8);
+        assert_eq!(html.matches("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;\u{fffd}").count(), 9);
         assert!(html.contains("data:image/jpeg;base64,/9g=") && html.contains("猫"));
         for outside in ["http://", "https://", "src=\"/", "@import", "url("] {
             assert!(!html.contains(outside), "{outside}");

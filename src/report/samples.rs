@@ -18,6 +18,21 @@ pub struct Sample {
     pub thumbnail: Result<Vec<u8>, String>,
 }
 
+impl Sample {
+    /// A picture file with what was said of it.
+    pub fn new(name: String, captions: Vec<String>, path: &Path) -> Sample {
+        let thumbnail = vision::load(path, Turn::Upright).and_then(|p| vision::thumbnail(&p, SIDE));
+        Sample { name, captions, thumbnail: thumbnail.map_err(|e| e.to_string()) }
+    }
+}
+
+/// Samples that stand together on a page.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    pub title: String,
+    pub samples: Vec<Sample>,
+}
+
 /// At most `count` samples, evenly over the file.
 pub fn read(file: &Path, images: Option<&Path>, count: usize) -> Result<Vec<Sample>> {
     let text = read_text(OPERATION, file, MAX_FILE)?;
@@ -45,11 +60,10 @@ fn sample(entry: &Value, images: Option<&Path>) -> Option<Sample> {
         Value::Array(list) => list.iter().map(|c| c.as_str().map(str::to_string)).collect::<Option<_>>()?,
         _ => return None,
     };
-    let thumbnail = place(&name, images).and_then(|path| {
-        let picture = vision::load(&path, Turn::Upright).map_err(|e| e.to_string())?;
-        vision::thumbnail(&picture, SIDE).map_err(|e| e.to_string())
-    });
-    Some(Sample { name, captions, thumbnail })
+    Some(match place(&name, images) {
+        Ok(path) => Sample::new(name, captions, &path),
+        Err(why) => Sample { name, captions, thumbnail: Err(why) },
+    })
 }
 
 /// Where a picture lies; names may not climb out of the folder of pictures.

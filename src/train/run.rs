@@ -22,7 +22,7 @@ use crate::files::{self, RealDisk};
 use crate::{Error, Kind, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -281,7 +281,7 @@ pub fn read_bad(path: &Path) -> BTreeMap<String, String> {
     text.lines().filter_map(line).collect()
 }
 
-fn write_bad(path: &PathBuf, bad: &BTreeMap<String, String>) -> Result<()> {
+fn write_bad(path: &Path, bad: &BTreeMap<String, String>) -> Result<()> {
     let text: String = bad
         .iter()
         .map(|(picture, reason)| format!("{}\n", json!({ "picture": picture, "reason": reason })))

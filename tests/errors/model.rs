@@ -71,7 +71,10 @@ fn batches_of_a_step() {
     let given = Negatives { image: vec![1, 0], text: vec![1, 0] };
     let run =
         |image: &Tensor, text: &[Vec<u32>], image_id: Option<&[i64]>, profile, given: Option<&Negatives>| {
-            let sampling = given.map_or_else(|| draw(), |n| Sampling::Given(n));
+            let sampling = match given {
+                Some(n) => Sampling::Given(n),
+                None => draw(),
+            };
             error(model.stage1(&pass, &Batch { image, text, image_id }, profile, sampling, None))
         };
     let (diagonal, by_id) = (Profile::LavisDiagonal, Profile::LavisImageId);

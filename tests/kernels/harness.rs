@@ -137,6 +137,13 @@ pub fn run1(kernel: &str, grid: usize, block: usize, args: &[Arg], schedule: Sch
     run(&launch_of(kernel, [grid as u32, 1, 1], [block as u32, 1, 1]), args, schedule);
 }
 
+/// out [c] = or += the sum of partial [parts,c] over its rows.
+pub fn partial_sum(partial: &Memory, out: &Memory, parts: usize, c: usize, add: bool, schedule: Schedule) {
+    let args =
+        [Arg::from(partial), out.into(), (parts as i32).into(), (c as i32).into(), i32::from(add).into()];
+    run(&launch_of("partial_sum", [c.div_ceil(32) as u32, 1, 1], [32, 8, 1]), &args, schedule);
+}
+
 /// Runs `once` under every schedule; all must give the same bytes. Returns those of the first.
 pub fn everywhere<R: PartialEq>(once: impl Fn(Schedule) -> R) -> R {
     // the checker needs one schedule to find a race, and costs several times as much

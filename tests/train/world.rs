@@ -26,7 +26,7 @@ impl World {
                 entries.push(json!({ "image": name, "caption": caption, "image_id": i }));
             }
         }
-        world.write("captions.json", &serde_json::to_string(&entries).unwrap());
+        world.write("captions.json", serde_json::to_string(&entries).unwrap());
         world
     }
 
@@ -134,7 +134,7 @@ fn draw(i: usize, rgb: [u8; 3]) -> Vec<u8> {
     let inside = |x: usize, y: usize| match i / 4 % 3 {
         0 => x.abs_diff(cx).pow(2) + y.abs_diff(cy).pow(2) < 64,
         1 => x.abs_diff(cx) < 8 && y.abs_diff(cy) < 8,
-        _ => (x + y + i) / 4 % 2 == 0,
+        _ => ((x + y + i) / 4).is_multiple_of(2),
     };
     let pixel = |at: usize| if inside(at % 40, at / 40) { rgb } else { [120 + (i * 3) as u8, 120, 120] };
     (0..40 * 32).flat_map(pixel).collect()

@@ -138,9 +138,12 @@ const SIZES: [(&str, &str); 15] = [
     ("max_pos", ""),
 ];
 
+/// How a key's value is taken into the configuration.
+type Take = fn(&mut Config, &Value) -> Read<()>;
+
 /// LAVIS settings that ask for something (`Err` says what is possible here) or mean nothing here (a note).
 #[rustfmt::skip]
-const LAVIS: &[(&str, fn(&mut Config, &Value) -> Read<()>)] = &[
+const LAVIS: &[(&str, Take)] = &[
     ("model.arch", |_, v| choice(v, &[("blip2", ()), ("blip2_qformer", ()), ("pretrain", ())])),
     ("model.model_type", |_, v| choice(v, &[("pretrain", ())])),
     ("model.load_pretrained", |_, v| flag(v).map(|_| ())),
