@@ -2,8 +2,8 @@
 
 use super::chart::{Series, chart};
 use super::{Curves, Group, Sample, Story};
+use crate::results::{data, escape};
 use crate::train::progress::duration;
-use base64::Engine;
 use std::fmt::Write;
 
 const HEAD: &str = "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
@@ -124,32 +124,11 @@ fn charts(story: &Story) -> String {
 
 fn sample(s: &Sample) -> String {
     let picture = match &s.thumbnail {
-        Ok(jpeg) => {
-            let data = base64::engine::general_purpose::STANDARD.encode(jpeg);
-            format!("<img src=\"data:image/jpeg;base64,{data}\" alt=\"\" loading=\"lazy\">")
-        }
+        Ok(jpeg) => format!("<img src=\"{}\" alt=\"\" loading=\"lazy\">", data(jpeg)),
         Err(why) => format!("<div class=\"gone\">{}</div>", escape(why)),
     };
     let captions: Vec<String> = s.captions.iter().map(|c| escape(c)).collect();
     format!("<li>{picture}{}<small>{}</small></li>\n", captions.join("<br>"), escape(&s.name))
-}
-
-/// Text for between tags and inside double quotes.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            // Control characters are not allowed in HTML.
-            c if c.is_control() && c != '\n' && c != '\t' => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

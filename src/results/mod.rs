@@ -8,7 +8,7 @@ mod sidecar;
 
 pub use arrays::{Array, Spool, write_npy, write_safetensors};
 pub use captions::{CaptionFile, Captioned, Format, Rated, csv_header, parse, render};
-pub use page::{Hit, page};
+pub use page::{Hit, data, escape, page};
 pub use read::{Of, read_results};
 pub use sidecar::SideCars;
 

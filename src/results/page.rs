@@ -61,7 +61,8 @@ table { width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
 td + td { text-align: right; }
 ";
 
-fn data(jpeg: &[u8]) -> String {
+/// A JPEG inside a page.
+pub fn data(jpeg: &[u8]) -> String {
     format!("data:image/jpeg;base64,{}", base64::engine::general_purpose::STANDARD.encode(jpeg))
 }
 
@@ -80,7 +81,7 @@ fn file_link(path: &str) -> String {
 }
 
 /// Text for between tags and inside double quotes.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
