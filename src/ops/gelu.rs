@@ -16,7 +16,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
         record("gelu", [x], y, x.shape().sizes(), move |dy, grads| {
             let density = T::of(1.0 / SQRT_2_PI);
             let dx = cpu::map2(dy.data::<T>(), x2.data::<T>(), #[inline(always)] |d, x| {
-                d * (cdf(x, half) + x * density * (-(x * x) * half).exp())
+                d * (cdf(x, half) + x * density * Real::exp(-(x * x) * half))
             });
             grads.add(0, dx)
         })

@@ -85,16 +85,14 @@ fn exact<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, u
                     let col = c * COLUMNS + j;
                     let wj = &w[col * k..(col + 1) * k];
                     let bias = b.map_or(T::ZERO, |b| b[col]);
-                    let mut i = 0;
-                    while i + 4 <= r {
-                        let rows = [0, 1, 2, 3].map(|q| &x[(i + q) * k..(i + q + 1) * k]);
-                        for (o, d) in out[i..i + 4].iter_mut().zip(dots(rows, wj)) {
-                            *o = d + bias;
+                    for (i, o) in (0..r).step_by(4).zip(out.chunks_mut(4)) {
+                        let x = &x[i * k..(i + o.len()) * k];
+                        match o.len() {
+                            4 => write_dots::<T, 4>(o, x, wj, bias),
+                            3 => write_dots::<T, 3>(o, x, wj, bias),
+                            2 => write_dots::<T, 2>(o, x, wj, bias),
+                            _ => write_dots::<T, 1>(o, x, wj, bias),
                         }
-                        i += 4;
-                    }
-                    for (o, i) in out[i..].iter_mut().zip(i..) {
-                        *o = dots([&x[i * k..(i + 1) * k]], wj)[0] + bias;
                     }
                 }
             },
@@ -107,6 +105,19 @@ fn exact<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, u
         }
     });
     y
+}
+
+/// out[i] = x_i w + bias for M rows x: the weights are read once for all of them.
+#[inline(always)]
+fn write_dots<T: Real, const M: usize>(out: &mut [T], x: &[T], w: &[T], bias: T) {
+    let k = w.len();
+    let rows = std::array::from_fn::<_, M, _>(
+        #[inline(always)]
+        |i| &x[i * k..(i + 1) * k],
+    );
+    for (o, d) in out.iter_mut().zip(dots(rows, w)) {
+        *o = d + bias;
+    }
 }
 
 /// The products of M rows with one, each summed in 32 lanes and then lane by lane in a fixed tree.
