@@ -50,6 +50,9 @@ pub struct Args {
     /// Candidates of each search that are ranked by itm, too
     #[arg(long, default_value_t = 128, value_name = "K")]
     k_test: usize,
+    /// A caption that several pictures have is right for each of them; without it, only for the one it was written for
+    #[arg(long)]
+    shared: bool,
     /// Share of the pictures that may be missing
     #[arg(long, default_value_t = 0.01, value_name = "X")]
     missing: f64,
@@ -247,6 +250,15 @@ fn retrieval(
     let of = |i: usize| data.samples[i].captions.iter().map(move |c| (i, c.as_str()));
     let (texts, captions): (Vec<usize>, Vec<&str>) = samples.iter().copied().flat_map(of).unzip();
     let texts: Vec<u32> = texts.into_iter().map(|i| numbers[i]).collect();
+    let mut images: Vec<Owner> = images.into_iter().map(|n| Owner::picture(n, args.shared)).collect();
+    for (place, sample) in samples.iter().enumerate() {
+        images[place].captions.extend(data.samples[*sample].captions.iter().map(String::as_str));
+    }
+    let owners = texts
+        .iter()
+        .zip(&captions)
+        .map(|(n, c)| Owner { captions: vec![c], ..Owner::picture(*n, args.shared) });
+    let texts: Vec<Owner> = owners.collect();
     // LAVIS cuts texts to 35 tokens here.
     let longest = model.model.config.max_pos.min(35);
     let ready = Texts::new(model, &captions, longest)?;
@@ -255,6 +267,25 @@ fn retrieval(
     let Recall { image_to_text: [txt_r1, txt_r5, txt_r10], text_to_image: [img_r1, img_r5, img_r10], mean } =
         metrics::recall(&flat(scores.i2t), &flat(scores.t2i), &images, &texts)?;
     Ok(Retrieval { k_test: args.k_test, txt_r1, txt_r5, txt_r10, img_r1, img_r5, img_r10, r_mean: mean })
+}
+
+/// What a picture or a caption belongs to: the picture's number, or with `shared` any picture that has the caption.
+struct Owner<'a> {
+    number: u32,
+    shared: bool,
+    captions: Vec<&'a str>,
+}
+
+impl Owner<'_> {
+    fn picture(number: u32, shared: bool) -> Self {
+        Owner { number, shared, captions: Vec::new() }
+    }
+}
+
+impl PartialEq for Owner<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number || self.shared && self.captions.iter().any(|c| other.captions.contains(c))
+    }
 }
 
 /// Words as MeCab cuts them, of a caption cleaned as for training and written without spaces: the same on both sides,
