@@ -4,10 +4,11 @@
 //! constants otherwise. So frozen parameters never get a gradient buffer.
 
 use crate::ops;
-use crate::tensor::{DType, Dropout, Stream, Tape, Tensor};
+use crate::tensor::{DType, Dropout, HalfMatrix, Stream, Tape, Tensor};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// How a parameter begins.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,42 +63,94 @@ impl Builder {
     }
 }
 
+/// The same parameters for a model that starts from nothing. BERT's deviation of 0.02 suits rows that are added to trained
+/// ones; where nothing is trained yet, a signal should keep its size through narrow layers, too:
+///   weights [out, in..] and tables [rows, C]: 1 / sqrt(in), 1 / sqrt(C);   tokens and places [1, N, C]: 0.5
+pub fn from_nothing(mut specs: Vec<Spec>) -> Vec<Spec> {
+    for spec in &mut specs {
+        if let (Init::Normal(deviation), Some((first, rest))) = (&mut spec.init, spec.shape.split_first()) {
+            let inputs: usize = rest.iter().product();
+            *deviation = if *first == 1 { 0.5 } else { (inputs.max(1) as f64).sqrt().recip() };
+        }
+    }
+    specs
+}
+
+/// Element by element, how a parameter begins from a seed; `index` is its place among the specifications.
+pub fn initial(spec: &Spec, index: usize, seed: u64, range: Range<usize>) -> impl Iterator<Item = f64> {
+    let stream = Stream { seed, step: u32::MAX, site: index as u32 + 1 };
+    let init = spec.init;
+    range.map(move |i| match init {
+        Init::Constant(c) => c,
+        Init::Normal(std) => std * stream.normal(i as u64),
+    })
+}
+
+/// The numbers of a parameter.
+pub enum Value {
+    Tensor(Tensor),
+    /// A frozen weight of dense layers.
+    Half(HalfMatrix),
+}
+
 /// All parameters of a model, in the order they were declared.
 pub struct Params {
     specs: Vec<Spec>,
     values: Vec<Tensor>,
+    /// Instead of the value, which is then an empty tensor.
+    halves: Vec<Option<HalfMatrix>>,
 }
 
 impl Params {
     /// Values from `source`, which is asked once per parameter.
     pub fn new(specs: Vec<Spec>, mut source: impl FnMut(&Spec) -> Result<Tensor>) -> Result<Params> {
-        let mut values = Vec::with_capacity(specs.len());
+        Params::of_values(specs, |spec| source(spec).map(Value::Tensor))
+    }
+
+    /// The same, frozen weights in half precision among them.
+    pub fn of_values(specs: Vec<Spec>, mut source: impl FnMut(&Spec) -> Result<Value>) -> Result<Params> {
+        let (mut values, mut halves) = (Vec::with_capacity(specs.len()), Vec::with_capacity(specs.len()));
+        let mut dtype = None;
         for spec in &specs {
-            let t = source(spec)?;
-            if t.shape().sizes() != spec.shape {
-                return Err(Error::argument(
-                    "model weights",
-                    &spec.name,
-                    format!("{:?}", spec.shape),
-                    t.shape(),
-                ));
+            let value = source(spec)?;
+            let sizes = match &value {
+                Value::Tensor(t) => t.shape().sizes().to_vec(),
+                Value::Half(h) => h.sizes().to_vec(),
+            };
+            let wrong = |expected: String, got: String| {
+                Err(Error::argument("model weights", &spec.name, expected, got))
+            };
+            if sizes != spec.shape {
+                return wrong(format!("{:?}", spec.shape), format!("{sizes:?}"));
             }
-            values.push(t.detach());
+            match value {
+                Value::Tensor(t) => {
+                    let first: DType = *dtype.get_or_insert(t.dtype());
+                    if t.dtype() != first {
+                        return wrong(first.to_string(), t.dtype().to_string());
+                    }
+                    values.push(t.detach());
+                    halves.push(None);
+                }
+                Value::Half(_) if spec.trained => {
+                    return wrong("f32 or f64, since it is trained".into(), "half precision".into());
+                }
+                Value::Half(h) => {
+                    values.push(Tensor::zeros(DType::F32, &[0]));
+                    halves.push(Some(h));
+                }
+            }
         }
-        Ok(Params { specs, values })
+        Ok(Params { specs, values, halves })
     }
 
     /// Random values as a model's training begins, from a seed.
     pub fn random(specs: Vec<Spec>, dtype: DType, seed: u64) -> Result<Params> {
-        let mut site = 0;
+        let mut index = 0;
         Params::new(specs, |spec| {
-            site += 1;
-            let stream = Stream { seed, step: u32::MAX, site };
-            let n: usize = spec.shape.iter().product();
-            let values: Vec<f64> = match spec.init {
-                Init::Constant(c) => vec![c; n],
-                Init::Normal(std) => (0..n as u64).into_par_iter().map(|i| std * stream.normal(i)).collect(),
-            };
+            let each = |i: usize| initial(spec, index, seed, i..i + 1).sum::<f64>();
+            let values: Vec<f64> = (0..spec.shape.iter().product()).into_par_iter().map(each).collect();
+            index += 1;
             Tensor::of(dtype, &values, &spec.shape)
         })
     }
@@ -114,8 +167,13 @@ impl Params {
         &self.specs
     }
 
+    /// An empty tensor for one in half precision.
     pub fn get(&self, id: Id) -> &Tensor {
         &self.values[id.0]
+    }
+
+    pub fn half(&self, id: Id) -> Option<&HalfMatrix> {
+        self.halves[id.0].as_ref()
     }
 
     pub fn get_mut(&mut self, id: Id) -> &mut Tensor {
@@ -204,8 +262,16 @@ impl<'a> Pass<'a> {
 
     /// A dense layer with these parameters.
     pub fn linear(&self, x: &Tensor, weight: Id, bias: Id) -> Result<Tensor> {
+        self.linear_with(x, weight, &self.param(bias))
+    }
+
+    /// A dense layer whose bias is computed.
+    pub fn linear_with(&self, x: &Tensor, weight: Id, bias: &Tensor) -> Result<Tensor> {
+        if let Some(weight) = self.params.half(weight) {
+            return ops::linear_half(x, weight, Some(bias));
+        }
         let product = if self.exact { ops::linear_exact } else { ops::linear };
-        product(x, &self.param(weight), Some(&self.param(bias)))
+        product(x, &self.param(weight), Some(bias))
     }
 
     /// Tracks an input under a key behind the parameters' (gradients with respect to activations).

@@ -89,7 +89,7 @@ impl Block {
     fn forward(&self, pass: &Pass, x: &Tensor, segments: &Arc<Segments>, heads: usize) -> Result<Tensor> {
         let w = x.rows().1;
         let n = self.norm1.forward(pass, x)?;
-        let qkv = ops::linear(&n, &pass.param(self.qkv), Some(&self.qkv_bias(pass, w, x.dtype())?))?;
+        let qkv = pass.linear_with(&n, self.qkv, &self.qkv_bias(pass, w, x.dtype())?)?;
         let [q, k, v] = [0, 1, 2].map(|i| Heads { tensor: &qkv, column: i * w });
         let scale = ((w / heads) as f64).powf(-0.5);
         let y = ops::attention([q, k, v], segments, heads, scale, None)?;

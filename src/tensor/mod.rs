@@ -3,10 +3,12 @@
 //! Row-major and contiguous, at most four axes, no strides and no broadcasting. A tensor may begin anywhere in its
 //! buffer, so a range of rows is a tensor too, without a copy.
 
+mod half;
 pub mod random;
 mod tape;
 
 pub use crate::device::{DType, Real};
+pub use half::HalfMatrix;
 pub use random::{Dropout, Stream};
 pub use tape::{Gradients, Grads, Tape, constant, record, record_tensor, watch_non_finite};
 
@@ -231,7 +233,8 @@ impl Tensor {
     pub fn reshape(&self, sizes: &[usize]) -> Result<Tensor> {
         let shape = Shape::new(sizes);
         if shape.len() != self.len() || sizes.len() > 4 {
-            return Err(Error::argument("reshape", "shape", format!("{} elements", self.len()), shape));
+            let want = format!("at most 4 axes with {} elements", self.len());
+            return Err(Error::argument("reshape", "shape", want, format!("{sizes:?}")));
         }
         Ok(Tensor { shape, ..self.clone() })
     }

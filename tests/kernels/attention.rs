@@ -370,7 +370,7 @@ fn special_values() {
             let nan = |rows: &[T]| rows.iter().any(|v| v.get().is_nan());
             for (i, q) in q.iter().enumerate() {
                 assert_eq!(nan(&y[i * 64..][..64]), *q != f64::NEG_INFINITY, "row {i}, score {q}");
-                assert_eq!(nan(&dq[i * 64..][..64]), true, "dq of row {i}");
+                assert!(nan(&dq[i * 64..][..64]), "dq of row {i}");
             }
             assert!(
                 !nan(&y[4 * 64..]) && !nan(&dq[4 * 64..]) && !nan(&dk[40 * 64..]) && !nan(&dv[40 * 64..])

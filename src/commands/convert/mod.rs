@@ -1,0 +1,173 @@
+//! `qformer convert`: checkpoints of others to a model's folder, and back.
+
+mod random;
+mod write;
+
+use crate::model::{Config, Model};
+use crate::nn::Spec;
+use crate::pretrained::start::wants;
+use crate::weights::names::{Meaning, Naming, meaning};
+use crate::weights::start::Plan;
+use crate::weights::{Set, sizes};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+const OP: &str = "convert";
+
+/// Convert checkpoints: LAVIS, EVA + BERT or Hugging Face BLIP-2 to a model's folder, and back
+///
+/// A model's folder holds model.safetensors (trained tensors under their LAVIS names), vit.safetensors (the frozen image
+/// encoder), config.json and the tokenizer's files. PyTorch files are read without running any code in them.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    qformer convert --vit eva_vit_g.pth --bert bert-base-japanese-whole-word-masking --out start   # ready for training\n  \
+    qformer convert checkpoint_9.pth --vit eva_vit_g.pth --bert bert-base-japanese-whole-word-masking --out model\n  \
+    qformer convert model --to lavis --out model_lavis.safetensors   # prints how LAVIS loads it\n  \
+    qformer convert blip2-itm-vit-g --partial --out model            # Hugging Face names\n  \
+    qformer convert model --to hf --out hf.safetensors\n  \
+    qformer convert --random full --out random                       # full size, random numbers")]
+pub struct Args {
+    /// A checkpoint: LAVIS .pth or safetensors, a Hugging Face BLIP-2 folder, or a model's folder
+    input: Option<PathBuf>,
+    /// The image encoder: eva_vit_g.pth, or a vit.safetensors
+    #[arg(long, value_name = "FILE")]
+    vit: Option<PathBuf>,
+    /// A Japanese BERT's folder: where the text side starts, and the vocabulary
+    #[arg(long, value_name = "DIR")]
+    bert: Option<PathBuf>,
+    /// What to write: a model's folder, a safetensors file for LAVIS, or one under Hugging Face's names
+    #[arg(long, default_value = "qformer", value_parser = ["qformer", "lavis", "hf"])]
+    to: String,
+    /// The folder, or with --to lavis and hf the file, to write
+    #[arg(long, short, value_name = "PATH")]
+    out: PathBuf,
+    /// The model's sizes: tiny, heads, base, full or a config.json. Without it: the folder's own, or full with what the
+    /// shapes show
+    #[arg(long, value_name = "SIZES")]
+    config: Option<String>,
+    /// Pixels on a side, if not those of the image encoder: its position embedding is interpolated
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<usize>,
+    /// Start what no file has, or has in another shape, from random numbers
+    #[arg(long)]
+    partial: bool,
+    /// Random numbers for everything, of these sizes: tiny, heads, base, full or a config.json
+    #[arg(long, value_name = "SIZES", conflicts_with_all = ["input", "vit", "bert", "config", "to"])]
+    random: Option<String>,
+    /// Seed of what starts random
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    if let Some(sizes) = &args.random {
+        let config = sized(named(sizes)?, args.image_size)?;
+        let (_, specs) = Model::new(config.clone(), false)?;
+        let plan = Plan::new(Vec::new(), wants(&specs), true)?;
+        let job = write::Job { plan, specs, config, seed: args.seed, random: true };
+        job.folder(&args.out)?;
+        return random::tokenizer(&args.out, job.config.vocab);
+    }
+    let paths = [&args.input, &args.bert, &args.vit].into_iter().flatten();
+    let sets = paths.map(|p| Set::open(p)).collect::<Result<Vec<Set>>>()?;
+    if sets.is_empty() {
+        return Err(Error::argument(OP, "INPUT", "a checkpoint, or --bert and --vit", "none"));
+    }
+    let config = sized(config(args, &sets)?, args.image_size)?;
+    let (_, mut specs) = Model::new(config.clone(), false)?;
+    if !has_vit(&sets)? {
+        specs.retain(|s| s.trained);
+    }
+    let plan = Plan::new(sets, wants(&specs), args.partial)?;
+    eprint!("{}", plan.report);
+    let job = write::Job { plan, specs, config, seed: args.seed, random: false };
+    match args.to.as_str() {
+        "lavis" => job.lavis(&args.out),
+        "hf" => job.hugging_face(&args.out),
+        _ => {
+            job.folder(&args.out)?;
+            copy_tokenizer(args)
+        }
+    }
+}
+
+/// A configuration by name or from a file.
+fn named(sizes: &str) -> Result<Config> {
+    if let Some(config) = Config::named(sizes) {
+        return Ok(config);
+    }
+    let path = Path::new(sizes);
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        Error::io(OP, path, &e).fix("give tiny, heads, base, full or the path of a config.json")
+    })?;
+    Config::from_json(&text)
+}
+
+fn sized(mut config: Config, image_size: Option<usize>) -> Result<Config> {
+    config.image_size = image_size.unwrap_or(config.image_size);
+    config.check()?;
+    Ok(config)
+}
+
+/// That of --config; else the input folder's own; else the full model with the sizes that the shapes show.
+fn config(args: &Args, sets: &[Set]) -> Result<Config> {
+    if let Some(sizes) = &args.config {
+        return named(sizes);
+    }
+    let own = args.input.as_ref().map(|dir| dir.join("config.json")).filter(|p| p.is_file());
+    if let Some(path) = own
+        && let Ok(text) = std::fs::read_to_string(&path)
+        && let Ok(config) = Config::from_json(&text)
+    {
+        return Ok(config);
+    }
+    let broken = |e: serde_json::Error| Error::argument(OP, "sizes", "those of a model", e);
+    let mut config = serde_json::to_value(Config::full()).map_err(broken)?;
+    for (key, size) in sizes::visible(sets)? {
+        config[key] = size.into();
+    }
+    // Heads do not show; those of BERT and of EVA's ViT-g have 64 and 88 columns.
+    for (heads, width, columns) in [("heads", "hidden", 64), ("vit_heads", "vit_width", 88)] {
+        let width = config[width].as_u64().unwrap_or(0);
+        if width % columns == 0 {
+            config[heads] = (width / columns).into();
+        }
+    }
+    let config: Config = serde_json::from_value(config).map_err(broken)?;
+    config.check().map_err(|e| e.fix("give the model's sizes with --config"))?;
+    Ok(config)
+}
+
+/// Whether any of these files has an image encoder.
+fn has_vit(sets: &[Set]) -> Result<bool> {
+    for set in sets {
+        let naming = Naming::of_set(set)?;
+        let is = |name: &str| matches!(meaning(naming, name), Meaning::Parameter(p) if p.starts_with("visual_encoder."));
+        if set.tensors().any(|t| is(&t.name)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The tokenizer's files of the BERT or of the input's folder.
+fn copy_tokenizer(args: &Args) -> Result<()> {
+    let mut folders = [&args.bert, &args.input].into_iter().flatten();
+    let Some(from) = folders.find(|p| p.join("vocab.txt").is_file()) else {
+        eprintln!("note: no vocab.txt beside the weights; add it, or convert again with --bert DIR");
+        return Ok(());
+    };
+    for name in ["vocab.txt", "tokenizer_config.json"] {
+        let path = from.join(name);
+        if path.is_file() {
+            let bytes = std::fs::read(&path).map_err(|e| Error::io(OP, &path, &e))?;
+            write::file(&args.out.join(name), &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a parameter belongs to the image encoder's own file.
+fn is_vit(spec: &Spec) -> bool {
+    spec.name.starts_with("visual_encoder.")
+}

@@ -1,0 +1,265 @@
+//! Weight files as users have them, in and out: PyTorch's (zip and pre-1.6), safetensors, whole model folders.
+//!
+//! This room knows no tensors; it hands over names, shapes, dtypes and plain little-endian bytes.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | [`Weights`] | an open file of any kind: what is in it, and the bytes of one tensor when asked |
+//! | `pytorch/` | the restricted reader of PyTorch files: no code is run, no name outside a closed list |
+//! | `safetensors.rs` | the guard before safetensors: limits, duplicates, holes, overlaps |
+//! | `source.rs` `mapped.rs` | bytes by offset from one open descriptor; bytes mapped into memory |
+//! | [`names`] | LAVIS, Hugging Face BERT, EVA and Hugging Face BLIP-2 names onto each other |
+//! | [`start`] | where training starts: EVA, BERT and earlier checkpoints put together |
+//! | [`write`] | safetensors files written tensor by tensor |
+//!
+//! A file is input that may be torn or hostile. Every length is checked before anything is allocated, nothing recurses
+//! over what a file describes, and a refusal names the object, the byte it stands at and what to do.
+
+mod dtype;
+pub mod interpolate;
+mod mapped;
+pub mod names;
+mod pytorch;
+mod safetensors;
+mod set;
+pub mod sizes;
+mod source;
+pub mod start;
+pub mod write;
+
+pub use dtype::{Dtype, to_f32};
+pub use mapped::Mapped;
+pub use set::{Set, VIT_FILE};
+
+use crate::{Error, Result};
+use source::Source;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What stands in a file under one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+}
+
+impl Info {
+    /// Elements; the readers have checked that this and [`Info::bytes`] do not overflow.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.elements() * self.dtype.size()
+    }
+}
+
+/// The container a file turned out to be, by its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Safetensors,
+    /// PyTorch since 1.6: a zip archive.
+    Zip,
+    /// PyTorch before 1.6: five pickles and raw storages.
+    Legacy,
+}
+
+impl Format {
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Safetensors => "safetensors",
+            Format::Zip => "PyTorch (zip)",
+            Format::Legacy => "PyTorch (before 1.6)",
+        }
+    }
+}
+
+/// An open file of weights. Opening reads the description only; bytes of tensors are read when asked for.
+pub struct Weights {
+    source: Source,
+    tensors: Vec<Info>,
+    index: HashMap<String, usize>,
+    content: Content,
+}
+
+enum Content {
+    Safetensors(safetensors::Header),
+    Pytorch(pytorch::Archive),
+}
+
+impl Weights {
+    /// Opens a file of any kind known here; its kind is told by its first bytes, not by its name.
+    pub fn open(path: &Path) -> Result<Weights> {
+        Weights::from_source(Source::open(path)?)
+    }
+
+    /// The same for a file that is in memory; `name` stands for its path in messages.
+    pub fn from_bytes(name: &str, bytes: impl Into<Arc<[u8]>>) -> Result<Weights> {
+        Weights::from_source(Source::memory(name, bytes.into()))
+    }
+
+    fn from_source(source: Source) -> Result<Weights> {
+        Weights::parse(&source)
+            .map(|(tensors, content)| {
+                let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+                (tensors, index, content)
+            })
+            .map_err(|refusal| refusal.of(source.path()))
+            .map(|(tensors, index, content)| Weights { source, tensors, index, content })
+    }
+
+    fn parse(source: &Source) -> Result<(Vec<Info>, Content), Refusal> {
+        let mut first = [0; 10];
+        let n = source.length().min(10) as usize;
+        source.read_at(0, first.get_mut(..n).unwrap_or_default())?;
+        if n < 8 {
+            let got = format!("{n} bytes, too few for any file of weights");
+            return Err(Refusal::whole(got).fix(Refusal::FETCH_AGAIN));
+        }
+        if pytorch::is_pytorch(&first) {
+            let (tensors, archive) = pytorch::open(source)?;
+            return Ok((tensors, Content::Pytorch(archive)));
+        }
+        if first[8] == b'{' {
+            let (tensors, header) = safetensors::read_header(source)?;
+            return Ok((tensors, Content::Safetensors(header)));
+        }
+        Err(unknown_kind(&first))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    pub fn file_bytes(&self) -> u64 {
+        self.source.length()
+    }
+
+    pub fn format(&self) -> Format {
+        match &self.content {
+            Content::Safetensors(_) => Format::Safetensors,
+            Content::Pytorch(archive) => archive.format(),
+        }
+    }
+
+    /// The tensors in the order of the file.
+    pub fn tensors(&self) -> &[Info] {
+        &self.tensors
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Info> {
+        self.tensors.get(*self.index.get(name)?)
+    }
+
+    /// `__metadata__` of a safetensors file.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        match &self.content {
+            Content::Safetensors(header) => &header.metadata,
+            Content::Pytorch(_) => &NONE,
+        }
+    }
+
+    /// What a PyTorch checkpoint holds beside its weights: `optimizer`, `config`, `epoch`, ...
+    pub fn others(&self) -> &[String] {
+        match &self.content {
+            Content::Safetensors(_) => &[],
+            Content::Pytorch(archive) => &archive.others,
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<(usize, &Info)> {
+        let found = self.index.get(name).and_then(|i| Some((*i, self.tensors.get(*i)?)));
+        found.ok_or_else(|| Error::file(source::OP, self.path(), format!("a tensor {name}"), "none"))
+    }
+
+    /// The bytes of a tensor: row-major, contiguous, little-endian.
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let (i, info) = self.find(name)?;
+        let read = match &self.content {
+            Content::Safetensors(header) => header.read(&self.source, i, info),
+            Content::Pytorch(archive) => archive.read(&self.source, i, info),
+        };
+        read.map_err(|refusal| refusal.of(self.path()))
+    }
+
+    /// A tensor of floating point numbers as f32 (f64 rounded, f16 and bf16 exactly).
+    pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
+        let (i, info) = self.find(name)?;
+        if let (Content::Safetensors(header), Dtype::F32) = (&self.content, info.dtype) {
+            let mut values = vec![0.0; info.elements()];
+            let read = header.read_into(&self.source, i, info, bytemuck::cast_slice_mut(&mut values));
+            return read.map(|()| values).map_err(|refusal| refusal.of(self.path()));
+        }
+        let wrong = |got: String| Error::file(source::OP, self.path(), "floating point numbers", got);
+        let bytes = self.bytes(name)?;
+        to_f32(info.dtype, &bytes).ok_or_else(|| wrong(format!("{} in {name}", info.dtype)))
+    }
+
+    /// A tensor of a safetensors file where it lies, mapped into memory: no byte is read before it is used.
+    pub fn map(&self, name: &str) -> Result<Mapped> {
+        let (i, info) = self.find(name)?;
+        let Content::Safetensors(header) = &self.content else {
+            let e = Error::file(source::OP, self.path(), "a safetensors file to map", self.format().name());
+            return Err(e.fix("convert it first: qformer convert"));
+        };
+        header.map(&self.source, i, info)
+    }
+
+    /// blake3 of a tensor's bytes.
+    pub fn hash(&self, name: &str) -> Result<blake3::Hash> {
+        if let Ok(mapped) = self.map(name) {
+            return Ok(blake3::hash(&mapped));
+        }
+        Ok(blake3::hash(&self.bytes(name)?))
+    }
+}
+
+/// What a file that is none of ours seems to be.
+fn unknown_kind(first: &[u8; 10]) -> Refusal {
+    let (what, fix) = match first {
+        [b'<', ..] => ("HTML or XML", "download the file itself, not the page about it"),
+        [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => {
+            ("a git-lfs pointer", "fetch the file itself with `git lfs pull`")
+        }
+        [0x80, 3..=5, ..] => ("a pickle that PyTorch has not written", "save the state dict with torch.save"),
+        [0x1f, 0x8b, ..] => ("a gzip archive", "unpack it first"),
+        _ => ("neither safetensors nor a PyTorch file", "give a .safetensors, .pth, .pt or .bin file"),
+    };
+    Refusal::at(0, "the file", what).fix(fix)
+}
+
+/// Why a file is refused: what was found at which byte of which part, and what to do. [`Refusal::of`] makes it an error.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    place: Option<(u64, String)>,
+    got: String,
+    fix: String,
+}
+
+impl Refusal {
+    const FETCH_AGAIN: &'static str = "the file is cut short or damaged: copy or download it again";
+
+    fn at(byte: u64, part: impl Display, got: impl Display) -> Refusal {
+        Refusal { place: Some((byte, part.to_string())), got: got.to_string(), fix: String::new() }
+    }
+
+    fn whole(got: impl Display) -> Refusal {
+        Refusal { place: None, got: got.to_string(), fix: String::new() }
+    }
+
+    fn fix(mut self, fix: impl Display) -> Refusal {
+        self.fix = fix.to_string();
+        self
+    }
+
+    fn of(self, path: &Path) -> Error {
+        let place = self.place.map(|(byte, part)| format!(" (byte {byte} of {part})")).unwrap_or_default();
+        let e = Error::new(crate::Kind::File, source::OP).about(path.display().to_string());
+        let e = e.got(format!("{}{place}", self.got));
+        if self.fix.is_empty() { e } else { e.fix(self.fix) }
+    }
+}

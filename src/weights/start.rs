@@ -1,0 +1,407 @@
+//! Where training starts, or a conversion: for every parameter of a model, which file gives its numbers.
+//!
+//! Sources, the first that has a parameter counts: a checkpoint (LAVIS or Hugging Face names, or this crate's own), a
+//! Japanese BERT, an EVA image encoder. What LAVIS does with them:
+//! - feed-forwards of query rows (`intermediate_query`, `output_query`) start as copies of those of text rows;
+//! - the word embeddings and the head's bias grow by a row for `[DEC]`, which starts from the seed;
+//! - cross-attention, queries, projections, `ln_vision`, the matching head and `temp` start fresh beside a BERT;
+//! - `pos_embed` is interpolated for another image size ([`super::interpolate`]);
+//! - tied names must hold the same numbers.
+//!
+//! [`Plan::new`] compares names and shapes only (and tied twins); numbers are read one parameter at a time.
+
+use super::names::{self, Meaning, Naming};
+use super::{Dtype, Mapped, Set, interpolate};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Range;
+
+const OP: &str = "start from weights";
+
+/// A parameter of the model.
+#[derive(Clone, Debug)]
+pub struct Want {
+    pub name: String,
+    pub shape: Vec<usize>,
+}
+
+/// What was found where; names of parameters, or of tensors in files.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Taken as they are.
+    pub matched: Vec<String>,
+    /// Interpolated, or grown by a row.
+    pub adapted: Vec<String>,
+    /// Copied from their text twins.
+    pub copied: Vec<String>,
+    /// Fresh by design.
+    pub fresh: Vec<String>,
+    /// In no file, and not meant to be fresh.
+    pub missing: Vec<String>,
+    /// Of another shape: parameter, expected, found.
+    pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// In a file, and no parameter of this model.
+    pub extra: Vec<String>,
+    /// In a file, known, and of no use here.
+    pub unused: Vec<String>,
+    pub notes: Vec<String>,
+}
+
+/// Where a parameter's numbers come from.
+#[derive(Clone, Debug)]
+enum Origin {
+    /// All of a tensor.
+    Whole(Place),
+    /// Some of its elements.
+    Part(Place, Range<usize>),
+    /// A position embedding, for `s` patches a side.
+    Resized(Place, usize),
+    /// A tensor with rows to be added from the seed.
+    Grown(Place),
+    Initial,
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    set: usize,
+    name: String,
+}
+
+pub struct Plan {
+    sets: Vec<Set>,
+    wants: Vec<Want>,
+    origins: Vec<Origin>,
+    pub report: Report,
+}
+
+/// What the files offer, by parameter.
+#[derive(Default)]
+struct Offers {
+    parameters: BTreeMap<String, (Place, Naming, Option<Range<usize>>)>,
+    twins: Vec<(Place, Naming, String)>,
+}
+
+impl Plan {
+    /// `sets` in the order of their precedence. Without `partial`, a missing or misshapen parameter is an error.
+    pub fn new(sets: Vec<Set>, wants: Vec<Want>, partial: bool) -> Result<Plan> {
+        let mut report = Report::default();
+        let mut offers = Offers::default();
+        for (i, set) in sets.iter().enumerate() {
+            collect(i, set, &mut offers, &mut report)?;
+        }
+        untie(&sets, &mut offers, &mut report)?;
+        let has_bert = offers.parameters.values().any(|(_, naming, _)| *naming == Naming::Bert);
+        let (mut origins, mut used) = (Vec::with_capacity(wants.len()), BTreeSet::new());
+        for want in &wants {
+            origins.push(origin(want, &offers, &sets, has_bert, &mut report));
+            used.insert(want.name.as_str());
+        }
+        report.extra.extend(offers.parameters.into_keys().filter(|name| !used.contains(name.as_str())));
+        let plan = Plan { sets, wants, origins, report };
+        if !partial {
+            plan.refuse_gaps()?;
+        }
+        Ok(plan)
+    }
+
+    fn refuse_gaps(&self) -> Result<()> {
+        let Report { missing, misshapen, .. } = &self.report;
+        let from = self.sets.iter().flat_map(Set::files).map(|f| f.path().display().to_string());
+        let from = from.collect::<Vec<_>>().join(", ");
+        let from = if from.is_empty() { "no file".into() } else { from };
+        if let Some((name, want, got)) = misshapen.first() {
+            let more = more(misshapen.len());
+            return Err(Error::argument(OP, from, format!("{name} of {want:?}"), format!("{got:?}{more}"))
+                .fix("choose the model's sizes with --config, or go on without it with --partial"));
+        }
+        let Some(name) = missing.first() else { return Ok(()) };
+        let got = format!("none{}", more(missing.len()));
+        let e = Error::argument(OP, from, format!("a tensor for {name}"), got);
+        Err(e.fix("add the file that has it (--bert, --vit), or start it fresh with --partial"))
+    }
+
+    pub fn wants(&self) -> &[Want] {
+        &self.wants
+    }
+
+    /// The dtype in which parameter `i` lies in its file as a whole; None if it is made here.
+    pub fn dtype(&self, i: usize) -> Option<Dtype> {
+        match self.origins.get(i)? {
+            Origin::Whole(place) | Origin::Part(place, _) => {
+                Some(self.sets.get(place.set)?.get(&place.name)?.dtype)
+            }
+            _ => None,
+        }
+    }
+
+    /// Parameter `i` as f32. `initial` gives elements of what starts fresh.
+    pub fn f32(&self, i: usize, initial: impl Fn(Range<usize>) -> Vec<f32>) -> Result<Vec<f32>> {
+        let (Some(want), Some(origin)) = (self.wants.get(i), self.origins.get(i)) else {
+            return Err(Error::argument(OP, "parameter", format!("below {}", self.wants.len()), i));
+        };
+        let read = |place: &Place| match self.sets.get(place.set) {
+            Some(set) => set.f32(&place.name),
+            None => Err(Error::argument(OP, &place.name, "an open file", "none")),
+        };
+        let elements = want.shape.iter().product();
+        Ok(match origin {
+            Origin::Whole(place) => read(place)?,
+            Origin::Part(place, range) => read(place)?.get(range.clone()).unwrap_or_default().to_vec(),
+            Origin::Resized(place, side) => {
+                let width = want.shape.last().copied().unwrap_or(0);
+                let resized = interpolate::pos_embed(&read(place)?, width, *side);
+                resized.ok_or_else(|| {
+                    Error::argument(OP, &want.name, "a square grid and a class token", "another")
+                })?
+            }
+            Origin::Grown(place) => {
+                let mut values = read(place)?;
+                values.extend(initial(values.len()..elements));
+                values
+            }
+            Origin::Initial => initial(0..elements),
+        })
+    }
+
+    /// Parameter `i` where it lies, if that is a matrix of f16 in a safetensors file.
+    pub fn map_half(&self, i: usize) -> Option<Mapped> {
+        let Origin::Whole(place) = self.origins.get(i)? else { return None };
+        let set = self.sets.get(place.set)?;
+        let info = set.get(&place.name)?;
+        if info.dtype != Dtype::F16 || info.shape.len() != 2 {
+            return None;
+        }
+        let mapped = set.holder(&place.name).ok()?.map(&place.name).ok()?;
+        (mapped.as_ptr() as usize).is_multiple_of(2).then_some(mapped)
+    }
+
+    /// blake3 of the image encoder: over the names, shapes and numbers of its parameters, so that it is the same for an
+    /// EVA file and for what was converted from it, whatever the dtypes. None if the model has none from a file.
+    pub fn vit_hash(&self) -> Result<Option<String>> {
+        let mut parts: Vec<(&str, usize)> = Vec::new();
+        for (i, want) in self.wants.iter().enumerate() {
+            if want.name.starts_with("visual_encoder.") {
+                if matches!(self.origins.get(i), None | Some(Origin::Initial)) {
+                    return Ok(None);
+                }
+                parts.push((&want.name, i));
+            }
+        }
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        parts.sort_unstable();
+        let hash = |(name, i): &(&str, usize)| -> Result<String> {
+            let (dtype, hash) = self.hash_narrow(*i)?;
+            let shape = self.wants.get(*i).map(|w| w.shape.as_slice()).unwrap_or_default();
+            Ok(format!("{name} {dtype} {shape:?} {}\n", hash.to_hex()))
+        };
+        let lines: Vec<String> = parts.par_iter().map(hash).collect::<Result<_>>()?;
+        Ok(Some(blake3::hash(lines.concat().as_bytes()).to_hex().to_string()))
+    }
+
+    /// Refuses another image encoder than the one of this hash.
+    pub fn check_vit(&self, expected: &str) -> Result<()> {
+        match self.vit_hash()? {
+            Some(found) if found == expected => Ok(()),
+            found => {
+                let got = found.map_or("none".into(), |f| format!("one of blake3 {f}"));
+                let expected = format!("the one the model was trained with (blake3 {expected})");
+                Err(Error::argument(OP, "image encoder", expected, got)
+                    .fix("give its file with --vit, or go on with this one with --any-vit"))
+            }
+        }
+    }
+
+    /// blake3 of a parameter's numbers as f16 if that holds them exactly, else as f32.
+    fn hash_narrow(&self, i: usize) -> Result<(Dtype, blake3::Hash)> {
+        if let (Some(Origin::Whole(place)), Some(Dtype::F16)) = (self.origins.get(i), self.dtype(i))
+            && let Some(set) = self.sets.get(place.set)
+        {
+            return Ok((Dtype::F16, set.holder(&place.name)?.hash(&place.name)?));
+        }
+        let values = self.f32(i, |_| Vec::new())?;
+        let halves: Vec<half::f16> = values.iter().map(|x| half::f16::from_f32(*x)).collect();
+        let exact = values.iter().zip(&halves).all(|(x, h)| x.to_bits() == h.to_f32().to_bits());
+        Ok(match exact {
+            true => (Dtype::F16, blake3::hash(bytemuck::cast_slice(&halves))),
+            false => (Dtype::F32, blake3::hash(bytemuck::cast_slice(&values))),
+        })
+    }
+
+    /// The bytes of parameter `i` as its file has them; only where [`Plan::dtype`] is one.
+    pub fn bytes(&self, i: usize) -> Result<Vec<u8>> {
+        let none = || Error::argument(OP, "parameter", "one that lies in a file", i);
+        let (Origin::Whole(place) | Origin::Part(place, _)) = self.origins.get(i).ok_or_else(none)? else {
+            return Err(none());
+        };
+        let set = self.sets.get(place.set).ok_or_else(none)?;
+        let bytes = set.bytes(&place.name)?;
+        let Some(Origin::Part(_, r)) = self.origins.get(i) else { return Ok(bytes) };
+        let size = set.get(&place.name).map_or(1, |info| info.dtype.size());
+        Ok(bytes.get(r.start * size..r.end * size).unwrap_or_default().to_vec())
+    }
+}
+
+fn more(count: usize) -> String {
+    if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() }
+}
+
+/// What each tensor of a set means.
+fn collect(i: usize, set: &Set, offers: &mut Offers, report: &mut Report) -> Result<()> {
+    let naming = Naming::of_set(set)?;
+    for info in set.tensors() {
+        let place = Place { set: i, name: info.name.clone() };
+        let mut offer = |parameter: String, range| {
+            offers.parameters.entry(parameter).or_insert((place.clone(), naming, range));
+        };
+        match names::meaning(naming, &info.name) {
+            Meaning::Parameter(name) => offer(name, None),
+            Meaning::QkvBias(q, v) => {
+                let n = info.elements() / 3;
+                offer(q, Some(0..n));
+                offer(v, Some(2 * n..3 * n));
+            }
+            Meaning::Twin(of) => offers.twins.push((place, naming, of)),
+            Meaning::Unused(_) => report.unused.push(info.name.clone()),
+            Meaning::Unknown => report.extra.push(info.name.clone()),
+        }
+    }
+    Ok(())
+}
+
+/// Tied names: the twin's numbers must be the parameter's. Where only the bias of LAVIS's head differs, LAVIS computes
+/// with the twin, and so do we.
+fn untie(sets: &[Set], offers: &mut Offers, report: &mut Report) -> Result<()> {
+    for (twin, naming, of) in std::mem::take(&mut offers.twins) {
+        let Some((place, _, _)) = offers.parameters.get(&of).cloned() else {
+            offers.parameters.insert(of, (twin, naming, None));
+            continue;
+        };
+        if place.set != twin.set {
+            continue; // another source comes first
+        }
+        let Some(set) = sets.get(twin.set) else { continue };
+        if set.get(&place.name).map(|t| (t.dtype, &t.shape))
+            == set.get(&twin.name).map(|t| (t.dtype, &t.shape))
+            && set.bytes(&place.name)? == set.bytes(&twin.name)?
+        {
+            report.unused.push(twin.name);
+        } else if of == names::HEAD_BIAS {
+            report.notes.push(format!(
+                "{} differs from its twin {}, which is what LAVIS computes with: taken",
+                place.name, twin.name
+            ));
+            offers.parameters.insert(of, (twin, naming, None));
+        } else {
+            let file = set.holder(&twin.name)?.path();
+            let expected = format!("{} equal to {}, to which it is tied", twin.name, place.name);
+            return Err(Error::file(OP, file, expected, "other numbers")
+                .fix("this model ties them: untied weights do not fit"));
+        }
+    }
+    Ok(())
+}
+
+fn origin(want: &Want, offers: &Offers, sets: &[Set], has_bert: bool, report: &mut Report) -> Origin {
+    let name = &want.name;
+    let Some((place, naming, range)) = offers.parameters.get(name) else {
+        if let Some((place, Naming::Bert, _)) = text_twin(name).and_then(|twin| offers.parameters.get(&twin))
+        {
+            let found = sets.get(place.set).and_then(|s| s.get(&place.name));
+            if found.is_some_and(|t| t.shape == want.shape) {
+                report.copied.push(name.clone());
+                return Origin::Whole(place.clone());
+            }
+        }
+        let list = if has_bert && is_fresh(name) { &mut report.fresh } else { &mut report.missing };
+        list.push(name.clone());
+        return Origin::Initial;
+    };
+    let found = sets.get(place.set).and_then(|s| s.get(&place.name));
+    let shape = found.map(|t| t.shape.clone()).unwrap_or_default();
+    let float = found.is_some_and(|t| t.dtype.is_float());
+    if let Some(range) = range.clone().filter(|r| float && want.shape == [r.len()] && shape == [3 * r.len()])
+    {
+        report.matched.push(name.clone());
+        return Origin::Part(place.clone(), range);
+    }
+    if float && range.is_none() {
+        if shape == want.shape {
+            report.matched.push(name.clone());
+            return Origin::Whole(place.clone());
+        }
+        if let Some(side) = resized_side(name, &shape, &want.shape) {
+            report.adapted.push(name.clone());
+            return Origin::Resized(place.clone(), side);
+        }
+        if *naming == Naming::Bert && grows_by_one(name, &shape, &want.shape) {
+            report.adapted.push(name.clone());
+            return Origin::Grown(place.clone());
+        }
+    }
+    report.misshapen.push((name.clone(), want.shape.clone(), shape));
+    Origin::Initial
+}
+
+/// The text rows' feed-forward parameter that a query rows' one starts as.
+fn text_twin(name: &str) -> Option<String> {
+    let twin = name.replacen(".intermediate_query.", ".intermediate.", 1);
+    let twin = twin.replacen(".output_query.", ".output.", 1);
+    (twin != name).then_some(twin)
+}
+
+/// What a BERT does not have and LAVIS starts fresh.
+fn is_fresh(name: &str) -> bool {
+    let heads = ["ln_vision.", "vision_proj.", "text_proj.", "itm_head."];
+    name == "query_tokens"
+        || name == "temp"
+        || name.contains(".crossattention.")
+        || heads.iter().any(|h| name.starts_with(h))
+}
+
+/// Patches a side of a position embedding that can be made from another.
+fn resized_side(name: &str, from: &[usize], to: &[usize]) -> Option<usize> {
+    let (&[1, rows, w], &[1, wanted, width]) = (from, to) else { return None };
+    let side = |rows: usize| rows.checked_sub(1).map(usize::isqrt).filter(|s| *s > 0 && s * s + 1 == rows);
+    (name == "visual_encoder.pos_embed" && w == width && side(rows).is_some()).then(|| side(wanted)).flatten()
+}
+
+fn grows_by_one(name: &str, from: &[usize], to: &[usize]) -> bool {
+    let (&[rows, ref rest @ ..], &[wanted, ref same @ ..]) = (from, to) else { return false };
+    [names::WORDS, names::HEAD_BIAS].contains(&name) && rest == same && rows + 1 == wanted
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 6;
+        let lists: [(&str, &Vec<String>); 7] = [
+            ("matched", &self.matched),
+            ("interpolated or grown", &self.adapted),
+            ("copied from text rows", &self.copied),
+            ("fresh", &self.fresh),
+            ("missing", &self.missing),
+            ("extra", &self.extra),
+            ("not used here", &self.unused),
+        ];
+        for (title, names) in lists {
+            if names.is_empty() {
+                continue;
+            }
+            write!(f, "{title}: {}", names.len())?;
+            if title != "matched" && title != "copied from text rows" {
+                let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
+                let rest = if names.len() > SHOWN { ", ..." } else { "" };
+                write!(f, " ({}{rest})", shown.join(", "))?;
+            }
+            writeln!(f)?;
+        }
+        for (name, want, got) in &self.misshapen {
+            writeln!(f, "of another shape: {name}, {got:?} instead of {want:?}")?;
+        }
+        self.notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))
+    }
+}
