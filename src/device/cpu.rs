@@ -193,7 +193,7 @@ pub fn sum<T: Real>(n: usize, x: impl Fn(usize) -> T) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for l in 0..width {
-            lanes[l] = lanes[l] + lanes[l + width];
+            lanes[l] += lanes[l + width];
         }
         width /= 2;
     }
@@ -205,16 +205,16 @@ pub fn sum<T: Real>(n: usize, x: impl Fn(usize) -> T) -> T {
 pub fn max<T: Real>(x: &[T]) -> T {
     const LANES: usize = 16;
     let low = T::of(f64::NEG_INFINITY);
-    let pick = |m: T, v: T| if v > m || v != v { v } else { m };
+    let pick = |m: T, v: T| if v > m || v.is_nan() { v } else { m };
     let mut lanes = [low; LANES];
     let mut chunks = x.chunks_exact(LANES);
     for chunk in &mut chunks {
         for (m, v) in lanes.iter_mut().zip(chunk) {
-            *m = if *m != *m { *m } else { pick(*m, *v) };
+            *m = if m.is_nan() { *m } else { pick(*m, *v) };
         }
     }
     let rest = chunks.remainder().iter();
-    lanes.iter().chain(rest).fold(low, |m, v| if m != m { m } else { pick(m, *v) })
+    lanes.iter().chain(rest).fold(low, |m, v| if m.is_nan() { m } else { pick(m, *v) })
 }
 
 /// A mutable slice that several tasks write at once, each its own elements.

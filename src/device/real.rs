@@ -53,6 +53,7 @@ pub trait Real:
     /// self * a + b with one rounding.
     fn mul_add(self, a: Self, b: Self) -> Self;
     fn is_finite(self) -> bool;
+    fn is_nan(self) -> bool;
 }
 
 impl Real for f64 {
@@ -90,6 +91,9 @@ impl Real for f64 {
     #[inline(always)]
     fn is_finite(self) -> bool {
         f64::is_finite(self)
+    }
+    fn is_nan(self) -> bool {
+        f64::is_nan(self)
     }
 }
 
@@ -142,7 +146,7 @@ impl Real for f32 {
         for c in [
             -0.822_152_2,
             1.488_515_9,
-            -1.135_203_9,
+            -1.135_204,
             0.278_868_1,
             -0.186_288_06,
             0.096_784_18,
@@ -174,5 +178,8 @@ impl Real for f32 {
     #[inline(always)]
     fn is_finite(self) -> bool {
         f32::is_finite(self)
+    }
+    fn is_nan(self) -> bool {
+        f32::is_nan(self)
     }
 }

@@ -17,7 +17,7 @@ pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
             length[0] = cpu::sum(row.len(), |i| row[i] * row[i]).sqrt();
             let s = at_least(length[0]);
             for v in row.iter_mut() {
-                *v = *v / s;
+                *v /= s;
             }
         });
         let kept = y.clone();

@@ -67,7 +67,7 @@ pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
     let (r, n, k) = check(x, weight, bias)?;
     on!(x.dtype(), T => {
         let y = exact::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
-        constant(OP, &[x, weight], y, &[r, n])
+        constant(OP, &[x, weight, bias.unwrap_or(weight)], y, &[r, n])
     })
 }
 
@@ -145,7 +145,7 @@ fn dots<T: Real, const M: usize>(x: [&[T]; M], w: &[T]) -> [T; M] {
         let mut width = LANES / 2;
         while width > 0 {
             for l in 0..width {
-                a[l] = a[l] + a[l + width];
+                a[l] += a[l + width];
             }
             width /= 2;
         }
