@@ -3,7 +3,7 @@
 //! - `host-kernels`: as C++ with the system's compiler, for the emulator in `kernels/host` (see `src/device/host.rs`);
 //!   `host-check` adds the memory checker.
 //! - `cuda`: with nvcc to one cubin per architecture and one PTX text per file, in parallel, warnings as errors.
-//!   The table of registers, shared memory and spills is left where `tests/kernels.rs` finds it.
+//!   The table of registers, shared memory and spills is left where `tests/registers.rs` finds it.
 //!
 //! Without these features nothing is needed and nothing is done.
 
@@ -172,6 +172,14 @@ impl Job {
     }
 }
 
+/// What nvcc says of itself in its last line but one, such as `Cuda compilation tools, release 13.0, V13.0.88`.
+fn version_of(nvcc: &Path) -> Outcome<String> {
+    let failed = |e: &dyn std::fmt::Display| format!("cannot run {}: {e}", nvcc.display());
+    let done = Command::new(nvcc).arg("--version").output().map_err(|e| failed(&e))?;
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    text.lines().find(|l| l.contains("release")).map(str::to_string).ok_or_else(|| failed(&text))
+}
+
 fn build_cuda(out: &Path) -> Outcome<()> {
     let nvcc = find_nvcc()?;
     let mut jobs = Vec::new();
@@ -189,6 +197,7 @@ fn build_cuda(out: &Path) -> Outcome<()> {
         }
     }
     table.sort();
+    table.insert(0, version_of(&nvcc)?);
     let path = out.join("resources.txt");
     fs::write(&path, table.join("\n") + "\n").map_err(|e| format!("cannot write {}: {e}", path.display()))?;
     println!("cargo::rustc-env=QFORMER_KERNEL_RESOURCES={}", path.display());

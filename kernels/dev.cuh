@@ -1,5 +1,6 @@
 // dev.cuh: what every kernel is written with. The only file with PTX, and the only one that knows whether nvcc
-// compiles it for a GPU or g++ for the emulator in host/. Kernels include this and nothing else.
+// compiles it for a GPU or g++ for the emulator in host/. Kernels include this, or a header of their own op that does,
+// and nothing else.
 //
 // Contracts: collectives (warp_*, block_*, ldmatrix, mma) are called by converged code, all lanes or all threads.
 // Storage is f32, f16 or bf16; arithmetic is f32.
@@ -12,6 +13,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define DEV static __device__ __forceinline__
+#define DEV_METHOD __device__ __forceinline__
 // A kernel: its C name, the largest block, the dynamic shared memory in bytes, its parameters, and then its body.
 #define DEV_KERNEL(name, max_threads, shared_bytes, ...)                               \
     static_assert((shared_bytes) <= 227 * 1024, "dynamic shared memory of " #name);    \
@@ -22,6 +24,7 @@
 #else
 #include "host/emulator.hpp"
 #define DEV static inline
+#define DEV_METHOD inline
 #define DEV_KERNEL(name, max_threads, shared_bytes, ...)                               \
     static_assert((shared_bytes) <= 227 * 1024, "dynamic shared memory of " #name);    \
     extern "C" void name(__VA_ARGS__);                                                 \
@@ -63,7 +66,19 @@ template <class T> DEV uint32_t pack2(float low, float high) {
     return bits16(low, type) | bits16(high, type) << 16;
 }
 
-// ---- 16 bytes at once; p must be 16-byte aligned -----------------------------------------------------------
+// ---- 4 bytes (two 16-bit elements) and 16 bytes at once; p must be aligned to as many ----------------------
+DEV uint32_t ld4(const void *p DEV_PLACE_PARAM) {
+#if !defined(__CUDACC__)
+    host::check_aligned(p, 4, file, line);
+#endif
+    return *static_cast<const uint32_t *>(p);
+}
+DEV void st4(void *p, uint32_t v DEV_PLACE_PARAM) {
+#if !defined(__CUDACC__)
+    host::check_aligned(p, 4, file, line);
+#endif
+    *static_cast<uint32_t *>(p) = v;
+}
 DEV bool aligned16(const void *p) { return (uintptr_t(p) & 15) == 0; }
 DEV uint4 ld16(const void *p DEV_PLACE_PARAM) {
 #if !defined(__CUDACC__)
@@ -114,6 +129,16 @@ template <class T> DEV void store8(T *p, int count, const float (&v)[8]) {
         if (i < count) store(p + i, v[i]);
 }
 
+// A row of n elements in pieces of at most 8, for a block: f(first, count) for this thread's pieces. The first piece ends
+// where the row becomes 16-byte aligned, so that load8 and store8 of the others are whole.
+template <class T, class F> DEV void each8(const T *row, int n, F f) {
+    const int lead = min(n, int((16 - (uintptr_t(row) & 15)) & 15) / int(sizeof(T)));
+    for (int i = int(threadIdx.x) - (lead > 0); i * 8 + lead < n; i += int(blockDim.x)) {
+        if (i < 0) f(0, lead);
+        else f(lead + i * 8, min(8, n - lead - i * 8));
+    }
+}
+
 // ---- arithmetic --------------------------------------------------------------------------------------------
 DEV float fast_exp2(float x) {  // 2 ulp; subnormal results are 0
 #if defined(__CUDACC__)
@@ -124,6 +149,7 @@ DEV float fast_exp2(float x) {  // 2 ulp; subnormal results are 0
     return exp2f(x);
 #endif
 }
+DEV bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 DEV float infinity() { return __uint_as_float(0x7f800000u); }
 DEV float nan() { return __uint_as_float(0x7fc00000u); }
 
@@ -150,6 +176,22 @@ DEV float block_sum(float v, float *sums_s) {
     float sum = 0.f;
     for (int i = 0; i < int(blockDim.x) / 32; i++) sum += sums_s[i];
     return sum;
+}
+// The same for two sums at once; sums_s: 64 floats.
+DEV void block_sum2(float &a, float &b, float *sums_s) {
+    a = warp_sum(a);
+    b = warp_sum(b);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) {
+        sums_s[threadIdx.x / 32] = a;
+        sums_s[32 + threadIdx.x / 32] = b;
+    }
+    __syncthreads();
+    a = b = 0.f;
+    for (int i = 0; i < int(blockDim.x) / 32; i++) {
+        a += sums_s[i];
+        b += sums_s[32 + i];
+    }
 }
 DEV float block_max(float v, float *maxima_s) {
     v = warp_max(v);
@@ -183,7 +225,14 @@ struct Dropout {
 DEV uint4 dropout_words(const Dropout &d, uint64_t four) {
     return philox(make_uint2(uint32_t(d.seed), uint32_t(d.seed >> 32)), make_uint4(uint32_t(four), uint32_t(four >> 32), d.site, d.step));
 }
-// Multiplies v[i] by the factor (0 or scale) of element e + i.
+// 0 or scale: what element e is multiplied by.
+DEV float drop_factor(const Dropout &d, uint64_t e) {
+    if (d.threshold == 0) return 1.f;
+    const uint4 w = dropout_words(d, e / 4);
+    const uint32_t word = (e & 3) == 0 ? w.x : (e & 3) == 1 ? w.y : (e & 3) == 2 ? w.z : w.w;
+    return word >= d.threshold ? d.scale : 0.f;
+}
+// Multiplies v[i] by the factor of element e + i.
 DEV void drop8(const Dropout &d, uint64_t e, float (&v)[8]) {
     if (d.threshold == 0) return;
     const uint4 a = dropout_words(d, e / 4), b = dropout_words(d, e / 4 + 1);

@@ -3,9 +3,10 @@
 //           g = dy * w;  dz = dsum + rstd * (g - mean(g) - n * mean(g * n));  dx = drop(dz)
 //           dw = sum_N(dy * n);  db = sum_N(dy)
 // shapes    x,y,dx,dy [N,C] T   z,residual,dz,dsum [N,C] R   bias,w,b,dw,db [C] f32   mean,rstd [N] f32   partial [P,2,C] f32
-// launch    fwd, bwd: grid N, block ceil(C/8) rounded up to 32.   bwd_w: grid (ceil(C/32), P), block (32,8); its
-//           partial sums are added up by `partial_sum` (column_sum.cu).   dynamic shared 0
-// requires  1 <= C <= 8192; no divisibility or alignment (tail inside).  Null means absent: bias, residual, z, dsum, dx
+// launch    fwd: grid N; bwd: grid P, any 1 <= P <= N (a few for every multiprocessor); block ceil(C/8) rounded up to 32.
+//           partial_sum (column_sum.cu) makes dw and db of bwd's partial sums.   dynamic shared 0
+// requires  1 <= C <= 2048; no divisibility or alignment (tail inside).  Null means absent: x, bias, residual, z, dsum,
+//           dx, partial
 // numerics  sums in f32, two-pass variance, statistics of z as it is stored, no atomics => deterministic
 // aliasing  z may be residual, dz may be dsum; nothing else overlaps
 #include "dev.cuh"
@@ -21,7 +22,7 @@ DEV void forward(const T *x, const float *bias, const R *residual, const float *
     const size_t row = blockIdx.x, at = row * size_t(C) + size_t(c);
     float v[8] = {}, r[8];
     if (count > 0) {
-        dev::load8(x + at, count, v);
+        if (x) dev::load8(x + at, count, v);
         if (bias) {
             dev::load8(bias + c, count, r);
 #pragma unroll
@@ -61,88 +62,64 @@ DEV void forward(const T *x, const float *bias, const R *residual, const float *
     }
 }
 
+// A block takes every P-th row, and adds up dw and db of its rows on the way.
 template <class T, class R>
 DEV void backward(const T *dy, const R *z, const float *mean, const float *rstd, const float *w, const R *dsum, R *dz, T *dx,
-                  int C, const Dropout &dropout) {
-    DEV_SHARED(float, sums_s, [32]);
+                  float *partial, int N, int C, const Dropout &dropout) {
+    DEV_SHARED(float, sums_s, [64]);
     const int c = int(threadIdx.x) * 8, count = max(0, min(8, C - c));
-    const size_t row = blockIdx.x, at = row * size_t(C) + size_t(c);
-    const float mu = mean[row], rs = rstd[row];
-    float n[8] = {}, g[8] = {};
-    float sum_g = 0.f, sum_gn = 0.f;
-    if (count > 0) {
-        float wv[8];
-        dev::load8(z + at, count, n);
-        dev::load8(dy + at, count, g);
-        dev::load8(w + c, count, wv);
+    float wv[8] = {}, dw[8] = {}, db[8] = {};
+    if (count > 0) dev::load8(w + c, count, wv);
+    for (size_t row = blockIdx.x; row < size_t(N); row += gridDim.x) {
+        const size_t at = row * size_t(C) + size_t(c);
+        const float mu = mean[row], rs = rstd[row];
+        float n[8] = {}, g[8] = {};
+        float sum_g = 0.f, sum_gn = 0.f;
+        if (count > 0) {
+            dev::load8(z + at, count, n);
+            dev::load8(dy + at, count, g);
+        }
 #pragma unroll
         for (int i = 0; i < 8; i++) {  // beyond count: g = 0, so nothing is added
-            n[i] = (n[i] - mu) * rs;
+            n[i] = i < count ? (n[i] - mu) * rs : 0.f;
+            dw[i] += g[i] * n[i];
+            db[i] += g[i];
             g[i] *= wv[i];
             sum_g += g[i];
-            sum_gn += i < count ? g[i] * n[i] : 0.f;
+            sum_gn += g[i] * n[i];
         }
-    }
-    const float mean_g = dev::block_sum(sum_g, sums_s) / float(C);
-    const float mean_gn = dev::block_sum(sum_gn, sums_s) / float(C);
-    if (count > 0) {
-        float d[8] = {};
-        if (dsum) dev::load8(dsum + at, count, d);
+        dev::block_sum2(sum_g, sum_gn, sums_s);
+        const float mean_g = sum_g / float(C), mean_gn = sum_gn / float(C);
+        if (count > 0) {
+            float d[8] = {};
+            if (dsum) dev::load8(dsum + at, count, d);
 #pragma unroll
-        for (int i = 0; i < 8; i++) d[i] += rs * (g[i] - mean_g - n[i] * mean_gn);
-        dev::store8(dz + at, count, d);
-        if (dx) {
-            dev::drop8(dropout, at, d);
-            dev::store8(dx + at, count, d);
+            for (int i = 0; i < 8; i++) d[i] += rs * (g[i] - mean_g - n[i] * mean_gn);
+            dev::store8(dz + at, count, d);
+            if (dx) {
+                dev::drop8(dropout, at, d);
+                dev::store8(dx + at, count, d);
+            }
         }
     }
-}
-
-// One block sums 32 columns over its share of the rows.
-template <class T, class R>
-DEV void backward_w(const T *dy, const R *z, const float *mean, const float *rstd, float *partial, int N, int C) {
-    DEV_SHARED(float, dw_s, [8][32]);
-    DEV_SHARED(float, db_s, [8][32]);
-    const int tx = int(threadIdx.x), ty = int(threadIdx.y), c = int(blockIdx.x) * 32 + tx;
-    const int rows = (N + int(gridDim.y) - 1) / int(gridDim.y), first = int(blockIdx.y) * rows, last = min(N, first + rows);
-    float dw = 0.f, db = 0.f;
-    if (c < C) {
-        for (int r = first + ty; r < last; r += 8) {
-            const size_t at = size_t(r) * size_t(C) + size_t(c);
-            const float d = dev::load(dy + at);
-            dw += d * ((dev::load(z + at) - mean[r]) * rstd[r]);
-            db += d;
-        }
-    }
-    dw_s[ty][tx] = dw;
-    db_s[ty][tx] = db;
-    __syncthreads();
-    if (ty == 0 && c < C) {
-        for (int i = 1; i < 8; i++) {
-            dw += dw_s[i][tx];
-            db += db_s[i][tx];
-        }
-        float *out = partial + size_t(blockIdx.y) * 2 * size_t(C);
-        out[c] = dw;
-        out[C + c] = db;
+    if (partial && count > 0) {
+        float *out = partial + size_t(blockIdx.x) * 2 * size_t(C) + c;
+        dev::store8(out, count, dw);
+        dev::store8(out + C, count, db);
     }
 }
 }  // namespace
 
 #define LAYER_NORM(NAME, T, R)                                                                                              \
-    DEV_KERNEL(layer_norm_fwd_##NAME, 1024, 0, const T *x, const float *bias, const R *residual, const float *w,            \
+    DEV_KERNEL(layer_norm_fwd_##NAME, 256, 0, const T *x, const float *bias, const R *residual, const float *w,            \
                const float *b, R *z, T *y, float *mean, float *rstd, int C, float eps, uint64_t seed, uint32_t site,        \
                uint32_t step, uint32_t threshold, float scale) {                                                            \
         forward(x, bias, residual, w, b, z, y, mean, rstd, C, eps, Dropout{seed, site, step, threshold, scale});            \
     }                                                                                                                       \
-    DEV_KERNEL(layer_norm_bwd_##NAME, 1024, 0, const T *dy, const R *z, const float *mean, const float *rstd,               \
-               const float *w, const R *dsum, R *dz, T *dx, int C, uint64_t seed, uint32_t site, uint32_t step,             \
-               uint32_t threshold, float scale) {                                                                           \
-        backward(dy, z, mean, rstd, w, dsum, dz, dx, C, Dropout{seed, site, step, threshold, scale});                       \
-    }                                                                                                                       \
-    DEV_KERNEL(layer_norm_bwd_w_##NAME, 256, 0, const T *dy, const R *z, const float *mean, const float *rstd,              \
-               float *partial, int N, int C) {                                                                              \
-        backward_w(dy, z, mean, rstd, partial, N, C);                                                                       \
+    DEV_KERNEL(layer_norm_bwd_##NAME, 256, 0, const T *dy, const R *z, const float *mean, const float *rstd,               \
+               const float *w, const R *dsum, R *dz, T *dx, float *partial, int N, int C, uint64_t seed, uint32_t site,     \
+               uint32_t step, uint32_t threshold, float scale) {                                                            \
+        backward(dy, z, mean, rstd, w, dsum, dz, dx, partial, N, C, Dropout{seed, site, step, threshold, scale});           \
     }
 LAYER_NORM(f32, float, float)
 LAYER_NORM(f16, dev::f16, dev::f16)

@@ -14,23 +14,31 @@
 //! | [`text`] | Japanese text to ids and back, as BertJapaneseTokenizer does it; caption cleaning |
 //! | [`vision`] | picture files to model input, as Pillow and torchvision make it |
 //! | [`data`] | captioned pictures: annotation files, the order of training, a threaded loader, checks |
+//! | [`demo`] | drawn pictures with captions, to try everything on |
 //! | [`metrics`] | BLEU, ROUGE-L, CIDEr-D, recall |
 //! | [`pretrained`] | a model as users hold it: a folder with its numbers and its tokenizer |
 //! | [`train`] | optimizer, schedule, trainer; checkpoints and signals |
 //! | [`parity`] | recorded cases of LAVIS against this crate |
+//! | [`report`] | a run as one HTML page |
+//! | [`results`] | what commands write: caption files, arrays, the page of a search |
+//! | [`index`] | features of many pictures on the disk, to search in |
 //! | [`commands`] | the command line |
 
 pub mod commands;
 pub mod data;
+pub mod demo;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod index;
 pub mod metrics;
 pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod parity;
 pub mod pretrained;
+pub mod report;
+pub mod results;
 pub mod tensor;
 pub mod text;
 pub mod train;

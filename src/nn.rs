@@ -63,6 +63,19 @@ impl Builder {
     }
 }
 
+/// The same parameters for a model that starts from nothing. BERT's deviation of 0.02 suits rows that are added to trained
+/// ones; where nothing is trained yet, a signal should keep its size through narrow layers, too:
+///   weights [out, in..] and tables [rows, C]: 1 / sqrt(in), 1 / sqrt(C);   tokens and places [1, N, C]: 0.5
+pub fn from_nothing(mut specs: Vec<Spec>) -> Vec<Spec> {
+    for spec in &mut specs {
+        if let (Init::Normal(deviation), Some((first, rest))) = (&mut spec.init, spec.shape.split_first()) {
+            let inputs: usize = rest.iter().product();
+            *deviation = if *first == 1 { 0.5 } else { (inputs.max(1) as f64).sqrt().recip() };
+        }
+    }
+    specs
+}
+
 /// Element by element, how a parameter begins from a seed; `index` is its place among the specifications.
 pub fn initial(spec: &Spec, index: usize, seed: u64, range: Range<usize>) -> impl Iterator<Item = f64> {
     let stream = Stream { seed, step: u32::MAX, site: index as u32 + 1 };
@@ -97,6 +110,7 @@ impl Params {
     /// The same, frozen weights in half precision among them.
     pub fn of_values(specs: Vec<Spec>, mut source: impl FnMut(&Spec) -> Result<Value>) -> Result<Params> {
         let (mut values, mut halves) = (Vec::with_capacity(specs.len()), Vec::with_capacity(specs.len()));
+        let mut dtype = None;
         for spec in &specs {
             let value = source(spec)?;
             let sizes = match &value {
@@ -111,6 +125,10 @@ impl Params {
             }
             match value {
                 Value::Tensor(t) => {
+                    let first: DType = *dtype.get_or_insert(t.dtype());
+                    if t.dtype() != first {
+                        return wrong(first.to_string(), t.dtype().to_string());
+                    }
                     values.push(t.detach());
                     halves.push(None);
                 }

@@ -40,6 +40,11 @@ fn twelve_training_steps() {
 }
 
 #[test]
+fn captions() {
+    agrees("generate");
+}
+
+#[test]
 fn features() {
     agrees("features");
 }

@@ -8,7 +8,9 @@
 
 mod tiny;
 
-use qformer::model::{Batch, Config, Model, Negatives, Outputs, Profile, Sampling, StepPlan, Trace};
+use qformer::model::{
+    Batch, Config, MICRO_SITES, Model, Negatives, Outputs, Profile, Sampling, StepPlan, Trace,
+};
 use qformer::model::{mean_cosine, retrieval_scores};
 use qformer::nn::{DropoutPlan, Params, Pass, Spec};
 use qformer::tensor::{DType, Gradients, Stream, Tape, Tensor};
@@ -309,7 +311,7 @@ fn check_accumulation(joint: bool, profile: Profile) {
     };
     // The negatives that each micro-batch drew.
     let draw = |k: usize| {
-        let sampling = Sampling::Draw { seed: 6, step: 2, site: (k as u32) << 16 };
+        let sampling = Sampling::Draw { seed: 6, step: 2, site: k as u32 * MICRO_SITES };
         model.stage1(&Pass::inference(&params), &batches[k], profile, sampling, None).unwrap().negatives
     };
     let negatives = [draw(0), draw(1)];

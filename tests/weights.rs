@@ -1,5 +1,7 @@
 //! Files of weights: honest ones read bit for bit, hostile ones refused, names mapped, training started.
 
+#[path = "weights/corpus.rs"]
+mod corpus;
 #[path = "weights/craft.rs"]
 mod craft;
 #[path = "weights/damage.rs"]

@@ -103,7 +103,7 @@ void run_copies(Fiber &f, int groups_left) {
 
 // ---- global memory: the end of a buffer (rounded to 16 bytes) against an inaccessible page -----------------
 namespace {
-constexpr size_t GUARD = 65536;
+constexpr size_t GUARD = 1 << 20;  // address space only: an index that overflowed lands here, not in another buffer
 struct Allocation {
     char *map;
     size_t map_bytes;

@@ -1,12 +1,27 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
 mod bench;
+mod caption;
 mod convert;
+mod demo;
 mod dictionary;
+mod doctor;
+mod engine;
+mod evaluate;
+mod features;
+mod generation;
+mod inputs;
 mod inspect;
 mod output;
 mod parity;
+mod progress;
+mod query;
+mod report;
+mod retrieval;
+mod search;
+mod start;
 mod tokens;
+mod train;
 mod vocabulary;
 
 use crate::Result;
@@ -23,6 +38,14 @@ pub struct Cli {
 // One line per command, in the order of `--help`.
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
+    Train(train::Args),
+    Doctor(doctor::Args),
+    Report(report::Args),
+    Caption(caption::Args),
+    Search(search::Args),
+    Features(features::Args),
+    Evaluate(evaluate::Args),
     Convert(convert::Args),
     Inspect(inspect::Args),
     Parity(parity::Args),
@@ -35,6 +58,14 @@ enum Command {
 /// Runs the command that was parsed.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Caption(args) => caption::run(&args),
+        Command::Search(args) => search::run(&args),
+        Command::Features(args) => features::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Parity(args) => parity::run(&args),

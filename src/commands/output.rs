@@ -35,3 +35,11 @@ impl Output {
         Ok(!self.closed)
     }
 }
+
+/// Text to standard output, at once; false if nobody reads any more.
+pub fn print(text: &str) -> Result<bool> {
+    let mut out = Output::new();
+    let written = out.to.write_all(text.as_bytes());
+    out.noted(written)?;
+    out.flush()
+}

@@ -16,32 +16,7 @@ const MAX_DEPTH: usize = 64;
 /// Every picture under a folder, links followed but never out of it, sorted by path.
 pub fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
     let root = Root::new(OPERATION, folder)?;
-    let mut found = Vec::new();
-    let mut open = vec![(root.folder().to_owned(), 0)];
-    while let Some((folder, depth)) = open.pop() {
-        let failed = |e| Error::io(OPERATION, &folder, &e);
-        for entry in std::fs::read_dir(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let path = entry.path();
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            if entry.file_type().map_err(failed)?.is_dir() {
-                if depth == MAX_DEPTH {
-                    let expected = format!("at most {MAX_DEPTH} folders inside each other");
-                    return Err(Error::file(OPERATION, &path, expected, "more"));
-                }
-                open.push((path, depth + 1));
-            } else if is_picture(&path) {
-                found.push(path);
-            }
-        }
-        if found.len() > MAX_ENTRIES {
-            let expected = format!("at most {MAX_ENTRIES} pictures");
-            return Err(Error::file(OPERATION, root.folder(), expected, "more"));
-        }
-    }
-    found.sort();
+    let found = walk(root.folder())?;
     for path in &found {
         root.inside(path).map_err(|target| {
             Error::file(
@@ -56,13 +31,44 @@ pub fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Every file under a folder that is named like a picture, wherever links to files lead, sorted by path.
+pub fn walk(top: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut open = vec![(top.to_owned(), 0)];
+    while let Some((folder, depth)) = open.pop() {
+        let failed = |e| Error::io("find pictures", &folder, &e);
+        for entry in std::fs::read_dir(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
+            if entry.file_type().map_err(failed)?.is_dir() {
+                if depth == MAX_DEPTH {
+                    let expected = format!("at most {MAX_DEPTH} folders inside each other");
+                    return Err(Error::file("find pictures", &path, expected, "more"));
+                }
+                open.push((path, depth + 1));
+            } else if is_picture(&path) {
+                found.push(path);
+            }
+        }
+        if found.len() > MAX_ENTRIES {
+            let expected = format!("at most {MAX_ENTRIES} pictures");
+            return Err(Error::file("find pictures", top, expected, "more"));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 fn is_picture(path: &Path) -> bool {
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
     extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str()))
 }
 
 pub(super) fn read(folder: &Path, missing_share: f64) -> Result<Dataset> {
-    let mut builder = Builder::new(folder, folder)?;
+    let mut builder = Builder::new(folder, Root::new(OPERATION, folder)?);
     for path in pictures(folder)? {
         let name = path.strip_prefix(builder.root.folder()).unwrap_or(&path).to_string_lossy().into_owned();
         let text = path.with_extension("txt");

@@ -19,12 +19,13 @@ pub mod random;
 mod table;
 
 pub use doctor::{Checks, Diagnosis, Finding, Tokens, doctor};
-pub use folder::pictures;
+pub(crate) use files::{quoted, read_text};
+pub use folder::{pictures, walk};
 pub use loader::{Bad, Batch, Loader, Options};
 pub use order::Order;
 
 use crate::{Error, Kind, Result};
-use files::{Root, quoted};
+use files::Root;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::fmt;
@@ -128,16 +129,15 @@ impl Dataset {
         if captions.is_dir() {
             return folder::read(captions, missing_share);
         }
-        let mut builder = Builder::new(captions, images)?;
-        let text = files::read_text(OPERATION, captions, MAX_FILE)?;
-        let extension = captions.extension().map(|e| e.to_string_lossy().to_lowercase());
-        match extension.as_deref() {
-            Some("csv") => table::read(&text, b',', &mut builder)?,
-            Some("tsv") => table::read(&text, b'\t', &mut builder)?,
-            _ => json::read(&text, &mut builder)?,
+        read_file(captions, Builder::new(captions, Root::new(OPERATION, images)?), missing_share)
+    }
+
+    /// The same of captions alone, to compare others with: whether the pictures are there does not matter.
+    pub fn read_captions(captions: &Path) -> Result<Dataset> {
+        if captions.is_dir() {
+            return folder::read(captions, 1.0);
         }
-        drop(text);
-        builder.finish(missing_share)
+        read_file(captions, Builder::new(captions, Root::of_names(OPERATION)), 1.0)
     }
 
     /// What training walks over: every caption with its picture, in the file's order of pictures.
@@ -160,6 +160,18 @@ impl Dataset {
     }
 }
 
+fn read_file(captions: &Path, mut builder: Builder, missing_share: f64) -> Result<Dataset> {
+    let text = files::read_text(OPERATION, captions, MAX_FILE)?;
+    let extension = captions.extension().map(|e| e.to_string_lossy().to_lowercase());
+    match extension.as_deref() {
+        Some("csv") => table::read(&text, b',', &mut builder)?,
+        Some("tsv") => table::read(&text, b'\t', &mut builder)?,
+        _ => json::read(&text, &mut builder)?,
+    }
+    drop(text);
+    builder.finish(missing_share)
+}
+
 /// Collects entries of any form of file into samples.
 struct Builder<'a> {
     source: &'a Path,
@@ -171,15 +183,9 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(source: &'a Path, images: &Path) -> Result<Self> {
+    fn new(source: &'a Path, root: Root) -> Self {
         let report = Report { source: source.display().to_string(), ..Report::default() };
-        Ok(Builder {
-            source,
-            root: Root::new(OPERATION, images)?,
-            samples: Vec::new(),
-            known: HashMap::new(),
-            report,
-        })
+        Builder { source, root, samples: Vec::new(), known: HashMap::new(), report }
     }
 
     /// The sample of this picture, made on first sight; `None` if the file is missing.

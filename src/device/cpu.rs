@@ -1,9 +1,13 @@
 //! Loops over rows: in parallel over fixed pieces, vectorised for the machine they run on.
 //!
 //! Pieces and the order of sums depend on the shapes alone, so results do not depend on the number of threads.
+//!
+//! A closure handed to these loops becomes part of them only if it is inlined: compiled on its own it is baseline code,
+//! where `mul_add` is a call. Those of more than a few operations say `#[inline(always)]`.
 
 use super::Real;
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Elements a piece of an element-wise loop has.
 const PIECE: usize = 1 << 14;
@@ -18,19 +22,72 @@ pub fn simd<R>(f: impl FnOnce() -> R) -> R {
 
 /// out[i] = f(x[i])
 pub fn map<T: Real>(x: &[T], f: impl Fn(T) -> T + Sync) -> Vec<T> {
-    let mut out = vec![T::ZERO; x.len()];
-    zip_mut(&mut out, x, |o, x| *o = f(*x));
+    map2(
+        x,
+        x,
+        #[inline(always)]
+        |x, _| f(x),
+    )
+}
+
+/// out[i] = f(a[i], b[i])
+pub fn map2<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T + Sync) -> Vec<T> {
+    assert_eq!(a.len(), b.len(), "map2: as many on both sides");
+    fresh(
+        a.len(),
+        PIECE,
+        #[inline(always)]
+        |at, out| {
+            for ((o, a), b) in out.iter_mut().zip(&a[at..]).zip(&b[at..]) {
+                o.write(f(*a, *b));
+            }
+        },
+    )
+}
+
+/// The same row `rows` times.
+pub fn repeat_row<T: Real>(row: &[T], rows: usize) -> Vec<T> {
+    let n = row.len().max(1);
+    fresh(rows * row.len(), (PIECE / n).max(1) * n, |_, out| {
+        for line in out.chunks_exact_mut(n) {
+            for (o, x) in line.iter_mut().zip(row) {
+                o.write(*x);
+            }
+        }
+    })
+}
+
+/// A new vector, written in pieces of `piece` elements: `f(first, part)` writes all of `part`.
+fn fresh<T: Real>(len: usize, piece: usize, f: impl Fn(usize, &mut [MaybeUninit<T>]) + Sync) -> Vec<T> {
+    let mut out = Vec::with_capacity(len);
+    let room = &mut out.spare_capacity_mut()[..len];
+    let run = |i: usize, part: &mut [MaybeUninit<T>]| {
+        simd(
+            #[inline(always)]
+            || f(i * piece, part),
+        )
+    };
+    if len <= PIECE {
+        room.chunks_mut(piece).enumerate().for_each(|(i, part)| run(i, part));
+    } else {
+        room.par_chunks_mut(piece).enumerate().for_each(|(i, part)| run(i, part));
+    }
+    // SAFETY: the pieces are all of 0..len, and each `f` here writes every element of its part.
+    unsafe { out.set_len(len) };
     out
 }
 
 /// f(&mut a[i], &b[i]) for every i.
 pub fn zip_mut<T: Real>(a: &mut [T], b: &[T], f: impl Fn(&mut T, &T) + Sync) {
     let run = |a: &mut [T], b: &[T]| {
-        simd(|| {
-            for (a, b) in a.iter_mut().zip(b) {
-                f(a, b);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for (a, b) in a.iter_mut().zip(b) {
+                    f(a, b);
+                }
+            },
+        );
     };
     if a.len() <= PIECE {
         run(a, b);
@@ -43,11 +100,14 @@ pub fn zip_mut<T: Real>(a: &mut [T], b: &[T], f: impl Fn(&mut T, &T) + Sync) {
 pub fn each_row<T: Real>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     let rows = (PIECE / width.max(1)).max(1);
     let run = |first: usize, piece: &mut [T]| {
-        simd(|| {
-            for (i, row) in piece.chunks_exact_mut(width).enumerate() {
-                f(first + i, row);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for (i, row) in piece.chunks_exact_mut(width).enumerate() {
+                    f(first + i, row);
+                }
+            },
+        );
     };
     if width == 0 {
         return;
@@ -70,11 +130,14 @@ pub fn each_row2<T: Real, U: Real>(
     }
     let rows = (PIECE / wa.max(wb)).max(1);
     a.par_chunks_mut(rows * wa).zip(b.par_chunks_mut(rows * wb)).enumerate().for_each(|(p, (a, b))| {
-        simd(|| {
-            for (i, (a, b)) in a.chunks_exact_mut(wa).zip(b.chunks_exact_mut(wb)).enumerate() {
-                f(p * rows + i, a, b);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for (i, (a, b)) in a.chunks_exact_mut(wa).zip(b.chunks_exact_mut(wb)).enumerate() {
+                    f(p * rows + i, a, b);
+                }
+            },
+        );
     });
 }
 
@@ -83,11 +146,14 @@ pub fn each_row2<T: Real, U: Real>(
 pub fn sum_rows<T: Real>(rows: usize, len: usize, f: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
     let partial = |p: usize| {
         let mut sums = vec![T::ZERO; len];
-        simd(|| {
-            for row in p * SUM_ROWS..((p + 1) * SUM_ROWS).min(rows) {
-                f(row, &mut sums);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for row in p * SUM_ROWS..((p + 1) * SUM_ROWS).min(rows) {
+                    f(row, &mut sums);
+                }
+            },
+        );
         sums
     };
     let parts: Vec<Vec<T>> = (0..rows.div_ceil(SUM_ROWS)).into_par_iter().map(partial).collect();
@@ -127,7 +193,7 @@ pub fn sum<T: Real>(n: usize, x: impl Fn(usize) -> T) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for l in 0..width {
-            lanes[l] = lanes[l] + lanes[l + width];
+            lanes[l] += lanes[l + width];
         }
         width /= 2;
     }
@@ -139,16 +205,16 @@ pub fn sum<T: Real>(n: usize, x: impl Fn(usize) -> T) -> T {
 pub fn max<T: Real>(x: &[T]) -> T {
     const LANES: usize = 16;
     let low = T::of(f64::NEG_INFINITY);
-    let pick = |m: T, v: T| if v > m || v != v { v } else { m };
+    let pick = |m: T, v: T| if v > m || v.is_nan() { v } else { m };
     let mut lanes = [low; LANES];
     let mut chunks = x.chunks_exact(LANES);
     for chunk in &mut chunks {
         for (m, v) in lanes.iter_mut().zip(chunk) {
-            *m = if *m != *m { *m } else { pick(*m, *v) };
+            *m = if m.is_nan() { *m } else { pick(*m, *v) };
         }
     }
     let rest = chunks.remainder().iter();
-    lanes.iter().chain(rest).fold(low, |m, v| if m != m { m } else { pick(m, *v) })
+    lanes.iter().chain(rest).fold(low, |m, v| if m.is_nan() { m } else { pick(m, *v) })
 }
 
 /// A mutable slice that several tasks write at once, each its own elements.

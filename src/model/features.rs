@@ -81,7 +81,12 @@ impl Model {
 
     /// Mode image, from ViT tokens [B*N,W].
     pub fn image_features_of(&self, pass: &Pass, tokens: &Tensor) -> Result<Images> {
-        let count = tokens.rows().0 / self.config.image_tokens();
+        let (n, width) = (self.config.image_tokens(), self.config.vit_width);
+        if !tokens.rows().0.is_multiple_of(n) || tokens.rows().1 != width {
+            let want = format!("[a multiple of {n}, {width}]");
+            return Err(Error::argument("image features", "tokens", want, tokens.shape()));
+        }
+        let count = tokens.rows().0 / n;
         let keys = self.keys_of(pass, tokens)?;
         let layout = super::Layout::merged(self.sizes(), count, &[], &[], false)?;
         let x = self.qformer.embed(pass, &pass.param(self.query_tokens), count, &[], 0)?;
@@ -165,6 +170,14 @@ pub fn retrieval_scores(
     mut itm: impl FnMut(&[(usize, usize)]) -> Result<Vec<f64>>,
 ) -> Result<Retrieval> {
     let (images, texts) = (itc.len(), itc.first().map_or(0, Vec::len));
+    let wrong = |what: &str, want: String, got: usize| Error::argument("retrieval", what, want, got);
+    if let Some(row) = itc.iter().find(|row| row.len() != texts) {
+        return Err(wrong("itc", format!("rows of {texts} texts"), row.len()));
+    }
+    let mut itm = |pairs: &[(usize, usize)]| match itm(pairs)? {
+        logits if logits.len() == pairs.len() => Ok(logits),
+        logits => Err(wrong("itm", format!("a logit for each of {} pairs", pairs.len()), logits.len())),
+    };
     let mut i2t = vec![vec![-100.0; texts]; images];
     let mut t2i = vec![vec![-100.0; images]; texts];
     for i in 0..images {

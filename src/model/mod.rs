@@ -11,7 +11,7 @@ mod search;
 mod stage1;
 mod vit;
 
-pub use accumulate::{StepLosses, StepPlan};
+pub use accumulate::{MICRO_SITES, StepLosses, StepPlan};
 pub use config::{CLS, Config, PAD, SEP};
 pub use features::{Images, ItmScores, Retrieval, TextFeatures, mean_cosine, retrieval_scores};
 pub use layout::Layout;

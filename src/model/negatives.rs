@@ -2,7 +2,7 @@
 
 use crate::ops;
 use crate::tensor::{Stream, Tensor};
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 
 /// The floor of a negative's weight.
 const FLOOR: f64 = 1e-4;
@@ -93,16 +93,15 @@ fn draw_negatives(weights: &NegativeWeights, seed: u64, step: u32, site: u32) ->
         let stream = Stream { seed, step, site };
         let row = |(i, row): (usize, &[f64])| {
             let total: f64 = row.iter().sum();
-            if !(total > 0.0 && total.is_finite()) {
-                return Err(Error::argument(
-                    "stage 1",
-                    "batch",
-                    "a negative for every caption",
-                    "none to draw from",
-                )
-                .fix(
-                    "use a batch of at least 2 different images; if it is, the similarities are not finite",
-                ));
+            if !total.is_finite() {
+                return Err(Error::new(Kind::NonFinite, "stage 1")
+                    .expected("finite similarities")
+                    .got(total));
+            }
+            if total == 0.0 {
+                let got = "none to draw from";
+                return Err(Error::argument("stage 1", "batch", "a negative for every caption", got)
+                    .fix("use a batch of at least 2 different images"));
             }
             let mut left = stream.uniform(i as u64) * total;
             let pick = row.iter().position(|w| {

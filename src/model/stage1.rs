@@ -139,6 +139,10 @@ impl Model {
         trace: Option<&mut Trace>,
     ) -> Result<Outputs> {
         self.check_batch(batch, profile)?;
+        let want = [batch.text.len() * self.config.image_tokens(), self.config.vit_width];
+        if tokens.shape().sizes() != want {
+            return Err(Error::argument("stage 1", "image tokens", format!("{want:?}"), tokens.shape()));
+        }
         let merged = self.merged_pass(pass, tokens, batch.text, trace.is_none(), batch.text.len())?;
         let (image_feats, text_feat) = self.contrastive_features(pass, &merged)?;
         let (i2t, t2i) = self.similarities(pass, &image_feats, &text_feat)?;

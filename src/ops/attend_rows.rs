@@ -38,27 +38,32 @@ fn forward<T: Real>([q, k, v]: [&Tensor; 3], lists: &[Vec<u32>], heads: usize, s
     let (r, c) = q.rows();
     let (d, [q, k, v]) = (c / heads, [q, k, v].map(Tensor::data::<T>));
     let mut y = vec![T::ZERO; r * c];
-    cpu::each_row(&mut y, c, |i, y| {
-        let mut p = vec![T::ZERO; lists[i].len()];
-        for (h, y) in y.chunks_exact_mut(d).enumerate() {
-            let q = &q[i * c + h * d..][..d];
-            let at = |l: &u32| *l as usize * c + h * d;
-            for (p, l) in p.iter_mut().zip(&lists[i]) {
-                let k = &k[at(l)..][..d];
-                *p = scale * cpu::sum(d, |j| q[j] * k[j]);
-            }
-            let top = cpu::max(&p);
-            for p in &mut p {
-                *p = (*p - top).exp();
-            }
-            let share = T::ONE / cpu::sum(p.len(), |j| p[j]);
-            for (p, l) in p.iter().zip(&lists[i]) {
-                let (p, v) = (*p * share, &v[at(l)..][..d]);
-                for (y, v) in y.iter_mut().zip(v) {
-                    *y = v.mul_add(p, *y);
+    cpu::each_row(
+        &mut y,
+        c,
+        #[inline(always)]
+        |i, y| {
+            let mut p = vec![T::ZERO; lists[i].len()];
+            for (h, y) in y.chunks_exact_mut(d).enumerate() {
+                let q = &q[i * c + h * d..][..d];
+                let at = |l: &u32| *l as usize * c + h * d;
+                for (p, l) in p.iter_mut().zip(&lists[i]) {
+                    let k = &k[at(l)..][..d];
+                    *p = scale * cpu::sum(d, |j| q[j] * k[j]);
+                }
+                let top = cpu::max(&p);
+                for p in &mut p {
+                    *p = (*p - top).exp();
+                }
+                let share = T::ONE / cpu::sum(p.len(), |j| p[j]);
+                for (p, l) in p.iter().zip(&lists[i]) {
+                    let (p, v) = (*p * share, &v[at(l)..][..d]);
+                    for (y, v) in y.iter_mut().zip(v) {
+                        *y = v.mul_add(p, *y);
+                    }
                 }
             }
-        }
-    });
+        },
+    );
     y
 }

@@ -6,6 +6,7 @@
 //!   ((query row * H + head) * 2^16 + key position in the segment, a before b).
 //! dk and dv of rows that several segments see are added in the order of the segments, by one task: no atomics.
 
+use super::segments::{MAX_KEYS, Segment, Segments};
 use crate::device::cpu::{self, Shared};
 use crate::device::gemm::{View, gemm};
 use crate::tensor::{Dropout, Grads, Real, Tensor, record_tensor};
@@ -15,109 +16,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 const OP: &str = "attention";
-/// Key positions that a dropout element number has room for.
-const MAX_KEYS: usize = 1 << 16;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    pub q: Range<usize>,
-    pub a: Range<usize>,
-    pub b: Range<usize>,
-    pub causal: bool,
-}
-
-impl Segment {
-    fn keys(&self) -> usize {
-        self.a.len() + self.b.len()
-    }
-
-    /// How many keys row i of q sees (a first, then b).
-    fn visible(&self, i: usize) -> usize {
-        self.a.len() + if self.causal { self.b.len().min(i + 1) } else { self.b.len() }
-    }
-
-    /// The key rows with the column of the score matrix at which they begin.
-    fn parts(&self) -> impl Iterator<Item = (usize, &Range<usize>)> {
-        [(0, &self.a), (self.a.len(), &self.b)].into_iter().filter(|(_, r)| !r.is_empty())
-    }
-}
-
-/// A checked table of segments over `q_rows` query rows and `k_rows` key rows.
-#[derive(Debug)]
-pub struct Segments {
-    list: Vec<Segment>,
-    /// Indices into `list`: segments that share key rows are in one group.
-    groups: Vec<Vec<usize>>,
-    q_rows: usize,
-    k_rows: usize,
-}
-
-impl Segments {
-    pub fn new(list: Vec<Segment>, q_rows: usize, k_rows: usize) -> Result<Arc<Segments>> {
-        let wrong = |what: &str, want: String, s: &Segment| {
-            Err(Error::argument("segments", what, want, format!("{s:?}")))
-        };
-        for s in &list {
-            let ordered = [&s.q, &s.a, &s.b].iter().all(|r| r.start <= r.end);
-            if !ordered || s.q.end > q_rows || s.a.end > k_rows || s.b.end > k_rows {
-                return wrong("rows", format!("ranges within {q_rows} query and {k_rows} key rows"), s);
-            }
-            if s.keys() > MAX_KEYS {
-                return wrong("keys", format!("at most {MAX_KEYS}"), s);
-            }
-            if s.a.start.max(s.b.start) < s.a.end.min(s.b.end) {
-                return wrong("keys", "a and b apart".into(), s);
-            }
-        }
-        let mut by_q: Vec<&Segment> = list.iter().filter(|s| !s.q.is_empty()).collect();
-        by_q.sort_by_key(|s| s.q.start);
-        if let Some(pair) = by_q.windows(2).find(|w| w[0].q.end > w[1].q.start) {
-            return wrong("query rows", "each row in one segment at most".into(), pair[1]);
-        }
-        let groups = group(&list);
-        Ok(Arc::new(Segments { list, groups, q_rows, k_rows }))
-    }
-
-    pub fn list(&self) -> &[Segment] {
-        &self.list
-    }
-}
-
-/// Groups of segments connected by overlapping key ranges, in order of their first segment.
-fn group(list: &[Segment]) -> Vec<Vec<usize>> {
-    let mut parent: Vec<usize> = (0..list.len()).collect();
-    fn root(parent: &mut [usize], mut i: usize) -> usize {
-        while parent[i] != i {
-            parent[i] = parent[parent[i]];
-            i = parent[i];
-        }
-        i
-    }
-    let mut ranges: Vec<(usize, usize, usize)> = (list.iter().enumerate())
-        .flat_map(|(i, s)| [(s.a.start, s.a.end, i), (s.b.start, s.b.end, i)])
-        .filter(|(start, end, _)| start < end)
-        .collect();
-    ranges.sort_unstable();
-    let mut open: Option<(usize, usize)> = None; // (end of the run so far, one of its segments)
-    for (start, end, i) in ranges {
-        open = match open {
-            Some((until, first)) if start < until => {
-                let (a, b) = (root(&mut parent, first), root(&mut parent, i));
-                parent[a.max(b)] = a.min(b);
-                Some((until.max(end), first))
-            }
-            _ => Some((end, i)),
-        };
-    }
-    let mut groups: Vec<Vec<usize>> = vec![Vec::new(); list.len()];
-    for i in 0..list.len() {
-        let r = root(&mut parent, i);
-        groups[r].push(i);
-    }
-    groups.retain(|g| !g.is_empty());
-    groups
-}
-
 /// H heads of D columns each, from column `column` of a tensor.
 #[derive(Clone, Copy)]
 pub struct Heads<'a> {
@@ -236,16 +134,22 @@ fn forward<T: Real>(plan: &Plan, kept: &[Tensor; 3]) -> (Vec<T>, Vec<T>) {
     (0..tasks).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         let (s, head) = (&plan.segments.list[task / h], task % h);
         let (n, keys) = (s.q.len(), s.keys());
+        if n == 0 {
+            return;
+        }
         let p = sized(&mut scratch.scores, n * keys);
         scores(plan, s, head, q, k, p);
-        cpu::simd(|| {
-            for (i, row) in p.chunks_exact_mut(keys.max(1)).enumerate() {
-                let norm = softmax(row, s.visible(i));
-                // SAFETY: a query row is in one segment only, so this (row, head) is this task's alone.
-                unsafe { ns.piece((s.q.start + i) * h + head, 1)[0] = norm };
-                drop_row(plan, s.q.start + i, head, row);
-            }
-        });
+        cpu::simd(
+            #[inline(always)]
+            || {
+                for (i, row) in p.chunks_exact_mut(keys.max(1)).enumerate() {
+                    let norm = softmax(row, s.visible(i));
+                    // SAFETY: a query row is in one segment only, so this (row, head) is this task's alone.
+                    unsafe { ns.piece((s.q.start + i) * h + head, 1)[0] = norm };
+                    drop_row(plan, s.q.start + i, head, row);
+                }
+            },
+        );
         let out = sized(&mut scratch.out, n * d);
         out.fill(T::ZERO);
         for (at, rows) in s.parts() {
@@ -366,15 +270,18 @@ fn segment_backward<T: Real>(
         let v = v.view(rows.start, head, d).transposed();
         gemm((n, rows.len(), d), T::ONE, dy.view(s.q.start, head, d), v, T::ZERO, &mut ds[at..], keys, false);
     }
-    cpu::simd(|| {
-        let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
-        for (i, (p, ds)) in rows.enumerate() {
-            let (seen, row) = (s.visible(i), s.q.start + i);
-            let (y, dy) = (&y.view(row, head, d).data[..d], &dy.view(row, head, d).data[..d]);
-            let delta = cpu::sum(d, |j| y[j] * dy[j]);
-            score_gradient(plan, (row, head), (p, ds), seen, norms[row * h + head], delta);
-        }
-    });
+    cpu::simd(
+        #[inline(always)]
+        || {
+            let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys));
+            for (i, (p, ds)) in rows.enumerate() {
+                let (seen, row) = (s.visible(i), s.q.start + i);
+                let (y, dy) = (&y.view(row, head, d).data[..d], &dy.view(row, head, d).data[..d]);
+                let delta = cpu::sum(d, |j| y[j] * dy[j]);
+                score_gradient(plan, (row, head), (p, ds), seen, norms[row * h + head], delta);
+            }
+        },
+    );
     let scale = T::of(plan.scale);
     let out = sized(&mut scratch.out, n.max(keys) * d);
     // dq = scale dS k, written once: a query row is in one segment only

@@ -26,7 +26,7 @@ pub fn cross_entropy(x: &Tensor, targets: Targets) -> Result<Tensor> {
         let counted = rows.iter().filter(|t| !matches!(t, Row::Ignored)).count().max(1);
         let data = x.data::<T>();
         let (mut losses, mut norms) = (vec![T::ZERO; r], vec![T::ZERO; r]);
-        cpu::each_row2((&mut losses, 1), (&mut norms, 1), |i, loss, norm| {
+        cpu::each_row2((&mut losses, 1), (&mut norms, 1), #[inline(always)] |i, loss, norm| {
             if !matches!(rows[i], Row::Ignored) {
                 let x = &data[i * v..][..v];
                 norm[0] = log_sum_exp(x);
@@ -38,7 +38,7 @@ pub fn cross_entropy(x: &Tensor, targets: Targets) -> Result<Tensor> {
         record(OP, [x], vec![loss], &[], move |dy, grads| {
             let by = dy.data::<T>()[0] / T::of(counted as f64);
             let mut dx = x2.data::<T>().to_vec();
-            cpu::each_row(&mut dx, v, |i, row| row_gradient(row, norms[i], &rows[i], smooth, by));
+            cpu::each_row(&mut dx, v, #[inline(always)] |i, row| row_gradient(row, norms[i], &rows[i], smooth, by));
             grads.add(0, dx)
         })
     })
@@ -125,10 +125,13 @@ fn row_gradient<T: Real>(x: &mut [T], norm: T, row: &Row<T>, smooth: T, by: T) {
 
 /// log softmax of one row, in place (decoding).
 pub fn log_softmax_row<T: Real>(x: &mut [T]) {
-    cpu::simd(|| {
-        let norm = log_sum_exp(x);
-        for x in x.iter_mut() {
-            *x -= norm;
-        }
-    });
+    cpu::simd(
+        #[inline(always)]
+        || {
+            let norm = log_sum_exp(x);
+            for x in x.iter_mut() {
+                *x -= norm;
+            }
+        },
+    );
 }

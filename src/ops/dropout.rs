@@ -20,7 +20,12 @@ fn masked<T: Real>(x: &[T], drop: Dropout) -> Vec<T> {
     let mut y = x.to_vec();
     let whole = y.len() - y.len() % PIECE;
     let (body, rest) = y.split_at_mut(whole);
-    cpu::each_row(body, PIECE, |i, row| drop.apply((i * PIECE) as u64, row));
+    cpu::each_row(
+        body,
+        PIECE,
+        #[inline(always)]
+        |i, row| drop.apply((i * PIECE) as u64, row),
+    );
     drop.apply(whole as u64, rest);
     y
 }

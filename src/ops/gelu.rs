@@ -11,13 +11,12 @@ const SQRT_2_PI: f64 = 2.506_628_274_631_000_5;
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     on!(x.dtype(), T => {
         let half = T::of(0.5);
-        let y = cpu::map(x.data::<T>(), |x| x * cdf(x, half));
+        let y = cpu::map(x.data::<T>(), #[inline(always)] |x| x * cdf(x, half));
         let x2 = x.detach();
         record("gelu", [x], y, x.shape().sizes(), move |dy, grads| {
             let density = T::of(1.0 / SQRT_2_PI);
-            let mut dx = dy.data::<T>().to_vec();
-            cpu::zip_mut(&mut dx, x2.data::<T>(), |d, x| {
-                *d *= cdf(*x, half) + *x * density * (-(*x * *x) * half).exp();
+            let dx = cpu::map2(dy.data::<T>(), x2.data::<T>(), #[inline(always)] |d, x| {
+                d * (cdf(x, half) + x * density * Real::exp(-(x * x) * half))
             });
             grads.add(0, dx)
         })

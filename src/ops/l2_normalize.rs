@@ -13,17 +13,17 @@ pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
     on!(x.dtype(), T => {
         let mut y = x.data::<T>().to_vec();
         let mut lengths = vec![T::ZERO; r];
-        cpu::each_row2((&mut y, c), (&mut lengths, 1), |_, row, length| {
+        cpu::each_row2((&mut y, c), (&mut lengths, 1), #[inline(always)] |_, row, length| {
             length[0] = cpu::sum(row.len(), |i| row[i] * row[i]).sqrt();
             let s = at_least(length[0]);
             for v in row.iter_mut() {
-                *v = *v / s;
+                *v /= s;
             }
         });
         let kept = y.clone();
         record("l2_normalize", [x], y, x.shape().sizes(), move |dy, grads| {
             let mut dx = dy.data::<T>().to_vec();
-            cpu::each_row(&mut dx, c, |i, row| {
+            cpu::each_row(&mut dx, c, #[inline(always)] |i, row| {
                 let (y, s) = (&kept[i * c..][..c], at_least(lengths[i]));
                 let along = if lengths[i] < T::of(EPS) { T::ZERO } else { cpu::sum(c, |j| row[j] * y[j]) };
                 for (d, y) in row.iter_mut().zip(y) {

@@ -18,7 +18,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     on!(x.dtype(), T => {
         let (data, w, b) = (x.data::<T>(), weight.data::<T>(), bias.data::<T>());
         let (mut y, mut stats) = (vec![T::ZERO; r * c], vec![T::ZERO; r * 2]);
-        cpu::each_row2((&mut y, c), (&mut stats, 2), |i, y, stat| {
+        cpu::each_row2((&mut y, c), (&mut stats, 2), #[inline(always)] |i, y, stat| {
             let x = &data[i * c..][..c];
             let (mean, rstd) = statistics(x, eps);
             (stat[0], stat[1]) = (mean, rstd);
@@ -48,7 +48,7 @@ pub fn normalize_rows(x: &Tensor, eps: f64) -> Result<Tensor> {
     check_eps(eps)?;
     on!(x.dtype(), T => {
         let mut y = x.data::<T>().to_vec();
-        cpu::each_row(&mut y, c, |_, row| {
+        cpu::each_row(&mut y, c, #[inline(always)] |_, row| {
             let (mean, rstd) = statistics(row, eps);
             for v in row.iter_mut() {
                 *v = (*v - mean) * rstd;
@@ -76,27 +76,37 @@ fn statistics<T: Real>(x: &[T], eps: f64) -> (T, T) {
 fn backward_x<T: Real>(dy: &[T], x: &[T], w: &[T], stats: &[T], c: usize) -> Vec<T> {
     let mut dx = dy.to_vec();
     let share = T::of(1.0 / c as f64);
-    cpu::each_row(&mut dx, c, |i, d| {
-        let (x, mean, rstd) = (&x[i * c..][..c], stats[2 * i], stats[2 * i + 1]);
-        let w = &w[..c];
-        let mean_g = cpu::sum(c, |j| d[j] * w[j]) * share;
-        let mean_gn = cpu::sum(c, |j| d[j] * w[j] * (x[j] - mean)) * rstd * share;
-        for j in 0..c {
-            d[j] = rstd * (d[j] * w[j] - mean_g - (x[j] - mean) * rstd * mean_gn);
-        }
-    });
+    cpu::each_row(
+        &mut dx,
+        c,
+        #[inline(always)]
+        |i, d| {
+            let (x, mean, rstd) = (&x[i * c..][..c], stats[2 * i], stats[2 * i + 1]);
+            let w = &w[..c];
+            let mean_g = cpu::sum(c, |j| d[j] * w[j]) * share;
+            let mean_gn = cpu::sum(c, |j| d[j] * w[j] * (x[j] - mean)) * rstd * share;
+            for j in 0..c {
+                d[j] = rstd * (d[j] * w[j] - mean_g - (x[j] - mean) * rstd * mean_gn);
+            }
+        },
+    );
     dx
 }
 
 /// [dweight, dbias], one after the other.
 fn backward_w<T: Real>(dy: &[T], x: &[T], stats: &[T], r: usize, c: usize) -> Vec<T> {
-    cpu::sum_rows(r, 2 * c, |i, sums| {
-        let (dy, x) = (&dy[i * c..][..c], &x[i * c..][..c]);
-        let (mean, rstd) = (stats[2 * i], stats[2 * i + 1]);
-        let (dw, db) = sums.split_at_mut(c);
-        for j in 0..c {
-            dw[j] += dy[j] * ((x[j] - mean) * rstd);
-            db[j] += dy[j];
-        }
-    })
+    cpu::sum_rows(
+        r,
+        2 * c,
+        #[inline(always)]
+        |i, sums| {
+            let (dy, x) = (&dy[i * c..][..c], &x[i * c..][..c]);
+            let (mean, rstd) = (stats[2 * i], stats[2 * i + 1]);
+            let (dw, db) = sums.split_at_mut(c);
+            for j in 0..c {
+                dw[j] += dy[j] * ((x[j] - mean) * rstd);
+                db[j] += dy[j];
+            }
+        },
+    )
 }

@@ -55,10 +55,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 }
 
 fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {
-    let mut y = vec![T::ZERO; r * n];
-    if let Some(b) = b {
-        cpu::each_row(&mut y, n, |_, row| row.copy_from_slice(b));
-    }
+    let mut y = b.map_or_else(|| vec![T::ZERO; r * n], |b| cpu::repeat_row(b, r));
     let beta = if b.is_some() { T::ONE } else { T::ZERO };
     gemm((r, n, k), T::ONE, View::rows(x, k), View::rows(w, k).transposed(), beta, &mut y, n, true);
     y
@@ -70,7 +67,7 @@ pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
     let (r, n, k) = check(x, weight, bias)?;
     on!(x.dtype(), T => {
         let y = exact::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
-        constant(OP, &[x, weight], y, &[r, n])
+        constant(OP, &[x, weight, bias.unwrap_or(weight)], y, &[r, n])
     })
 }
 
@@ -81,24 +78,25 @@ fn exact<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, u
     meter::count((r, n, k));
     let mut yt = vec![T::ZERO; n * r]; // [N,R]: a task's part is contiguous
     yt.par_chunks_mut(COLUMNS * r.max(1)).enumerate().for_each(|(c, part)| {
-        cpu::simd(|| {
-            for (j, out) in part.chunks_exact_mut(r).enumerate() {
-                let col = c * COLUMNS + j;
-                let wj = &w[col * k..(col + 1) * k];
-                let bias = b.map_or(T::ZERO, |b| b[col]);
-                let mut i = 0;
-                while i + 4 <= r {
-                    let rows = [0, 1, 2, 3].map(|q| &x[(i + q) * k..(i + q + 1) * k]);
-                    for (o, d) in out[i..i + 4].iter_mut().zip(dots(rows, wj)) {
-                        *o = d + bias;
+        cpu::simd(
+            #[inline(always)]
+            || {
+                for (j, out) in part.chunks_exact_mut(r).enumerate() {
+                    let col = c * COLUMNS + j;
+                    let wj = &w[col * k..(col + 1) * k];
+                    let bias = b.map_or(T::ZERO, |b| b[col]);
+                    for (i, o) in (0..r).step_by(4).zip(out.chunks_mut(4)) {
+                        let x = &x[i * k..(i + o.len()) * k];
+                        match o.len() {
+                            4 => write_dots::<T, 4>(o, x, wj, bias),
+                            3 => write_dots::<T, 3>(o, x, wj, bias),
+                            2 => write_dots::<T, 2>(o, x, wj, bias),
+                            _ => write_dots::<T, 1>(o, x, wj, bias),
+                        }
                     }
-                    i += 4;
                 }
-                for (o, i) in out[i..].iter_mut().zip(i..) {
-                    *o = dots([&x[i * k..(i + 1) * k]], wj)[0] + bias;
-                }
-            }
-        });
+            },
+        );
     });
     let mut y = vec![T::ZERO; r * n];
     cpu::each_row(&mut y, n, |i, row| {
@@ -107,6 +105,19 @@ fn exact<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, u
         }
     });
     y
+}
+
+/// out[i] = x_i w + bias for M rows x: the weights are read once for all of them.
+#[inline(always)]
+fn write_dots<T: Real, const M: usize>(out: &mut [T], x: &[T], w: &[T], bias: T) {
+    let k = w.len();
+    let rows = std::array::from_fn::<_, M, _>(
+        #[inline(always)]
+        |i| &x[i * k..(i + 1) * k],
+    );
+    for (o, d) in out.iter_mut().zip(dots(rows, w)) {
+        *o = d + bias;
+    }
 }
 
 /// The products of M rows with one, each summed in 32 lanes and then lane by lane in a fixed tree.
@@ -134,7 +145,7 @@ fn dots<T: Real, const M: usize>(x: [&[T]; M], w: &[T]) -> [T; M] {
         let mut width = LANES / 2;
         while width > 0 {
             for l in 0..width {
-                a[l] = a[l] + a[l + width];
+                a[l] += a[l + width];
             }
             width /= 2;
         }

@@ -27,7 +27,7 @@ pub fn linear_half(x: &Tensor, weight: &HalfMatrix, bias: Option<&Tensor>) -> Re
     }
     on!(x.dtype(), T => {
         let y = forward::<T>(x.data(), weight, bias.map(Tensor::data), (r, n, k));
-        constant(OP, &[x], y, &[r, n])
+        constant(OP, &[x, bias.unwrap_or(x)], y, &[r, n])
     })
 }
 
@@ -35,6 +35,9 @@ fn forward<T: Real>(x: &[T], w: &HalfMatrix, b: Option<&[T]>, (r, n, k): (usize,
     let mut y = vec![T::ZERO; r * n];
     if let Some(b) = b {
         cpu::each_row(&mut y, n, |_, row| row.copy_from_slice(b));
+    }
+    if r == 0 {
+        return y;
     }
     let mut tile = vec![T::ZERO; TILE.min(n) * k];
     for first in (0..n).step_by(TILE) {

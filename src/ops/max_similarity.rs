@@ -53,7 +53,7 @@ fn forward<T: Real>(a: &[T], b: &[T], (n, q, t, e): (usize, usize, usize, usize)
         y.copy_from_slice(&all[i * q * t..][..t]);
         for k in 1..q {
             for (j, v) in all[(i * q + k) * t..][..t].iter().enumerate() {
-                if *v > y[j] || (*v != *v && y[j] == y[j]) {
+                if *v > y[j] || (v.is_nan() && !y[j].is_nan()) {
                     (y[j], best[j]) = (*v, k as u32);
                 }
             }

@@ -19,10 +19,11 @@ mod norm_linear;
 mod patch_embed;
 mod rows;
 mod scale;
+mod segments;
 
 pub use add::add;
 pub use attend_rows::attend_rows;
-pub use attention::{Heads, Segment, Segments, attention};
+pub use attention::{Heads, attention};
 pub use cross_entropy::{Targets, cross_entropy, log_softmax_row};
 pub use dropout::dropout;
 pub use embedding::embedding;
@@ -37,6 +38,7 @@ pub use norm_linear::norm_linear;
 pub use patch_embed::patch_embed;
 pub use rows::{concat_rows, gather_rows, transpose};
 pub use scale::{divide, scale};
+pub use segments::{Segment, Segments};
 
 use crate::tensor::{Dropout, Tensor};
 use crate::{Error, Result};

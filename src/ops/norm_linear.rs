@@ -40,7 +40,7 @@ pub fn norm_linear(
             let mut g = vec![T::ZERO; out * k];
             gemm((out, k, r), T::ONE, View::rows(dy, out).transposed(), View::rows(n, k), T::ZERO, &mut g, k, true);
             let s = cpu::column_sums(dy, r, out);
-            let sums = cpu::sum_rows(out, 2 * k, |o, sums: &mut [T]| {
+            let sums = cpu::sum_rows(out, 2 * k, #[inline(always)] |o, sums: &mut [T]| {
                 let (w, g) = (&weight[o * k..][..k], &g[o * k..][..k]);
                 let (dgamma, dbeta) = sums.split_at_mut(k);
                 for j in 0..k {
@@ -50,7 +50,7 @@ pub fn norm_linear(
             });
             grads.add(0, sums[..k].to_vec())?;
             grads.add(1, sums[k..].to_vec())?;
-            cpu::each_row(&mut g, k, |o, row| {
+            cpu::each_row(&mut g, k, #[inline(always)] |o, row| {
                 for j in 0..k {
                     row[j] = row[j].mul_add(gamma[j], s[o] * beta[j]);
                 }
@@ -64,14 +64,18 @@ pub fn norm_linear(
 fn forward<T: Real>(kept: &[Tensor; 4], bias: &[T], (r, out, k): (usize, usize, usize)) -> Vec<T> {
     let [n, gamma, beta, weight] = kept.each_ref().map(|t| t.data::<T>());
     let (mut folded, mut offset) = (weight.to_vec(), bias.to_vec());
-    cpu::each_row2((&mut folded, k), (&mut offset, 1), |_, w, b| {
-        b[0] += cpu::sum(k, |j| w[j] * beta[j]);
-        for (w, g) in w.iter_mut().zip(gamma) {
-            *w *= *g;
-        }
-    });
-    let mut y = vec![T::ZERO; r * out];
-    cpu::each_row(&mut y, out, |_, row| row.copy_from_slice(&offset));
+    cpu::each_row2(
+        (&mut folded, k),
+        (&mut offset, 1),
+        #[inline(always)]
+        |_, w, b| {
+            b[0] += cpu::sum(k, |j| w[j] * beta[j]);
+            for (w, g) in w.iter_mut().zip(gamma) {
+                *w *= *g;
+            }
+        },
+    );
+    let mut y = cpu::repeat_row(&offset, r);
     gemm(
         (r, out, k),
         T::ONE,

@@ -16,13 +16,19 @@ pub fn patch_embed(
     cls: &Tensor,
     pos: &Tensor,
 ) -> Result<Tensor> {
-    let (&[b, ch, s, s2], &[w, wch, p, p2]) = (image.shape().sizes(), weight.shape().sizes()) else {
+    let &[b, ch, s, s2] = image.shape().sizes() else {
         return Err(Error::argument(OP, "image", "[batch, 3, size, size]", image.shape()));
+    };
+    let &[w, wch, p, p2] = weight.shape().sizes() else {
+        return Err(Error::argument(OP, "weight", "[width, 3, patch, patch]", weight.shape()));
     };
     if image.tracked() {
         return Err(Error::argument(OP, "image", "a constant", "a tracked tensor"));
     }
-    if s != s2 || p != p2 || ch != wch || p == 0 || s < p {
+    if p != p2 || p == 0 {
+        return Err(Error::argument(OP, "weight", "square patches of at least 1 pixel", weight.shape()));
+    }
+    if s != s2 || ch != wch || s < p {
         let want = format!("a square of at least {p} pixels with {wch} channels");
         return Err(Error::argument(OP, "image", want, image.shape()));
     }

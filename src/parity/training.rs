@@ -138,7 +138,7 @@ fn trace_lines(case: &Case, t: &Trace, text: &[Vec<u32>], report: &mut Report) -
     let groups = |rows: usize, n: usize| (0..n).map(|i| i * rows..(i + 1) * rows).collect::<Vec<_>>();
     let queries = |l: &Layout, n: usize| groups(l.query_rows / n.max(1), n);
     rows(case, "outputs.query_hidden", merged, &[queries(layout, text.len())], report)?;
-    rows(case, "outputs.text_hidden", merged, &[layout.text.clone()], report)?;
+    rows(case, "outputs.text_hidden", merged, std::slice::from_ref(&layout.text), report)?;
     simple("outputs.image_feats", &t.image_feats, report)?;
     simple("outputs.text_feat", &t.text_feat, report)?;
     simple("outputs.sim_i2t", &t.sim_i2t, report)?;
@@ -148,7 +148,7 @@ fn trace_lines(case: &Case, t: &Trace, text: &[Vec<u32>], report: &mut Report) -
     let pair_queries = queries(pair_layout, pair_layout.text.len());
     rows(case, "outputs.itm_hidden", pairs, &[pair_queries, pair_layout.text.clone()], report)?;
     simple("outputs.itm_logits", &t.itm_logits, report)?;
-    rows(case, "outputs.lm_hidden", merged, &[layout.lm.clone()], report)?;
+    rows(case, "outputs.lm_hidden", merged, std::slice::from_ref(&layout.lm), report)?;
     if let Some(logits) = &t.lm_logits {
         let first = layout.lm.first().map_or(0, |r| r.start);
         let moved = layout.lm.iter().map(|r| r.start - first..r.end - first).collect();

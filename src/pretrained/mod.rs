@@ -46,6 +46,8 @@ pub struct Opening {
     pub vit: Option<PathBuf>,
     /// Take an image encoder that the model was not trained with.
     pub any_vit: bool,
+    /// The image encoder is to be trained, too.
+    pub train_vit: bool,
 }
 
 /// A caption of a picture.
@@ -68,7 +70,7 @@ impl Pretrained {
         let tokenizer = Tokenizer::open(folder)?;
         check_vocabulary(&config, &tokenizer)?;
         let path = folder.join(MODEL_FILE);
-        let (model, specs) = Model::new(config, false)?;
+        let (model, specs) = Model::new(config, opening.train_vit)?;
         let weights = Weights::open(&path)?;
         let trained_with = weights.metadata().get(VIT_HASH).cloned();
         let mut sets = vec![];
@@ -164,6 +166,11 @@ pub fn read_config(folder: &Path) -> Result<Config> {
     let path = folder.join(CONFIG_FILE);
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(OP, &path, &e))?;
     Config::from_json(&text).map_err(|e| e.fix(format!("in {}", path.display())))
+}
+
+/// The file of the image encoder of the model in a folder; None if `model.safetensors` itself holds it.
+pub fn vit_file(folder: &Path) -> Result<Option<PathBuf>> {
+    Ok(vit_path(folder, &Weights::open(&folder.join(MODEL_FILE))?, &Opening::default()))
 }
 
 fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<()> {

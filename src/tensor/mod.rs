@@ -233,7 +233,8 @@ impl Tensor {
     pub fn reshape(&self, sizes: &[usize]) -> Result<Tensor> {
         let shape = Shape::new(sizes);
         if shape.len() != self.len() || sizes.len() > 4 {
-            return Err(Error::argument("reshape", "shape", format!("{} elements", self.len()), shape));
+            let want = format!("at most 4 axes with {} elements", self.len());
+            return Err(Error::argument("reshape", "shape", want, format!("{sizes:?}")));
         }
         Ok(Tensor { shape, ..self.clone() })
     }

@@ -1,7 +1,17 @@
 //! Training: optimizer, schedule and trainer, and what surrounds a step so that a run can be stopped, lost and gone on with.
 
 pub mod checkpoint;
+pub mod config;
+pub mod corpus;
+pub mod log;
+mod manifest;
 pub mod optimizer;
+pub mod plan;
+pub mod progress;
+pub mod run;
 pub mod schedule;
 pub mod signals;
+pub mod state;
+pub mod tensorboard;
 pub mod trainer;
+pub mod validate;

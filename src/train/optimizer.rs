@@ -95,13 +95,16 @@ fn update<T: Real>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], by: [T; 7]) {
     let pieces = p.par_chunks_mut(PIECE).zip(g.par_chunks(PIECE));
     let moments = m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE));
     pieces.zip(moments).for_each(|((p, g), (m, v))| {
-        cpu::simd(|| {
-            for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                let g = *g * unscale;
-                *m += (g - *m) * (T::ONE - b1);
-                *v = *v * b2 + g * g * (T::ONE - b2);
-                *p = *p * keep - step_size * (*m / (v.sqrt() / root + eps));
-            }
-        });
+        cpu::simd(
+            #[inline(always)]
+            || {
+                for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+                    let g = *g * unscale;
+                    *m += (g - *m) * (T::ONE - b1);
+                    *v = *v * b2 + g * g * (T::ONE - b2);
+                    *p = *p * keep - step_size * (*m / (v.sqrt() / root + eps));
+                }
+            },
+        );
     });
 }

@@ -6,8 +6,8 @@
 use super::optimizer::{AdamW, Hyper};
 use super::schedule::Schedule;
 use crate::device::cpu;
-use crate::model::{Batch, Model, Profile, StepLosses, StepPlan};
-use crate::nn::{DropoutPlan, Params, Pass};
+use crate::model::{Batch, MICRO_SITES, Model, Profile, Sampling, StepLosses, StepPlan};
+use crate::nn::{DropoutPlan, Id, Params, Pass};
 use crate::tensor::{Gradients, Real, Tensor, watch_non_finite};
 use crate::{Error, Kind, Result, on};
 use rayon::prelude::*;
@@ -132,16 +132,18 @@ impl Trainer {
         let (plan, mut grads) = (self.plan(), Gradients::new());
         let joint = self.options.contrast == Contrast::Accumulated && batches.len() > 1;
         let losses = if joint {
-            self.model.step_joint(&self.params, &batches, plan, &mut grads)?
+            self.model.step_joint(&self.params, &batches, plan, &mut grads)
         } else {
-            self.model.step_separate(&self.params, &batches, plan, &mut grads)?
+            self.model.step_separate(&self.params, &batches, plan, &mut grads)
         };
-        if !losses.losses.iter().all(|x| x.is_finite()) {
-            return Err(self.non_finite("loss", &batches, micro, plan));
-        }
+        let losses = match losses {
+            Ok(l) if l.losses.iter().all(|x| x.is_finite()) => l,
+            Err(e) if e.kind() != Kind::NonFinite => return Err(e),
+            _ => return Err(self.non_finite("loss", &grads, &batches, micro, plan)),
+        };
         let gradient_norm = norm(&grads) / self.scale.scale;
         if !gradient_norm.is_finite() && !self.scale.enabled {
-            return Err(self.non_finite("gradient", &batches, micro, plan));
+            return Err(self.non_finite("gradient", &grads, &batches, micro, plan));
         }
         let lr = self.options.schedule.lr(self.step, self.options.steps_per_epoch);
         let unscale = 1.0 / self.scale.scale;
@@ -154,8 +156,16 @@ impl Trainer {
         Ok(StepReport { step: self.step, lr, losses, gradient_norm, temperature, applied })
     }
 
-    /// Says where the first number that is not finite is: among the parameters, the pictures or the activations.
-    fn non_finite(&self, what: &str, batches: &[Batch], micro: &[Micro], plan: StepPlan) -> Error {
+    /// Says where the first number that is not finite is: among the parameters, the pictures, the activations or the
+    /// gradients.
+    fn non_finite(
+        &self,
+        what: &str,
+        grads: &Gradients,
+        batches: &[Batch],
+        micro: &[Micro],
+        plan: StepPlan,
+    ) -> Error {
         let bad_param = self.params.iter().find(|(_, _, t)| t.first_non_finite().is_some());
         let place = if let Some((_, spec, _)) = bad_param {
             format!("parameter {}", spec.name)
@@ -163,15 +173,19 @@ impl Trainer {
             format!("pictures of micro-batch {i}")
         } else {
             let run = || {
-                let pass = Pass::untracked(&self.params, plan.drop);
-                let sampling = crate::model::Sampling::Draw { seed: plan.seed, step: plan.step, site: 0 };
-                batches.iter().try_for_each(|b| {
-                    self.model.stage1(&pass, b, plan.profile, sampling.clone(), None).map(drop)
+                batches.iter().enumerate().try_for_each(|(i, b)| {
+                    let site = i as u32 * MICRO_SITES;
+                    let pass = Pass::untracked(&self.params, plan.drop).at_site(site);
+                    let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
+                    self.model.stage1(&pass, b, plan.profile, sampling, None).map(drop)
                 })
             };
-            watch_non_finite(run)
-                .1
-                .map_or_else(|| format!("a {what}, computed backward"), |op| format!("result of {op}"))
+            match watch_non_finite(run).1 {
+                Some(op) => format!("result of {op}"),
+                None => {
+                    self.bad_gradient(grads).unwrap_or_else(|| format!("the {what} of all micro-batches"))
+                }
+            }
         };
         let names: Vec<&str> = micro.iter().flat_map(|m| m.names.iter().map(String::as_str)).collect();
         Error::new(Kind::NonFinite, format!("train: step {}", self.step + 1))
@@ -179,6 +193,17 @@ impl Trainer {
             .expected(format!("a finite {what}"))
             .got(format!("one that is not; the batch was {}", names.join(", ")))
             .fix("look at these samples, lower init_lr, or resume from the last checkpoint")
+    }
+
+    /// The first gradient, in the order backward reaches them, that is not finite.
+    fn bad_gradient(&self, grads: &Gradients) -> Option<String> {
+        let bad = |id: Id| {
+            grads
+                .get(id.0)
+                .is_some_and(|g| on!(g.dtype(), T => g.slice::<T>().iter().any(|x| !x.is_finite())))
+        };
+        let last = self.params.iter().filter(|(id, _, _)| bad(*id)).last();
+        last.map(|(_, spec, _)| format!("gradient of {}", spec.name))
     }
 }
 
@@ -189,7 +214,7 @@ fn norm(grads: &Gradients) -> f64 {
         grads.get(key).map_or(0.0, |g| {
             on!(g.dtype(), T => {
                 let pieces: Vec<f64> = g.slice::<T>().par_chunks(PIECE)
-                    .map(|p| cpu::simd(|| cpu::sum(p.len(), |i| p[i] * p[i])).to_f64()).collect();
+                    .map(|p| cpu::simd(#[inline(always)] || cpu::sum(p.len(), |i| p[i] * p[i])).to_f64()).collect();
                 pieces.iter().sum()
             })
         })

@@ -54,6 +54,13 @@ pub fn load(path: impl AsRef<Path>, turn: Turn) -> Result<Picture> {
     decode(&read(path)?, path, turn)
 }
 
+/// The same, with the blake3 of the bytes that were decoded.
+pub fn load_hashed(path: impl AsRef<Path>, turn: Turn) -> Result<(Picture, blake3::Hash)> {
+    let path = path.as_ref();
+    let bytes = read(path)?;
+    Ok((decode(&bytes, path, turn)?, blake3::hash(&bytes)))
+}
+
 /// Decodes the bytes of a picture file; `name` is only for errors.
 pub fn decode(bytes: &[u8], name: impl AsRef<Path>, turn: Turn) -> Result<Picture> {
     let source = Source { path: name.as_ref(), bytes };

@@ -19,7 +19,7 @@ mod resize;
 use crate::{Error, Result};
 
 pub use augment::{Augment, random_crop};
-pub use decode::{MAX_FILE, MAX_MEMORY, MAX_PIXELS, MAX_SIDE, Turn, decode, load};
+pub use decode::{MAX_FILE, MAX_MEMORY, MAX_PIXELS, MAX_SIDE, Turn, decode, load, load_hashed};
 pub use encode::{encode_png, thumbnail};
 pub use normalise::Normalise;
 pub use resize::{Resampling, resize, resize_crop};

@@ -118,9 +118,9 @@ fn read(
     let rgb = match color {
         ColorType::L8 => spread(&pixels, 1, |p| p[0]),
         ColorType::La8 => spread(&pixels, 2, |p| p[0]),
-        ColorType::L16 => spread(&pixels, 2, |p| clipped(p)),
-        ColorType::La16 if grey => spread(&pixels, 4, |p| clipped(p)), // grey with one transparent value
-        ColorType::La16 => spread(&pixels, 4, |p| high(p)),
+        ColorType::L16 => spread(&pixels, 2, clipped),
+        ColorType::La16 if grey => spread(&pixels, 4, clipped), // grey with one transparent value
+        ColorType::La16 => spread(&pixels, 4, high),
         ColorType::Rgb8 => pixels,
         ColorType::Rgba8 => keep(pixels, 4, |p| [p[0], p[1], p[2]]),
         ColorType::Rgb16 => keep(pixels, 6, |p| [high(p), high(&p[2..]), high(&p[4..])]),

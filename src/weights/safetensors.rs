@@ -85,6 +85,11 @@ impl Header {
         source.read(self.start(i, info)?, info.bytes() as u64)
     }
 
+    /// Fills `to`, as large as the tensor.
+    pub fn read_into(&self, source: &Source, i: usize, info: &Info, to: &mut [u8]) -> Result<(), Refusal> {
+        source.read_at(self.start(i, info)?, to)
+    }
+
     pub fn map(&self, source: &Source, i: usize, info: &Info) -> Result<Mapped> {
         let start = self.start(i, info).map_err(|r| r.of(source.path()))? as usize;
         if self.map.get().is_none() {

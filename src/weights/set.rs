@@ -57,6 +57,11 @@ impl Set {
         self.files.get(*self.index.get(name)?)
     }
 
+    /// A value of the metadata of the first file that has it.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.files.iter().find_map(|f| f.metadata().get(key)).map(String::as_str)
+    }
+
     /// The file that holds a tensor.
     pub fn holder(&self, name: &str) -> Result<&Weights> {
         let path = || self.files.first().map(|f| f.path().to_path_buf()).unwrap_or_default();

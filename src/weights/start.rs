@@ -178,8 +178,8 @@ impl Plan {
         (mapped.as_ptr() as usize).is_multiple_of(2).then_some(mapped)
     }
 
-    /// blake3 of the image encoder: over the names, shapes, dtypes and bytes of its parameters, so that it is the same
-    /// for an EVA file and for what was converted from it. None if the model has none from a file.
+    /// blake3 of the image encoder: over the names, shapes and numbers of its parameters, so that it is the same for an
+    /// EVA file and for what was converted from it, whatever the dtypes. None if the model has none from a file.
     pub fn vit_hash(&self) -> Result<Option<String>> {
         let mut parts: Vec<(&str, usize)> = Vec::new();
         for (i, want) in self.wants.iter().enumerate() {
@@ -195,10 +195,7 @@ impl Plan {
         }
         parts.sort_unstable();
         let hash = |(name, i): &(&str, usize)| -> Result<String> {
-            let (dtype, hash) = match self.dtype(*i) {
-                Some(dtype) => (dtype, self.hash(*i)?),
-                None => (Dtype::F32, blake3::hash(bytemuck::cast_slice(&self.f32(*i, |_| Vec::new())?))),
-            };
+            let (dtype, hash) = self.hash_narrow(*i)?;
             let shape = self.wants.get(*i).map(|w| w.shape.as_slice()).unwrap_or_default();
             Ok(format!("{name} {dtype} {shape:?} {}\n", hash.to_hex()))
         };
@@ -206,13 +203,33 @@ impl Plan {
         Ok(Some(blake3::hash(lines.concat().as_bytes()).to_hex().to_string()))
     }
 
-    fn hash(&self, i: usize) -> Result<blake3::Hash> {
-        if let Some(Origin::Whole(place)) = self.origins.get(i)
+    /// Refuses another image encoder than the one of this hash.
+    pub fn check_vit(&self, expected: &str) -> Result<()> {
+        match self.vit_hash()? {
+            Some(found) if found == expected => Ok(()),
+            found => {
+                let got = found.map_or("none".into(), |f| format!("one of blake3 {f}"));
+                let expected = format!("the one the model was trained with (blake3 {expected})");
+                Err(Error::argument(OP, "image encoder", expected, got)
+                    .fix("give its file with --vit, or go on with this one with --any-vit"))
+            }
+        }
+    }
+
+    /// blake3 of a parameter's numbers as f16 if that holds them exactly, else as f32.
+    fn hash_narrow(&self, i: usize) -> Result<(Dtype, blake3::Hash)> {
+        if let (Some(Origin::Whole(place)), Some(Dtype::F16)) = (self.origins.get(i), self.dtype(i))
             && let Some(set) = self.sets.get(place.set)
         {
-            return set.holder(&place.name)?.hash(&place.name);
+            return Ok((Dtype::F16, set.holder(&place.name)?.hash(&place.name)?));
         }
-        Ok(blake3::hash(&self.bytes(i)?))
+        let values = self.f32(i, |_| Vec::new())?;
+        let halves: Vec<half::f16> = values.iter().map(|x| half::f16::from_f32(*x)).collect();
+        let exact = values.iter().zip(&halves).all(|(x, h)| x.to_bits() == h.to_f32().to_bits());
+        Ok(match exact {
+            true => (Dtype::F16, blake3::hash(bytemuck::cast_slice(&halves))),
+            false => (Dtype::F32, blake3::hash(bytemuck::cast_slice(&values))),
+        })
     }
 
     /// The bytes of parameter `i` as its file has them; only where [`Plan::dtype`] is one.

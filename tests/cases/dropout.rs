@@ -65,7 +65,7 @@ fn none_is_the_identity_and_sites_and_steps_differ() {
     };
     let all = [mask(1, 1, 1), mask(2, 1, 1), mask(1, 2, 1), mask(1, 1, 2)];
     for i in 0..4 {
-        assert_eq!(all[i].iter().filter(|x| **x != 0.0).all(|x| *x == 2.0), true);
+        assert!(all[i].iter().filter(|x| **x != 0.0).all(|x| *x == 2.0));
         assert!((0..i).all(|j| all[i] != all[j]), "two streams draw one mask");
     }
 }

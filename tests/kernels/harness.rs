@@ -1,12 +1,15 @@
 //! What the kernel tests share: storage types, random inputs, running one launch under every schedule, and the tolerance.
 //!
 //! Tolerance, after FlashAttention's tests: with `reference` in f64 and `naive` the plain formula computed in the storage
-//! type (rounded after every step, as PyTorch does it), the kernel must satisfy
-//! `max|kernel - reference| <= 2 max(max|naive - reference|, max|round(reference) - reference|)`.
-//! The second term is the rounding of the result, which no implementation can avoid, should the naive one be lucky.
+//! type (sums in f32, rounded after every step, as PyTorch does it), the kernel must satisfy
+//! `max|kernel - reference| <= 2 max(max|naive - reference|, u max|reference|)`, u the unit roundoff of the type.
+//! The second term is the rounding of the result, which no implementation can count on avoiding: the naive one may be lucky.
+//!
+//! KERNELS_LONG=1 runs 200 random shapes of each kernel and 100 schedules.
 
 use qformer::device::host::{self, Memory, Schedule};
 use qformer::device::launch::{Arg, Launch};
+use qformer::tensor::{DType, Dropout, Gradients, Stream, Tape, Tensor};
 
 /// A storage type of the kernels.
 pub trait Storage: bytemuck::Pod + PartialEq + std::fmt::Debug {
@@ -46,21 +49,65 @@ impl Storage for half::bf16 {
 pub fn round<T: Storage>(v: f64) -> f64 {
     T::of(v).get()
 }
+/// Half the distance from 1 to the next value.
+pub fn unit_roundoff<T: Storage>() -> f64 {
+    match T::NAME {
+        "f32" => 2f64.powi(-24),
+        "f16" => 2f64.powi(-11),
+        _ => 2f64.powi(-8),
+    }
+}
+/// v rounded on the way of a naive implementation, which computes in f32.
+pub fn r<T: Storage>(v: f32) -> f32 {
+    T::of(f64::from(v)).get() as f32
+}
 pub fn values<T: Storage>(stored: &[T]) -> Vec<f64> {
     stored.iter().map(|v| v.get()).collect()
 }
+pub fn floats<T: Storage>(stored: &[T]) -> Vec<f32> {
+    stored.iter().map(|v| v.get() as f32).collect()
+}
+pub fn wide(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|v| f64::from(*v)).collect()
+}
 
-/// Asymmetric, repeatable inputs: a mixture of small values and a few large ones, from splitmix64.
-pub fn random<T: Storage>(n: usize, seed: u64, scale: f64) -> Vec<T> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678);
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
+/// Repeatable random numbers (splitmix64).
+pub struct Random(u64);
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678))
+    }
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    };
-    (0..n).map(|_| T::of(scale * ((next() + next() + next() - 1.5) * 1.6 + 0.1))).collect()
+        z ^ (z >> 31)
+    }
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+    /// 0 .. n
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+    pub fn within(&mut self, from: usize, to: usize) -> usize {
+        from + self.below(to - from + 1)
+    }
+}
+
+/// Asymmetric, repeatable inputs.
+pub fn random<T: Storage>(n: usize, seed: u64, scale: f64) -> Vec<T> {
+    let mut x = Random::new(seed);
+    (0..n).map(|_| T::of(scale * ((x.uniform() + x.uniform() + x.uniform() - 1.5) * 1.6 + 0.1))).collect()
+}
+
+/// How many random shapes a test tries: `few`, or 200 in the long run.
+pub fn shapes(few: usize) -> usize {
+    if long() { 200 } else { few }
+}
+fn long() -> bool {
+    std::env::var_os("KERNELS_LONG").is_some_and(|v| v != "0")
 }
 
 /// Uploads a slice.
@@ -70,6 +117,10 @@ pub fn on_device<T: bytemuck::Pod>(values: &[T]) -> Memory {
 /// Fresh memory for n elements of type T.
 pub fn fresh<T>(n: usize) -> Memory {
     Memory::new(n * size_of::<T>()).expect("memory")
+}
+/// What a kernel wrote, all of it.
+pub fn read<T: bytemuck::Pod>(memory: &Memory) -> Vec<T> {
+    memory.to_vec().expect("written memory")
 }
 
 pub fn launch_of(kernel: &str, grid: [u32; 3], block: [u32; 3]) -> Launch<'_> {
@@ -81,10 +132,29 @@ pub fn run(launch: &Launch, args: &[Arg], schedule: Schedule) {
     // SAFETY: every test passes buffers of the sizes the kernel's header asks for.
     unsafe { host::launch(launch, args, schedule) }.unwrap_or_else(|e| panic!("{schedule:?}: {e}"));
 }
+/// The same with a one-dimensional grid and block.
+pub fn run1(kernel: &str, grid: usize, block: usize, args: &[Arg], schedule: Schedule) {
+    run(&launch_of(kernel, [grid as u32, 1, 1], [block as u32, 1, 1]), args, schedule);
+}
+
+/// out [c] = or += the sum of partial [parts,c] over its rows.
+pub fn partial_sum(partial: &Memory, out: &Memory, parts: usize, c: usize, add: bool, schedule: Schedule) {
+    let args =
+        [Arg::from(partial), out.into(), (parts as i32).into(), (c as i32).into(), i32::from(add).into()];
+    run(&launch_of("partial_sum", [c.div_ceil(32) as u32, 1, 1], [32, 8, 1]), &args, schedule);
+}
 
 /// Runs `once` under every schedule; all must give the same bytes. Returns those of the first.
 pub fn everywhere<R: PartialEq>(once: impl Fn(Schedule) -> R) -> R {
-    let mut schedules = Schedule::several(6).into_iter();
+    // the checker needs one schedule to find a race, and costs several times as much
+    let random = if long() {
+        98
+    } else if host::is_checked() {
+        1
+    } else {
+        6
+    };
+    let mut schedules = Schedule::several(random).into_iter();
     let first = once(schedules.next().expect("schedules"));
     for schedule in schedules {
         assert!(
@@ -104,60 +174,57 @@ pub fn worst(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// The tolerance of this file's header.
-pub fn assert_close<T: Storage>(what: &str, kernel: &[f64], reference: &[f64], naive: &[f64]) {
-    let stored: Vec<f64> = reference.iter().map(|&v| round::<T>(v)).collect();
-    let bound = 2.0 * worst(naive, reference).max(worst(&stored, reference));
-    let error = worst(kernel, reference);
+#[track_caller]
+pub fn assert_close<T: Storage>(what: &str, kernel: &[T], reference: &[f64], naive: &[f32]) {
+    let largest = reference.iter().filter(|v| v.is_finite()).fold(0f64, |m, v| m.max(v.abs()));
+    let bound = 2.0 * worst(&wide(naive), reference).max(unit_roundoff::<T>() * largest);
+    let error = worst(&values(kernel), reference);
     assert!(error <= bound, "{what} in {}: error {error:.3e}, allowed {bound:.3e}", T::NAME);
 }
-
-/// Philox4x32-10 (Salmon et al. 2011), for the dropout masks.
-pub fn philox(key: [u32; 2], mut c: [u32; 4]) -> [u32; 4] {
-    let (mut k0, mut k1) = (key[0], key[1]);
-    for _ in 0..10 {
-        let a = u64::from(c[0]) * 0xD251_1F53;
-        let b = u64::from(c[2]) * 0xCD9E_8D57;
-        c = [(b >> 32) as u32 ^ c[1] ^ k0, b as u32, (a >> 32) as u32 ^ c[3] ^ k1, a as u32];
-        k0 = k0.wrapping_add(0x9E37_79B9);
-        k1 = k1.wrapping_add(0xBB67_AE85);
-    }
-    c
+/// The same for an output that is f32 whatever the inputs are.
+#[track_caller]
+pub fn assert_close_f32(what: &str, kernel: &[f32], reference: &[f64], naive: &[f32]) {
+    assert_close::<f32>(what, kernel, reference, naive);
 }
 
-/// The crate's dropout convention; p = 0 keeps everything.
-#[derive(Clone, Copy)]
-pub struct Dropout {
-    pub p: f64,
-    pub seed: u64,
-    pub site: u32,
-    pub step: u32,
+/// A tensor in f64, the definition's precision, of values as they are stored.
+pub fn exact<T: Storage>(stored: &[T], sizes: &[usize]) -> Tensor {
+    Tensor::of(DType::F64, &values(stored), sizes).expect("a tensor")
 }
-impl Dropout {
-    pub const NONE: Dropout = Dropout { p: 0.0, seed: 0, site: 0, step: 0 };
-    pub const SOME: Dropout = Dropout { p: 0.1, seed: 0x0123_4567_89ab_cdef, site: 7, step: 41 };
+/// The CPU definition in f64: its result, and the gradients of the leaves for `dy`.
+pub fn definition(
+    leaves: &[Tensor],
+    dy: &[f64],
+    op: impl Fn(&[Tensor]) -> qformer::Result<Tensor>,
+) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let tape = Tape::new();
+    let tracked: Vec<Tensor> = leaves.iter().enumerate().map(|(i, t)| tape.leaf(t, i)).collect();
+    let y = op(&tracked).expect("the definition");
+    let mut grads = Gradients::new();
+    let seed = Tensor::of(DType::F64, dy, y.shape().sizes()).expect("dy");
+    tape.backward_from(&[(&y, seed)], &mut grads).expect("backward");
+    let of = |i: usize| grads.get(i).map_or(Vec::new(), |g| g.slice::<f64>().to_vec());
+    (y.to_f64(), (0..leaves.len()).map(of).collect())
+}
 
-    pub fn threshold(&self) -> u32 {
-        (self.p * 4_294_967_296.0).floor() as u32
+/// A dropout of the crate's convention.
+pub fn some_dropout() -> Dropout {
+    Dropout { p: 0.1, stream: Stream { seed: 0x0123_4567_89ab_cdef, site: 7, step: 41 } }
+}
+/// The kernels' five arguments of a dropout.
+pub fn drop_args(drop: Option<Dropout>) -> [Arg; 5] {
+    let Some(d) = drop else { return [0u64.into(), 0u32.into(), 0u32.into(), 0u32.into(), 1f32.into()] };
+    let Stream { seed, step, site } = d.stream;
+    [seed.into(), site.into(), step.into(), d.threshold().into(), drop_scale(d).into()]
+}
+pub fn drop_scale(d: Dropout) -> f32 {
+    (1.0 / (1.0 - f64::from(d.p))) as f32
+}
+/// What element e is multiplied by.
+pub fn drop_factor(drop: Option<Dropout>, e: u64) -> f32 {
+    let mut factor = [1f32];
+    if let Some(d) = drop {
+        d.factors(e, &mut factor);
     }
-    pub fn scale(&self) -> f64 {
-        f64::from((1.0 / (1.0 - self.p)) as f32)
-    }
-    /// What element e is multiplied by.
-    pub fn factor(&self, e: u64) -> f64 {
-        let four = e / 4;
-        let words = philox(
-            [self.seed as u32, (self.seed >> 32) as u32],
-            [four as u32, (four >> 32) as u32, self.site, self.step],
-        );
-        if words[(e % 4) as usize] >= self.threshold() { self.scale() } else { 0.0 }
-    }
-    pub fn args(&self) -> [Arg; 5] {
-        [
-            self.seed.into(),
-            self.site.into(),
-            self.step.into(),
-            self.threshold().into(),
-            (self.scale() as f32).into(),
-        ]
-    }
+    factor[0]
 }

@@ -271,6 +271,5 @@ fn philox_gives_the_known_answers() {
             Schedule::default(),
         );
         assert_eq!(out.to_vec::<u32>().expect("out"), want);
-        assert_eq!(philox(key, counter), want);
     }
 }

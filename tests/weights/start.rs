@@ -110,16 +110,23 @@ fn gaps_are_errors_unless_partial() {
     assert!(plan.report.missing.iter().any(|n| n == "temp"));
 }
 
-/// The numbers of torch.nn.functional.interpolate(x, (3, 3), mode="bicubic", align_corners=False) for the grid 0, 1, 2, 3:
-/// weights of t = 1/3 - 1/2 mod 1 = 5/6: computed by hand from the kernel of a = -3/4 in tests of the middle, which is exact.
+/// Columns 0, 1, 2, 3 to eight: the first two by hand from the kernel with a = -3/4 (at distances 1/4, 3/4, 5/4, 7/4 it is
+/// 0.87890625, 0.26171875, -0.10546875, -0.03515625), the last two by symmetry.
 #[test]
-fn interpolation_keeps_constants_and_the_middle() {
-    let grid = [9.0, 0.0, 1.0, 2.0, 3.0];
-    let out = interpolate::pos_embed(&grid, 1, 3).unwrap();
+fn interpolation_is_the_cubic_kernels() {
+    let mut grid = vec![9.0];
+    grid.extend((0..16).map(|i| (i % 4) as f32));
+    let out = interpolate::pos_embed(&grid, 1, 8).unwrap();
     assert_eq!(out[0], 9.0, "the class token stays");
-    assert!((out[5] - 1.5).abs() < 1e-6, "the middle of 0..3 is {}", out[5]);
+    for row in out[1..].chunks(8) {
+        for (at, expected) in
+            [(0, -0.10546875), (1, 0.19140625), (6, 3.0 - 0.19140625), (7, 3.0 + 0.10546875)]
+        {
+            assert!((row[at] - expected).abs() < 1e-6, "{row:?}");
+        }
+    }
     assert!(interpolate::pos_embed(&[1.0; 1 + 16], 1, 7).unwrap().iter().all(|x| (x - 1.0).abs() < 1e-6));
-    assert_eq!(interpolate::pos_embed(&grid, 1, 2).unwrap(), grid, "the same size is the same numbers");
+    assert_eq!(interpolate::pos_embed(&grid, 1, 4).unwrap(), grid, "the same size is the same numbers");
     assert!(
         interpolate::pos_embed(&[0.0; 4], 1, 2).is_none()
             && interpolate::pos_embed(&[0.0; 5], 2, 2).is_none()

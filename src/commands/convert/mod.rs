@@ -152,9 +152,8 @@ fn has_vit(sets: &[Set]) -> Result<bool> {
 
 /// The tokenizer's files of the BERT or of the input's folder.
 fn copy_tokenizer(args: &Args) -> Result<()> {
-    let folders = [&args.bert, &args.input].into_iter().flatten();
-    let from = folders.filter(|p| p.join("vocab.txt").is_file()).next();
-    let Some(from) = from else {
+    let mut folders = [&args.bert, &args.input].into_iter().flatten();
+    let Some(from) = folders.find(|p| p.join("vocab.txt").is_file()) else {
         eprintln!("note: no vocab.txt beside the weights; add it, or convert again with --bert DIR");
         return Ok(());
     };

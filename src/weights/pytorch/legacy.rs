@@ -1,7 +1,8 @@
 //! The format before PyTorch 1.6: five pickles in a row (magic number, version, the machine, the object, the keys of its
 //! storages), then for each key the number of elements in 8 bytes and the elements. It has no checksums.
 
-use super::pickle::{self, Dialect, Graph, Node};
+use super::graph::{Dialect, Graph, Node};
+use super::pickle;
 use super::rebuild::{self, Described};
 use super::{Record, Refusal, Source};
 use std::collections::HashMap;

@@ -1,11 +1,13 @@
 //! A restricted reader of PyTorch files. It runs nothing: a pickle is a list of instructions, and the few that describe
-//! tensors are understood, each of the closed list of names standing for one thing (`pickle.rs`). Everything else is
+//! tensors are understood, each of the closed list of names standing for one thing (`pickle.rs`, `objects.rs`). Everything else is
 //! refused by name. Two containers: the zip archive of PyTorch 1.6 and later (`zip.rs`), and five pickles in a row
 //! before (`legacy.rs`). Tensors are described by `rebuild.rs` and read by offset (`read.rs`).
 
 #![forbid(unsafe_code)]
 
+mod graph;
 mod legacy;
+mod objects;
 mod pickle;
 mod read;
 mod rebuild;

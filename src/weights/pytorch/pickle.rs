@@ -1,12 +1,9 @@
-//! The pickle machine: 31 instructions of protocol 2 over an arena of nodes.
-//!
-//! A node refers to others by index, so a value that occurs a million times is one node, nothing is ever cloned, compared
-//! or dropped recursively, and a cycle is harmless. Texts stay where they are in the pickle. Whatever grows is bounded:
-//! nodes, stack, memo, depth of nesting, length of texts. No name is called; the closed list is [`GLOBALS`].
+//! The pickle machine: 31 instructions of protocol 2 that build a [`Graph`] (those that name things are in `objects.rs`).
+//! Whatever grows is bounded: nodes, stack, memo, depth of nesting, length of texts.
 
-use super::{Dtype, Refusal};
+use super::Refusal;
+use super::graph::{Dialect, Graph, Id, Node};
 use std::collections::HashMap;
-use std::ops::Range;
 
 pub(super) const MOST_BYTES: u64 = 8 << 20;
 const MOST_NODES: usize = 1 << 18;
@@ -14,115 +11,6 @@ const MOST_STACK: usize = 1 << 17;
 const MOST_TEXT: usize = 64 << 10;
 const MOST_NAME: usize = 512;
 const MOST_DEPTH: u8 = 64;
-
-pub(super) type Id = u32;
-
-/// What a pickle may mention by name. Each is understood here; none is looked up anywhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    RebuildFromType,
-    /// `torch.Tensor` or `Parameter`, only as an argument of `_rebuild_from_type_v2`.
-    TensorType,
-    Size,
-    Storage(Dtype),
-}
-
-const GLOBALS: [(&str, Global); 17] = [
-    ("collections.OrderedDict", Global::OrderedDict),
-    ("torch._utils._rebuild_tensor_v2", Global::RebuildTensor),
-    ("torch._utils._rebuild_parameter", Global::RebuildParameter),
-    ("torch._tensor._rebuild_from_type_v2", Global::RebuildFromType),
-    ("torch.Tensor", Global::TensorType),
-    ("torch.nn.parameter.Parameter", Global::TensorType),
-    ("torch.Size", Global::Size),
-    ("torch.DoubleStorage", Global::Storage(Dtype::F64)),
-    ("torch.FloatStorage", Global::Storage(Dtype::F32)),
-    ("torch.HalfStorage", Global::Storage(Dtype::F16)),
-    ("torch.BFloat16Storage", Global::Storage(Dtype::Bf16)),
-    ("torch.LongStorage", Global::Storage(Dtype::I64)),
-    ("torch.IntStorage", Global::Storage(Dtype::I32)),
-    ("torch.ShortStorage", Global::Storage(Dtype::I16)),
-    ("torch.CharStorage", Global::Storage(Dtype::I8)),
-    ("torch.ByteStorage", Global::Storage(Dtype::U8)),
-    ("torch.BoolStorage", Global::Storage(Dtype::Bool)),
-];
-
-/// How a pickle may refer to storages.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Dialect {
-    /// `('storage', type, key, location, elements)`
-    Zip,
-    /// The same and a view, which must be None.
-    Legacy,
-    /// Not at all.
-    Plain,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Node {
-    None,
-    Bool(bool),
-    Int(i64),
-    /// An integer of 9 or 10 bytes, little-endian: the magic number of the legacy format.
-    Wide([u8; 10]),
-    Float,
-    /// Where its UTF-8 stands in the pickle.
-    Text(Range<u32>),
-    Tuple(Box<[Id]>),
-    List(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    Global(Global),
-    Storage {
-        dtype: Dtype,
-        key: Id,
-        len: u64,
-    },
-    Tensor {
-        storage: Id,
-        offset: Id,
-        size: Id,
-        stride: Id,
-    },
-}
-
-/// What a pickle described.
-pub(super) struct Graph<'a> {
-    text: &'a [u8],
-    nodes: Vec<Node>,
-    root: Id,
-}
-
-impl Graph<'_> {
-    pub fn root(&self) -> &Node {
-        self.node(self.root)
-    }
-
-    pub fn node(&self, id: Id) -> &Node {
-        self.nodes.get(id as usize).unwrap_or(&Node::None)
-    }
-
-    /// (dtype, key, elements) of every storage mentioned, in order.
-    pub fn storages(&self) -> impl Iterator<Item = (Dtype, &str, u64)> {
-        self.nodes.iter().filter_map(|node| match node {
-            Node::Storage { dtype, key, len } => Some((*dtype, self.text(*key)?, *len)),
-            _ => None,
-        })
-    }
-
-    pub fn text(&self, id: Id) -> Option<&str> {
-        match self.node(id) {
-            Node::Text(range) => text_of(self.text, range),
-            _ => None,
-        }
-    }
-}
-
-fn text_of<'a>(text: &'a [u8], range: &Range<u32>) -> Option<&'a str> {
-    std::str::from_utf8(text.get(range.start as usize..range.end as usize)?).ok()
-}
 
 /// Runs the pickle at the beginning of `text`; returns what it described and how many bytes it took. `part` names it in
 /// messages.
@@ -148,20 +36,20 @@ pub(super) fn run<'a>(text: &'a [u8], part: &str, dialect: Dialect) -> Result<(G
 }
 
 /// What is wrong with an instruction, and what to do.
-struct Bad(String, &'static str);
+pub(super) struct Bad(String, &'static str);
 
-const DAMAGED: &str = "the file is damaged or built to deceive";
+pub(super) const DAMAGED: &str = "the file is damaged or built to deceive";
 const NOT_PYTORCH: &str = "PyTorch writes no such thing: save the state dict with torch.save";
 const TOO_MUCH: &str = "save the state dict alone: torch.save(model.state_dict(), path)";
 
-fn bad<T>(got: impl Into<String>, fix: &'static str) -> Result<T, Bad> {
+pub(super) fn bad<T>(got: impl Into<String>, fix: &'static str) -> Result<T, Bad> {
     Err(Bad(got.into(), fix))
 }
 
-struct Machine<'a> {
-    text: &'a [u8],
+pub(super) struct Machine<'a> {
+    pub text: &'a [u8],
     at: usize,
-    dialect: Dialect,
+    pub dialect: Dialect,
     nodes: Vec<Node>,
     /// Of each node: how deep its contents nest (of a list or dict: when they were put in).
     depths: Vec<u8>,
@@ -259,7 +147,7 @@ impl<'a> Machine<'a> {
         Ok(self.take(bytes)?.iter().rev().fold(0, |v, b| v << 8 | u32::from(*b)))
     }
 
-    fn push(&mut self, node: Node, depth: u8) -> Result<(), Bad> {
+    pub fn push(&mut self, node: Node, depth: u8) -> Result<(), Bad> {
         if depth > MOST_DEPTH {
             return bad(format!("values nested more than {MOST_DEPTH} deep"), DAMAGED);
         }
@@ -272,7 +160,7 @@ impl<'a> Machine<'a> {
         self.push_id(id)
     }
 
-    fn push_id(&mut self, id: Id) -> Result<(), Bad> {
+    pub fn push_id(&mut self, id: Id) -> Result<(), Bad> {
         if self.stack.len() >= MOST_STACK {
             return bad(format!("more than {MOST_STACK} values at once"), TOO_MUCH);
         }
@@ -296,11 +184,11 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn pop(&mut self) -> Result<Id, Bad> {
+    pub fn pop(&mut self) -> Result<Id, Bad> {
         Ok(self.pop_many(1)?.first().copied().unwrap_or_default())
     }
 
-    fn top(&self) -> Result<Id, Bad> {
+    pub fn top(&self) -> Result<Id, Bad> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.last() {
             Some(id) if self.stack.len() > floor => Ok(*id),
@@ -308,7 +196,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn node(&self, id: Id) -> &Node {
+    pub fn node(&self, id: Id) -> &Node {
         self.nodes.get(id as usize).unwrap_or(&Node::None)
     }
 
@@ -411,7 +299,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn line(&mut self) -> Result<&'a str, Bad> {
+    pub fn line(&mut self) -> Result<&'a str, Bad> {
         let text: &'a [u8] = self.text;
         let rest = text.get(self.at..).unwrap_or_default();
         let Some(len) = rest.iter().take(MOST_NAME).position(|b| *b == b'\n') else {
@@ -422,111 +310,6 @@ impl<'a> Machine<'a> {
             Ok(line) => Ok(line),
             Err(_) => bad("a name that is not UTF-8", DAMAGED),
         }
-    }
-
-    fn global(&mut self) -> Result<(), Bad> {
-        let name = format!("{}.{}", self.line()?, self.line()?);
-        match GLOBALS.iter().find(|(known, _)| *known == name) {
-            Some((_, global)) => self.push(Node::Global(*global), 0),
-            None => {
-                let shown: String = name.escape_debug().take(120).collect();
-                let got = format!("refers to {shown}, which is not tensor data: refused, nothing was run");
-                bad(
-                    got,
-                    "only load files of people you trust in PyTorch; ask for a file of the state dict alone",
-                )
-            }
-        }
-    }
-
-    /// A storage, described by a tuple.
-    fn persistent(&mut self) -> Result<(), Bad> {
-        let id = self.pop()?;
-        let refuse = || bad("a storage described in an unknown way", DAMAGED);
-        let Node::Tuple(items) = self.node(id) else { return refuse() };
-        let (head, view) = match (self.dialect, &**items) {
-            (Dialect::Zip, &[a, b, c, d, e]) => ([a, b, c, d, e], None),
-            (Dialect::Legacy, &[a, b, c, d, e, view]) => ([a, b, c, d, e], Some(view)),
-            _ => return refuse(),
-        };
-        let [tag, kind, key, location, len] = head.map(|id| self.node(id));
-        let tag = if let Node::Text(r) = tag { text_of(self.text, r) } else { None };
-        if tag != Some("storage") || view.is_some_and(|v| !matches!(self.node(v), Node::None)) {
-            return refuse();
-        }
-        match (kind, key, location, len) {
-            (Node::Global(Global::Storage(dtype)), Node::Text(_), Node::Text(_), &Node::Int(len @ 0..)) => {
-                self.push(Node::Storage { dtype: *dtype, key: head[2], len: len as u64 }, 0)
-            }
-            _ => refuse(),
-        }
-    }
-
-    /// A known function of known arguments: what it would return, without running anything.
-    fn reduce(&mut self) -> Result<(), Bad> {
-        let args = self.pop()?;
-        let function = self.pop()?;
-        let &Node::Global(function) = self.node(function) else {
-            return bad("a call of something that is no function", DAMAGED);
-        };
-        let Node::Tuple(args) = self.node(args) else {
-            return bad("a call whose arguments are no tuple", DAMAGED);
-        };
-        let args = args.to_vec();
-        self.call(function, &args)
-    }
-
-    fn call(&mut self, function: Global, args: &[Id]) -> Result<(), Bad> {
-        match (function, args) {
-            (Global::OrderedDict, []) => self.push(Node::Dict(Vec::new()), 1),
-            (Global::Size, &[size]) if matches!(self.node(size), Node::Tuple(_)) => self.push_id(size),
-            // storage, offset, size, stride, requires_grad, hooks [, metadata]
-            (
-                Global::RebuildTensor,
-                &[storage, offset, size, stride, _, _] | &[storage, offset, size, stride, _, _, _],
-            ) => {
-                if !matches!(self.node(storage), Node::Storage { .. }) {
-                    return bad("a tensor without a storage", DAMAGED);
-                }
-                self.push(Node::Tensor { storage, offset, size, stride }, 1)
-            }
-            // data, requires_grad, hooks
-            (Global::RebuildParameter, &[data, _, _]) if matches!(self.node(data), Node::Tensor { .. }) => {
-                self.push_id(data)
-            }
-            // function, type, arguments, state: the state belongs to a subclass and is left out
-            (Global::RebuildFromType, &[function, kind, args, _]) => {
-                match (self.node(function), self.node(kind), self.node(args)) {
-                    (
-                        &Node::Global(inner @ (Global::RebuildTensor | Global::RebuildParameter)),
-                        Node::Global(Global::TensorType),
-                        Node::Tuple(args),
-                    ) => {
-                        let args = args.to_vec();
-                        self.call(inner, &args)
-                    }
-                    _ => bad("a tensor of an unknown kind", DAMAGED),
-                }
-            }
-            _ => {
-                bad(format!("a call of {function:?} with {} arguments it does not take", args.len()), DAMAGED)
-            }
-        }
-    }
-
-    /// Only a state dict's `_metadata` (versions of modules), which is dropped.
-    fn build(&mut self) -> Result<(), Bad> {
-        let state = self.pop()?;
-        let target = self.top()?;
-        let Node::Dict(state) = self.node(state) else {
-            return bad("a state that is no dict", DAMAGED);
-        };
-        let key = |id: &Id| if let Node::Text(r) = self.node(*id) { text_of(self.text, r) } else { None };
-        let metadata_only = state.iter().all(|(k, _)| key(k) == Some("_metadata"));
-        if !metadata_only || !matches!(self.node(target), Node::Dict(_)) {
-            return bad("a state set on an object", DAMAGED);
-        }
-        Ok(())
     }
 
     fn stop(&mut self) -> Result<Id, Bad> {

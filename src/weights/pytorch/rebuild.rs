@@ -1,6 +1,6 @@
 //! From a pickle's nodes to tensors: names, shapes, and views of storages.
 
-use super::pickle::{Graph, Id, Node};
+use super::graph::{Graph, Id, Node};
 use super::{Dtype, Info, Refusal};
 use std::collections::HashMap;
 

@@ -5,7 +5,8 @@
 //! known ones (`data.pkl`, `data/NUMBER`, a few markers). So there is one way to read it, and nothing to hide in. Nothing
 //! is ever unpacked to a path.
 
-use super::pickle::{self, Dialect};
+use super::graph::Dialect;
+use super::pickle;
 use super::read::Checksum;
 use super::rebuild::{self, Described};
 use super::{Record, Refusal, Source};

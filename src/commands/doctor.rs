@@ -1,0 +1,108 @@
+//! `qformer doctor`: a data set looked through before it is trained on.
+
+use super::output::Output;
+use crate::data::{self, Checks, Dataset, Tokens};
+use crate::model;
+use crate::text::{Settings, Tokenizer, clean_caption, vocabulary};
+use crate::vision::{self, Turn};
+use crate::{Error, Kind, Result};
+use std::path::PathBuf;
+
+/// Check pictures and captions before training on them
+///
+/// Reads and decodes every picture, tokenizes every caption, and lists what is missing, broken, double, empty, cut or
+/// unknown to the vocabulary, and which batches of the first epoch repeat a picture. Exit code 0 if the data set is
+/// healthy, 3 if anything was found.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  qformer doctor --images photos --captions captions.json\n  qformer doctor --images coco \
+                  --captions stair.json --model eva-bert --batch 100 --json"
+)]
+pub struct Args {
+    /// Folder of pictures
+    #[arg(long, value_name = "DIR")]
+    images: PathBuf,
+    /// Captions: LAVIS or COCO/STAIR .json, .csv, .tsv; none: a .txt beside each picture
+    #[arg(long, value_name = "FILE")]
+    captions: Option<PathBuf>,
+    /// Model directory whose vocabulary and text length count
+    #[arg(long, value_name = "DIR", conflicts_with = "vocab")]
+    model: Option<PathBuf>,
+    /// Folder with vocab.txt; without it and without --model, one is trained from the captions as `train` does
+    #[arg(long, value_name = "DIR")]
+    vocab: Option<PathBuf>,
+    /// Tokens of a caption that the model reads
+    #[arg(long, default_value_t = 32)]
+    max_txt_len: usize,
+    /// Captions of a micro-batch of the training to come
+    #[arg(long, default_value_t = 25)]
+    batch: usize,
+    /// Seed of the training to come
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// How the training will treat captions of one picture; under lavis-image-id a batch may repeat pictures
+    #[arg(long, default_value = "lavis-diagonal", value_parser = ["lavis-diagonal", "lavis-image-id"])]
+    profile: String,
+    /// Share of the pictures that may be missing before nothing else is looked at
+    #[arg(long, default_value_t = 1.0)]
+    missing_share: f64,
+    /// One JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let captions = args.captions.as_ref().unwrap_or(&args.images);
+    let data = Dataset::read(captions, &args.images, args.missing_share)?;
+    let (tokenizer, max_txt_len) = tokenizer(args, &data)?;
+    let special = tokenizer.special();
+    let tokenize = |caption: &str| {
+        let ids = tokenizer.encode(&clean_caption(caption));
+        let unknown = ids.iter().filter(|id| **id == special.unk).count();
+        Ok(Tokens { total: ids.len().saturating_sub(2), unknown, cut: ids.len() > max_txt_len })
+    };
+    let open = |path: &std::path::Path, bytes: &[u8]| vision::decode(bytes, path, Turn::AsStored).map(drop);
+    let checks = Checks { batch: args.batch, seed: args.seed, ..Checks::default() };
+    let mut diagnosis = data::doctor(&data, &checks, open, tokenize)?;
+    if args.profile == "lavis-image-id" {
+        diagnosis.findings.retain(|f| f.what != "batches that repeat a picture");
+    }
+    let text = if args.json {
+        let failed = |e| Error::new(Kind::Write, "doctor").got(e);
+        serde_json::to_string(&diagnosis).map_err(failed)?
+    } else {
+        diagnosis.to_string()
+    };
+    let mut output = Output::new();
+    output.line(text.trim_end())?;
+    output.flush()?;
+    if diagnosis.is_healthy() {
+        return Ok(());
+    }
+    let found = diagnosis.findings.iter().filter(|f| f.count > 0).map(|f| format!("{} {}", f.count, f.what));
+    Err(Error::new(Kind::Data, "doctor")
+        .about(diagnosis.report.source.clone())
+        .expected("a healthy data set")
+        .got(found.collect::<Vec<_>>().join(", ")))
+}
+
+/// The tokenizer, and how many tokens of a caption the model reads.
+fn tokenizer(args: &Args, data: &Dataset) -> Result<(Tokenizer, usize)> {
+    if let Some(directory) = &args.model {
+        let path = directory.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("doctor", &path, &e))?;
+        return Ok((Tokenizer::open(directory)?, model::Config::from_json(&text)?.max_txt_len));
+    }
+    let tokenizer = match &args.vocab {
+        Some(directory) => Tokenizer::open(directory)?,
+        None => {
+            let captions: Vec<&str> =
+                data.samples.iter().flat_map(|s| s.captions.iter().map(String::as_str)).collect();
+            Tokenizer::new(
+                vocabulary::train(captions, crate::train::config::VOCABULARY_SIZE)?,
+                Settings::default(),
+            )?
+        }
+    };
+    Ok((tokenizer, args.max_txt_len))
+}

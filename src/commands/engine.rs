@@ -1,0 +1,238 @@
+//! What commands that run a trained model share: opening it, pictures decoded ahead on threads, features and scores.
+//!
+//! Every picture's features are computed alone and its scores with sums whose order does not depend on what else is
+//! computed: a picture gets the same numbers, bit for bit, in any batch.
+
+use super::inputs::Picture;
+use super::progress::Progress;
+use crate::data::{Loader, Options, Order};
+use crate::index::Identity;
+use crate::model::{Images, mean_cosine};
+use crate::nn::Pass;
+use crate::pretrained::Pretrained;
+use crate::tensor::Tensor;
+use crate::train::signals::Stop;
+use crate::vision::{self, Turn};
+use crate::{Error, Kind, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// Folder of a trained model, as `train` writes it
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(clap::Args)]
+pub struct RunArgs {
+    /// Where to compute
+    #[arg(long, default_value = "cpu", value_parser = ["cpu"], help_heading = "Running")]
+    pub device: String,
+    /// Pictures computed together; results do not depend on it
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Running")]
+    pub batch: u32,
+    /// No progress on standard error
+    #[arg(long, short, help_heading = "Running")]
+    pub quiet: bool,
+}
+
+/// A picture as the model sees it.
+pub struct Seen {
+    /// [1,3,S,S]
+    pub pixels: Tensor,
+    /// Of the decoded pixels: tells pictures apart where numbers are drawn, wherever the file lies.
+    pub identity: u32,
+}
+
+/// Decodes and resizes a picture.
+pub fn see(model: &Pretrained, path: &Path) -> Result<Seen> {
+    seen(model, vision::load(path, Turn::AsStored)?)
+}
+
+pub fn seen(model: &Pretrained, picture: vision::Picture) -> Result<Seen> {
+    let identity = identity_of(&picture);
+    Ok(Seen { pixels: model.pixels(&[picture])?, identity })
+}
+
+fn identity_of(picture: &vision::Picture) -> u32 {
+    let mut hash = blake3::Hasher::new();
+    hash.update(&(picture.width as u64).to_le_bytes()).update(&picture.rgb);
+    let [a, b, c, d, ..] = *hash.finalize().as_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// The features of pictures, each computed alone.
+pub fn look(model: &Pretrained, seen: &[&Seen]) -> Result<Vec<Images>> {
+    let pass = Pass::inference(&model.params);
+    seen.iter().map(|s| model.model.image_features(&pass, &s.pixels)).collect()
+}
+
+/// Texts made ready to be compared with pictures.
+pub struct Texts {
+    pub ids: Vec<Vec<u32>>,
+    /// The normalised features of their [CLS] tokens [T,E].
+    pub cls: Tensor,
+}
+
+impl Texts {
+    /// `longest` is the number of tokens texts are cut to.
+    pub fn new(model: &Pretrained, texts: &[&str], longest: usize) -> Result<Texts> {
+        let ids: Vec<Vec<u32>> = texts.iter().map(|t| model.tokenizer.caption(t, longest)).collect();
+        let pass = Pass::inference(&model.params).exact();
+        let mut cls = Vec::with_capacity(ids.len() * model.model.config.embed_dim);
+        for some in ids.chunks(64) {
+            for features in model.model.text_features(&pass, some)? {
+                cls.extend(features.proj.slice_rows(0..1)?.to_f32());
+            }
+        }
+        let cls = Tensor::new(cls, &[ids.len(), model.model.config.embed_dim])?;
+        Ok(Texts { ids, cls })
+    }
+}
+
+/// The three scores of an image and a text, as `model::features` defines them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    pub itc: f32,
+    pub itm: f32,
+    pub mean_cosine: f32,
+}
+
+/// The scores of one image with each text.
+pub fn scores(model: &Pretrained, image: &Images, texts: &Texts) -> Result<Vec<Scores>> {
+    let m = &model.model;
+    let pass = Pass::inference(&model.params).exact();
+    let pairs: Vec<(usize, usize)> = (0..texts.ids.len()).map(|t| (0, t)).collect();
+    let itc = m.itc_scores(&image.proj, &texts.cls)?.to_f32();
+    let matched = m.match_pairs(&pass, image, &texts.ids, &pairs)?;
+    let (itm, c) = (matched.logits.to_f32(), m.config.hidden);
+    let (own, hidden) = (image.embeds.to_f64(), matched.hidden.to_f64());
+    let of = |(t, rows): (usize, &[f64])| Scores {
+        itc: itc[t],
+        itm: itm[2 * t + 1],
+        mean_cosine: mean_cosine(&own, rows, c) as f32,
+    };
+    Ok(hidden.chunks(m.config.num_query * c).take(pairs.len()).enumerate().map(of).collect())
+}
+
+/// Which model this is, for features that are kept: its numbers and its sizes.
+pub fn identity(model: &Pretrained, folder: &Path) -> Identity {
+    let c = &model.model.config;
+    let mut hash = blake3::Hasher::new();
+    hash.update(model.identity.as_bytes()).update(format!("{c:?}").as_bytes());
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string();
+    let model = hash.finalize().to_hex().to_string();
+    Identity { folder, model, num_query: c.num_query, embed_dim: c.embed_dim }
+}
+
+/// Pictures loaded ahead on threads, in order; broken ones are told of, counted and left out.
+pub struct Stream<T> {
+    operation: &'static str,
+    loader: Option<Loader<T>>,
+    pictures: Arc<Vec<Picture>>,
+    told: usize,
+    progress: Progress,
+    stop: Stop,
+}
+
+impl<T: Send + 'static> Stream<T> {
+    /// `what` is being done; `load` runs on the threads.
+    pub fn start(
+        (operation, what): (&'static str, &'static str),
+        pictures: Vec<Picture>,
+        run: &RunArgs,
+        load: impl Fn(&Picture) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<Stream<T>> {
+        let pictures = Arc::new(pictures);
+        let stop = Stop::listen()?;
+        let progress = Progress::start(what, pictures.len(), run.quiet);
+        let mut stream =
+            Stream { operation, loader: None, pictures: pictures.clone(), told: 0, progress, stop };
+        if !pictures.is_empty() {
+            let order = Arc::new(Order::in_turn(run.batch as usize, pictures.len())?);
+            let default = Options::default();
+            let workers = default.workers.min(pictures.len());
+            let options = Options { workers, bad_share: 1.0, ..default };
+            stream.loader = Some(Loader::start(order, options, move |i, _| load(&pictures[i]))?);
+        }
+        Ok(stream)
+    }
+
+    pub fn picture(&self, i: usize) -> &Picture {
+        &self.pictures[i]
+    }
+
+    /// The next batch with each picture's place; `None` at the end or when a signal asks to stop.
+    pub fn next(&mut self) -> Result<Option<Vec<(usize, T)>>> {
+        if self.stop.signal().is_some() {
+            return Ok(None);
+        }
+        let Some(loader) = &mut self.loader else { return Ok(None) };
+        let batch = loader.next_batch()?;
+        let bad = loader.bad();
+        let waited = &mut || loader.waited_share();
+        for b in &bad[self.told.min(bad.len())..] {
+            self.progress.say(&format!("skipped {:?}: {}", self.pictures[b.index].name, b.reason));
+        }
+        self.progress.add(bad.len() - self.told.min(bad.len()), waited);
+        self.told = bad.len();
+        Ok(batch.map(|b| b.indices.into_iter().zip(b.items).collect()))
+    }
+
+    /// `n` pictures are done.
+    pub fn done(&mut self, n: usize) {
+        if let Some(loader) = &mut self.loader {
+            self.progress.add(n, || loader.waited_share());
+        }
+    }
+
+    /// A signal asks to stop.
+    pub fn stopped(&self) -> bool {
+        self.stop.signal().is_some()
+    }
+
+    /// The end: pictures per second, and the error to end with, if a signal stopped the command or pictures were
+    /// left out (`more` of them before the stream began). `single` means that the first broken picture is all there was.
+    pub fn end(self, single: bool, more: usize, advice: &str) -> (f64, Result<()>) {
+        let skipped = self.loader.as_ref().map(Loader::bad).unwrap_or_default();
+        let (total, operation) = (self.pictures.len() + more, self.operation);
+        let rate = self.progress.end();
+        if let Some(n) = self.stop.signal() {
+            let stopped =
+                Error::new(Kind::Signal(n), operation).got(format!("signal {n} asked to stop")).fix(advice);
+            return (rate, Err(stopped));
+        }
+        match (&skipped[..], more) {
+            ([], 0) => (rate, Ok(())),
+            ([one], 0) if single => (rate, Err(one.reason.clone())),
+            _ => (rate, Err(left_out(operation, skipped.len() + more, total))),
+        }
+    }
+}
+
+/// The error of a command that did all it could.
+pub fn left_out(operation: &str, skipped: usize, total: usize) -> Error {
+    Error::new(Kind::Data, operation)
+        .expected("every picture to be readable")
+        .got(format!("{skipped} of {total} skipped, listed above"))
+        .fix("repair or remove them; the others are done")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{identity_of, vision::Picture};
+
+    #[test]
+    fn equal_pixels_and_no_others_have_one_identity() {
+        let picture = |w, h, rgb: [u8; 12]| identity_of(&Picture::new(w, h, rgb.to_vec()).unwrap());
+        let mut rgb = [7; 12];
+        let first = picture(2, 2, rgb);
+        assert_eq!(first, picture(2, 2, rgb));
+        assert_ne!(first, picture(4, 1, rgb));
+        rgb[11] = 8;
+        assert_ne!(first, picture(2, 2, rgb));
+    }
+}

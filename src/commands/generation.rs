@@ -1,0 +1,72 @@
+//! The options of generation as `caption` and `evaluate` take them: the names and meanings of transformers' `generate`.
+
+use crate::model::GenerateOptions;
+use crate::{Error, Result};
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Generation (as transformers' generate)")]
+pub struct Generation {
+    /// Beams of the search; 1 is greedy [default: 3; 1 with --sample]
+    #[arg(long, value_name = "N")]
+    num_beams: Option<usize>,
+    /// Draw captions at random (nucleus sampling) instead of searching for the most probable
+    #[arg(long)]
+    sample: bool,
+    /// Draw from the most probable tokens that together reach this probability [default: 0.9]
+    #[arg(long, value_name = "P", requires = "sample")]
+    top_p: Option<f64>,
+    /// Draw from the K most probable tokens, 0 for all [default: 50]
+    #[arg(long, value_name = "K", requires = "sample")]
+    top_k: Option<usize>,
+    /// Below 1 draws the probable more often, above 1 the improbable [default: 1]
+    #[arg(long, value_name = "T", requires = "sample")]
+    temperature: Option<f64>,
+    /// Most tokens of a caption, the first ([DEC]) counted
+    #[arg(long, default_value_t = 30, value_name = "N")]
+    max_length: usize,
+    /// Fewest tokens of a caption, the first ([DEC]) counted
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    min_length: usize,
+    /// Above 1 makes tokens that are already there less probable
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    repetition_penalty: f64,
+    /// Above 0 prefers long captions, below 0 short ones (beam search)
+    #[arg(long, default_value_t = 1.0, value_name = "X", allow_negative_numbers = true)]
+    length_penalty: f64,
+    /// Captions for each picture, best first
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    num_captions: usize,
+    /// Of the random draws: the same seed gives a picture the same captions, whatever else is captioned
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+}
+
+impl Generation {
+    /// What `generate` is given, for a model of `vocab` tokens and `positions` text positions.
+    pub fn options(&self, vocab: usize, positions: usize) -> Result<GenerateOptions> {
+        let base = if self.sample { GenerateOptions::nucleus() } else { GenerateOptions::default() };
+        let options = GenerateOptions {
+            num_beams: self.num_beams.unwrap_or(base.num_beams),
+            do_sample: self.sample,
+            top_p: self.top_p.unwrap_or(base.top_p),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            temperature: self.temperature.unwrap_or(base.temperature),
+            max_length: self.max_length,
+            min_length: self.min_length,
+            repetition_penalty: self.repetition_penalty,
+            length_penalty: self.length_penalty,
+            num_return_sequences: self.num_captions,
+            seed: self.seed,
+        };
+        if !options.do_sample && options.num_return_sequences > options.num_beams {
+            let expected = format!("at most the number of beams, {}", options.num_beams);
+            return Err(Error::argument("caption", "num-captions", expected, options.num_return_sequences)
+                .fix(format!(
+                    "give --num-beams {} too, or draw captions with --sample",
+                    options.num_return_sequences
+                )));
+        }
+        options.check(vocab, positions)?;
+        Ok(options)
+    }
+}

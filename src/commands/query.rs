@@ -1,0 +1,173 @@
+//! One search in an index: all pictures by `itc`, then the best of them by what the model sees in each together with the text.
+
+use super::engine::{self, Scores, Texts};
+use crate::index::Index;
+use crate::model::{Images, mean_cosine};
+use crate::pretrained::Pretrained;
+use crate::tensor::Tensor;
+use crate::vision::{self, Turn};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// What the pictures that are looked at again are ranked by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Rank {
+    /// itm + itc, as LAVIS's retrieval
+    #[value(name = "itm+itc")]
+    ItmPlusItc,
+    Itm,
+    Itc,
+    /// mean_cosine, as BLIP2-Japanese
+    #[value(name = "mean_cosine")]
+    MeanCosine,
+}
+
+/// What is looked for.
+pub enum Query {
+    Text { text: String, ready: Texts },
+    Picture { path: PathBuf, name: String, features: Images },
+}
+
+impl Query {
+    pub fn of_text(model: &Pretrained, text: &str) -> Result<Query> {
+        let longest = model.model.config.max_txt_len;
+        let ready = Texts::new(model, &[text], longest)?;
+        // [CLS] and [SEP] are always there.
+        if ready.ids[0].len() <= 2 {
+            return Err(Error::argument(
+                "search",
+                "TEXT",
+                "a text with at least one word",
+                format!("{text:?}"),
+            ));
+        }
+        Ok(Query::Text { text: text.to_owned(), ready })
+    }
+
+    pub fn of_picture(model: &Pretrained, path: &Path) -> Result<Query> {
+        let features = engine::look(model, &[&engine::see(model, path)?])?.remove(0);
+        Ok(Query::Picture { path: path.to_owned(), name: path.display().to_string(), features })
+    }
+
+    /// The text, or the picture's path.
+    pub fn shown(&self) -> &str {
+        match self {
+            Query::Text { text, .. } => text,
+            Query::Picture { name, .. } => name,
+        }
+    }
+
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Query::Text { .. } => None,
+            Query::Picture { path, .. } => Some(path),
+        }
+    }
+
+    /// What features are compared with [T,E]; the score is the mean over T.
+    fn rows(&self) -> &Tensor {
+        match self {
+            Query::Text { ready, .. } => &ready.cls,
+            Query::Picture { features, .. } => &features.proj,
+        }
+    }
+
+    /// The scores with a picture whose features are there.
+    fn scores(&self, model: &Pretrained, image: &Images, itc: f32) -> Result<Found> {
+        match self {
+            Query::Text { ready, .. } => {
+                let Scores { itm, mean_cosine, .. } = engine::scores(model, image, ready)?[0];
+                Ok(Found { picture: 0, itc, itm: Some(itm), mean_cosine: Some(mean_cosine) })
+            }
+            Query::Picture { features, .. } => {
+                let (a, b) = (features.embeds.to_f64(), image.embeds.to_f64());
+                let cosine = mean_cosine(&a, &b, model.model.config.hidden);
+                Ok(Found { picture: 0, itc, itm: None, mean_cosine: Some(cosine as f32) })
+            }
+        }
+    }
+}
+
+/// A picture (its place in the index) and its scores, where they were computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Found {
+    pub picture: usize,
+    pub itc: f32,
+    pub itm: Option<f32>,
+    pub mean_cosine: Option<f32>,
+}
+
+impl Found {
+    fn value(&self, rank: Rank) -> f32 {
+        let itm = self.itm.unwrap_or(0.0);
+        match rank {
+            Rank::ItmPlusItc => itm + self.itc,
+            // A picture as query has no itm.
+            Rank::Itm => self.itm.unwrap_or(self.itc),
+            Rank::Itc => self.itc,
+            Rank::MeanCosine => self.mean_cosine.unwrap_or(self.itc),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Ranked {
+    /// All pictures, best first: those looked at again before the others.
+    pub found: Vec<Found>,
+    /// Pictures that should have been looked at again but were gone or changed.
+    pub unread: Vec<Error>,
+}
+
+pub fn search(model: &Pretrained, index: &Index, query: &Query, rerank: usize, rank: Rank) -> Result<Ranked> {
+    let mut found = by_itc(model, index, query)?;
+    sort(&mut found, Rank::Itc);
+    let mut rest = found.split_off(rerank.min(found.len()));
+    let (mut again, mut unread) = (Vec::with_capacity(found.len()), Vec::new());
+    for f in found {
+        match picture(model, index.picture(f.picture)) {
+            Ok(image) => again.push(Found { picture: f.picture, ..query.scores(model, &image, f.itc)? }),
+            Err(e) => {
+                unread.push(e);
+                rest.push(f);
+            }
+        }
+    }
+    sort(&mut again, rank);
+    sort(&mut rest, Rank::Itc);
+    again.extend(rest);
+    Ok(Ranked { found: again, unread })
+}
+
+/// Largest first, ties in the order of the index.
+fn sort(found: &mut [Found], rank: Rank) {
+    found.sort_by(|a, b| b.value(rank).total_cmp(&a.value(rank)).then(a.picture.cmp(&b.picture)));
+}
+
+fn by_itc(model: &Pretrained, index: &Index, query: &Query) -> Result<Vec<Found>> {
+    let config = &model.model.config;
+    let size = config.num_query * config.embed_dim;
+    let rows = query.rows();
+    let count = rows.rows().0;
+    let mut found = Vec::with_capacity(index.len());
+    for number in index.parts() {
+        let part = index.part(number)?;
+        let n = part.features.len() / size;
+        let features = Tensor::new(part.features, &[n * config.num_query, config.embed_dim])?;
+        let scores = model.model.itc_scores(&features, rows)?.to_f32();
+        found.extend(part.pictures.iter().map(|(row, picture)| {
+            let itc = scores[row * count..][..count].iter().sum::<f32>() / count as f32;
+            Found { picture: *picture, itc, itm: None, mean_cosine: None }
+        }));
+    }
+    Ok(found)
+}
+
+/// The features of a picture of the index, if its file is as it was.
+fn picture(model: &Pretrained, known: &crate::index::Picture) -> Result<Images> {
+    let (picture, hash) = vision::load_hashed(&known.path, Turn::AsStored)?;
+    if hash.to_hex().as_str() != known.hash {
+        return Err(Error::file("search", &known.path, "the picture as it was indexed", "another")
+            .fix("run `search index` again"));
+    }
+    Ok(engine::look(model, &[&engine::seen(model, picture)?])?.remove(0))
+}

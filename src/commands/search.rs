@@ -1,0 +1,311 @@
+//! `qformer search`: an index of pictures, and searches in it by a text or by a picture.
+
+use super::engine::{self, ModelArgs, Seen, Stream};
+use super::inputs::{Inputs, Picture};
+use super::output;
+use super::query::{self, Query};
+use crate::files::RealDisk;
+use crate::index::{self, Index};
+use crate::pretrained::Pretrained;
+use crate::results::{Hit, page};
+use crate::vision::{self, Turn};
+use crate::{Error, Kind, Result, files};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+const OPERATION: &str = "search index";
+
+/// Find pictures by a Japanese text or by another picture
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  qformer search index --model runs/stair --out photos.index photos/
+  qformer search query --index photos.index 二匹の犬
+  qformer search query --index photos.index --image dog.jpg --html found.html")]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    Index(IndexArgs),
+    Query(QueryArgs),
+}
+
+/// Compute the features of pictures once, and keep them
+///
+/// An index is a folder. Run again with the same --out it takes only new and changed pictures; what is done stays done when
+/// it is interrupted. It belongs to the model it was made with.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  qformer search index --model runs/stair --out photos.index photos/
+  qformer search index --model runs/stair --out photos.index photos/ --prune
+  qformer search index --model runs/new --out photos.index photos/ --rebuild")]
+struct IndexArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    inputs: Inputs,
+    /// The index: a folder, made if it is not there
+    #[arg(long, short, value_name = "INDEX")]
+    out: PathBuf,
+    /// Forget pictures of the index whose files are gone
+    #[arg(long)]
+    prune: bool,
+    /// Begin anew, with this model
+    #[arg(long)]
+    rebuild: bool,
+}
+
+/// Search in an index
+///
+/// All pictures are ranked by itc; the best --rerank of them are looked at again together with the text and ranked by itm + itc,
+/// as LAVIS's retrieval does. The scores: itc, the largest cosine between the text and a picture's queries; itm, the logit of
+/// the matching head that they belong together; mean_cosine, the mean of (cos + 1) / 2 between a picture's queries with and
+/// without the text (BLIP2-Japanese). With --image, itc is the mean over that picture's queries of their largest cosine,
+/// mean_cosine that between the queries of both pictures; there is no itm.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  qformer search query --index photos.index 二匹の犬
+  qformer search query --index photos.index 赤い傘 --top-k 50 --html found.html
+  qformer search query --index photos.index --image dog.jpg --json
+  qformer search query --index photos.index 海 --rerank 0")]
+struct QueryArgs {
+    #[command(flatten)]
+    query: QuerySource,
+    /// The index, as `search index` made it
+    #[arg(long, value_name = "INDEX")]
+    index: PathBuf,
+    /// Folder of the model [default: where it was when the index was made]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
+    device: String,
+    /// How many pictures to show
+    #[arg(long, short = 'k', default_value_t = 10, value_name = "K")]
+    top_k: usize,
+    /// How many of the best by itc to look at again; 0 is fast [default: 32; with --image 0]
+    #[arg(long, value_name = "N")]
+    rerank: Option<usize>,
+    /// What the pictures looked at again are ranked by
+    #[arg(long, value_enum, default_value_t = query::Rank::ItmPlusItc)]
+    rank_by: query::Rank,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    /// A page with the pictures, too: one file, works offline
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Do not tell of pictures that are gone or changed
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct QuerySource {
+    /// What to look for
+    #[arg(value_name = "TEXT")]
+    text: Option<String>,
+    /// Look for pictures like this one
+    #[arg(long, value_name = "PICTURE")]
+    image: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    match &args.what {
+        What::Index(args) => make(args),
+        What::Query(args) => find(args),
+    }
+}
+
+/// What a thread makes of a picture for the index.
+enum Read {
+    /// The file was written again with the same bytes.
+    Same(index::Picture),
+    New(index::Picture, Seen),
+}
+
+fn make(args: &IndexArgs) -> Result<()> {
+    let found = args.inputs.find()?;
+    let run = &args.model.run;
+    let model = Arc::new(Pretrained::open(&args.model.model)?);
+    let identity = engine::identity(&model, &args.model.model);
+    let mut index = Index::own(&RealDisk, &args.out, &identity, args.rebuild)?;
+    let forgotten = if args.prune { index.retain(|p| Path::new(&p.path).is_file()) } else { 0 };
+    let all = found.pictures.len();
+    let (todo, known): (Vec<_>, Vec<_>) =
+        found.pictures.into_iter().map(|p| (stat(&p), p)).partition(|(s, _)| match s {
+            Ok(s) => index.find(&s.path).is_none_or(|k| (k.bytes, k.modified) != (s.bytes, s.modified)),
+            Err(_) => true,
+        });
+    for error in &found.unusable {
+        eprintln!("skipped {error}");
+    }
+    if !run.quiet && !known.is_empty() {
+        eprintln!("{} of {all} pictures are in the index and unchanged", known.len());
+    }
+    let hashes: std::collections::HashMap<String, String> = todo
+        .iter()
+        .filter_map(|(s, _)| index.find(&s.as_ref().ok()?.path).map(|k| (k.path.clone(), k.hash.clone())))
+        .collect();
+    let loading = model.clone();
+    let load = move |p: &Picture| read(&loading, p, &hashes);
+    let todo: Vec<Picture> = todo.into_iter().map(|(_, p)| p).collect();
+    let nothing = todo.is_empty() && forgotten == 0;
+    let mut stream = Stream::start((OPERATION, "indexing"), todo, run, load)?;
+    let added = add_all(&model, &mut stream, &mut index);
+    if !nothing {
+        index.save(&RealDisk)?;
+    }
+    let added = added?;
+    index.tidy(&RealDisk)?;
+    let (rate, end) = stream.end(found.single, found.unusable.len(), "run the same command again to go on");
+    if !run.quiet {
+        let gone = if args.prune { format!(", {forgotten} forgotten") } else { String::new() };
+        eprintln!(
+            "{}: {} pictures, {added} added or renewed{gone}, {rate:.2} images/s",
+            args.out.display(),
+            index.len()
+        );
+    }
+    end
+}
+
+fn add_all(model: &Pretrained, stream: &mut Stream<Read>, index: &mut Index) -> Result<usize> {
+    let mut added = 0;
+    while let Some(batch) = stream.next()? {
+        for (_, read) in batch {
+            match read {
+                Read::Same(picture) => index.touch(&picture),
+                Read::New(picture, seen) => {
+                    let features = engine::look(model, &[&seen])?.remove(0).proj.to_f32();
+                    index.add(picture, &features)?;
+                    added += 1;
+                }
+            }
+            stream.done(1);
+        }
+        if index.full() {
+            index.save(&RealDisk)?;
+        }
+    }
+    Ok(added)
+}
+
+/// A picture's file as the index knows files, without its hash.
+fn stat(picture: &Picture) -> Result<index::Picture> {
+    let failed = |e| Error::io("open picture", &picture.path, &e);
+    let path = picture.path.canonicalize().map_err(failed)?;
+    let about = std::fs::metadata(&path).map_err(failed)?;
+    let modified = about.modified().map_err(failed)?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let path = path.into_os_string().into_string().map_err(|p| {
+        Error::file("open picture", p, "a path in UTF-8", "other bytes").fix("rename the folder or the file")
+    })?;
+    Ok(index::Picture {
+        name: picture.name.clone(),
+        path,
+        bytes: about.len(),
+        modified: modified.as_nanos() as u64,
+        hash: String::new(),
+    })
+}
+
+fn read(
+    model: &Pretrained,
+    picture: &Picture,
+    known: &std::collections::HashMap<String, String>,
+) -> Result<Read> {
+    let mut entry = stat(picture)?;
+    // The same bytes are hashed and decoded, even if the file is written to at this moment.
+    let decoded = vision::load_hashed(&picture.path, Turn::AsStored)?;
+    entry.hash = decoded.1.to_hex().to_string();
+    if known.get(&entry.path) == Some(&entry.hash) {
+        return Ok(Read::Same(entry));
+    }
+    Ok(Read::New(entry, engine::seen(model, decoded.0)?))
+}
+
+fn find(args: &QueryArgs) -> Result<()> {
+    if args.top_k == 0 {
+        return Err(Error::argument("search", "top-k", "at least 1", 0));
+    }
+    let index = Index::read(&args.index)?;
+    let folder = args.model.clone().unwrap_or_else(|| PathBuf::from(&index.identity().folder));
+    let model = Pretrained::open(&folder).map_err(|e| match args.model {
+        Some(_) => e,
+        None => e.fix("say with --model where the index's model is now"),
+    })?;
+    index.check(&engine::identity(&model, &folder))?;
+    if index.is_empty() {
+        return Err(Error::new(Kind::File, "search")
+            .about(args.index.display().to_string())
+            .expected("pictures in the index")
+            .got("none")
+            .fix("add some with `search index`"));
+    }
+    let query = match (&args.query.text, &args.query.image) {
+        (_, Some(path)) => Query::of_picture(&model, path)?,
+        (Some(text), None) => Query::of_text(&model, text)?,
+        (None, None) => return Err(Error::argument("search", "TEXT", "a text or --image", "neither")),
+    };
+    let rerank = args.rerank.unwrap_or(if args.query.image.is_some() { 0 } else { 32 });
+    let ranked = query::search(&model, &index, &query, rerank, args.rank_by)?;
+    for gone in ranked.unread.iter().filter(|_| !args.quiet) {
+        eprintln!("not looked at again: {gone}");
+    }
+    let hits: Vec<query::Found> = ranked.found.into_iter().take(args.top_k).collect();
+    if let Some(path) = &args.html {
+        write_page(path, &query, &index, &hits)?;
+    }
+    show(args, &query, &index, &hits)
+}
+
+fn show(args: &QueryArgs, query: &Query, index: &Index, hits: &[query::Found]) -> Result<()> {
+    if args.json {
+        let hits: Vec<_> = (hits.iter().enumerate())
+            .map(|(i, h)| {
+                let p = index.picture(h.picture);
+                serde_json::json!({"rank": i + 1, "image": p.name, "path": p.path,
+                    "itc": h.itc, "itm": h.itm, "mean_cosine": h.mean_cosine})
+            })
+            .collect();
+        let key = if args.query.image.is_some() { "image" } else { "text" };
+        let object =
+            serde_json::json!({"query": {key: query.shown()}, "pictures": index.len(), "results": hits});
+        output::print(&format!("{object}\n"))?;
+        return Ok(());
+    }
+    let number = |x: Option<f32>| x.map_or("-".into(), |v| format!("{v:.4}"));
+    let mut table = format!("{:>4} {:>8} {:>9} {:>12}  image\n", "rank", "itc", "itm", "mean_cosine");
+    for (i, h) in hits.iter().enumerate() {
+        let name = &index.picture(h.picture).name;
+        let name = if name.contains(char::is_control) { format!("{name:?}") } else { name.clone() };
+        let (itc, itm, cosine) = (number(Some(h.itc)), number(h.itm), number(h.mean_cosine));
+        table += &format!("{:>4} {itc:>8} {itm:>9} {cosine:>12}  {name}\n", i + 1);
+    }
+    output::print(&table)?;
+    Ok(())
+}
+
+fn write_page(path: &Path, query: &Query, index: &Index, hits: &[query::Found]) -> Result<()> {
+    const SIDE: usize = 360;
+    let small =
+        |path: &Path| vision::load(path, Turn::AsStored).and_then(|p| vision::thumbnail(&p, SIDE)).ok();
+    let hit = |h: &query::Found| {
+        let p = index.picture(h.picture);
+        Hit {
+            name: p.name.clone(),
+            path: p.path.clone(),
+            thumbnail: small(Path::new(&p.path)),
+            scores: vec![("itc", Some(h.itc)), ("itm", h.itm), ("mean_cosine", h.mean_cosine)],
+        }
+    };
+    let hits: Vec<Hit> = hits.iter().map(hit).collect();
+    let shown = query.path().and_then(small);
+    let about = format!("the best {} of {} pictures", hits.len(), index.len());
+    let html = page(query.shown(), shown.as_deref(), &about, &hits);
+    files::write_atomic(&RealDisk, path, html.len() as u64, |to| to.write_all(html.as_bytes()))
+}

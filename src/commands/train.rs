@@ -1,0 +1,300 @@
+//! `qformer train`: from pictures and captions to a trained model directory.
+
+use super::output::Output;
+use super::start::{self, Start};
+use crate::files::{self, RealDisk};
+use crate::text::Tokenizer;
+use crate::train::config::{self, Config, Length, yaml};
+use crate::train::corpus::{Corpus, Loading};
+use crate::train::plan::Plan;
+use crate::train::progress::Progress;
+use crate::train::run::{self, Run};
+use crate::train::signals::Stop;
+use crate::train::state::{self, Identity};
+use crate::train::trainer::Trainer;
+use crate::train::validate::Validation;
+use crate::{Error, Result};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Train a Q-Former on pictures and captions
+///
+/// Starts from nothing (a small model, its vocabulary trained from the captions) or from a model directory (--start).
+/// The configuration is YAML: LAVIS's own files are understood, and flat keys (--keys lists them); options on the command
+/// line win. The run's folder gets checkpoints, log.jsonl, TensorBoard events and, at the end, the trained model in model/.
+/// Ctrl-C and SIGTERM save and exit; --resume goes on from there, bit for bit as if nothing had happened.
+///
+/// Exit codes: 2 wrong settings, 3 unusable data or files, 4 writing failed, 7 a loss is not finite, 130 / 143 stopped by
+/// SIGINT / SIGTERM after saving.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  qformer train --images photos --captions captions.json --out run\n  qformer train \
+                  pretrain_stage1.yaml --start eva-bert --images coco --captions stair.json --set init_lr=5e-5\n  \
+                  qformer train --resume --out run"
+)]
+pub struct Args {
+    /// YAML configuration, ours or LAVIS's (with --resume: the run's own if none is given)
+    config: Option<PathBuf>,
+    /// Folder of pictures
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Captions: LAVIS or COCO/STAIR .json, .csv, .tsv; none: a .txt beside each picture
+    #[arg(long, value_name = "FILE")]
+    captions: Option<PathBuf>,
+    /// Folder of the run
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Model directory to start from
+    #[arg(long, value_name = "DIR")]
+    start: Option<PathBuf>,
+    /// Sizes of a model from nothing: small, tiny, heads, base or full
+    #[arg(long)]
+    size: Option<String>,
+    /// Times over the data
+    #[arg(long)]
+    epochs: Option<u64>,
+    /// Steps to stop after
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Captions of a micro-batch
+    #[arg(long)]
+    batch: Option<u64>,
+    /// Any setting: --set init_lr=5e-5 --set model.hidden=128
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    sets: Vec<String>,
+    /// Go on from the newest whole checkpoint of the run
+    #[arg(long)]
+    resume: bool,
+    /// Show what would be done (settings, data, steps, memory) and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Only write the model directory of the newest checkpoint
+    #[arg(long)]
+    export: bool,
+    /// Warnings and errors only
+    #[arg(long)]
+    quiet: bool,
+    /// List all settings and stop
+    #[arg(long)]
+    keys: bool,
+}
+
+const CONFIG: &str = "config.yaml";
+/// Where in a run's folder its trained model is.
+pub(super) const MODEL: &str = "model";
+const VOCABULARY: &str = "vocabulary";
+
+pub fn run(args: &Args) -> Result<()> {
+    if args.keys {
+        return print(&config::describe());
+    }
+    let config = args.read()?;
+    let mut progress = Progress::new(args.quiet);
+    config.notes.iter().for_each(|note| progress.say(format!("note: {note}")));
+    let job = Job::prepare(config, args.resume || args.export, &progress)?;
+    if args.dry_run {
+        return print(&job.describe());
+    }
+    let out = folder(&job.config)?;
+    if args.export {
+        return job.export_newest(&out, &progress);
+    }
+    job.train(&out, args.resume, &mut progress)
+}
+
+/// Trains as a configuration says, from the beginning.
+pub(super) fn train(config: Config, progress: &mut Progress) -> Result<()> {
+    let out = folder(&config)?;
+    Job::prepare(config, false, progress)?.train(&out, false, progress)
+}
+
+fn folder(config: &Config) -> Result<PathBuf> {
+    config.out.clone().ok_or_else(|| {
+        Error::argument("train", "--out", "a folder for the run", "none").fix("give --out DIR")
+    })
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut output = Output::new();
+    output.line(text)?;
+    output.flush().map(drop)
+}
+
+impl Args {
+    fn read(&self) -> Result<Config> {
+        let mut entries = self.sets.iter().map(|text| yaml::assignment(text)).collect::<Result<Vec<_>>>()?;
+        let mut add = |path: &str, value: Value| {
+            entries.push(yaml::Entry { path: path.into(), value, place: format!("--{path}") });
+        };
+        for (name, path) in [
+            ("images", &self.images),
+            ("captions", &self.captions),
+            ("out", &self.out),
+            ("start", &self.start),
+        ] {
+            if let Some(path) = path {
+                let text = path.to_str().ok_or_else(|| {
+                    Error::argument("train", format!("--{name}"), "a path in UTF-8", path.display())
+                })?;
+                add(name, text.into());
+            }
+        }
+        for (name, n) in [("epochs", self.epochs), ("steps", self.steps), ("batch", self.batch)] {
+            n.into_iter().for_each(|n| add(name, n.into()));
+        }
+        self.size.iter().for_each(|s| add("size", s.as_str().into()));
+        // A run that goes on has its settings in its folder.
+        let own = self.out.as_ref().map(|out| out.join(CONFIG)).filter(|file| file.is_file());
+        let file = self.config.clone().or(own.filter(|_| self.resume || self.export));
+        Config::read(file.as_deref(), &entries)
+    }
+}
+
+/// A run that is worked out, but has not begun.
+struct Job {
+    config: Config,
+    corpus: Arc<Corpus>,
+    validation: Option<Arc<Corpus>>,
+    start: Start,
+    length: Length,
+    plan: Plan,
+}
+
+impl Job {
+    fn prepare(config: Config, again: bool, progress: &Progress) -> Result<Job> {
+        let read = |sources: &[config::DataSource]| {
+            let corpus = Corpus::read(sources, config.missing_share)?;
+            for report in corpus.sets.iter().map(|s| &s.report).filter(|r| r.has_warnings()) {
+                progress.warn(format!("warning: {report}"));
+            }
+            Ok::<_, Error>(Arc::new(corpus))
+        };
+        let corpus = read(&config.data)?;
+        let validation = config.validation.clone().map(|v| read(&[v])).transpose()?;
+        let kept = config.out.as_ref().filter(|_| again).map(|out| out.join(VOCABULARY));
+        let start = Start::new(&config, &corpus, kept.as_deref())?;
+        let length = config.length(corpus.order(&config)?.steps_per_epoch());
+        let tokenize = start.tokenize();
+        let longest = corpus.captions().map(|c| tokenize(c).len()).max().unwrap_or(2);
+        let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length);
+        Ok(Job { config, corpus, validation, start, length, plan })
+    }
+
+    /// Settings, data and plan, as `--dry-run` prints them.
+    fn describe(&self) -> String {
+        let mut text = format!("# settings\n{}", config::resolved(&self.config));
+        let sizes = serde_json::to_value(&self.start.model.config).unwrap_or_default();
+        let sizes: Vec<String> =
+            sizes.as_object().into_iter().flatten().map(|(name, n)| format!("{name} {n}")).collect();
+        text += &format!("\n# model\n{}\n\n# data\n", sizes.join(", "));
+        for (name, set) in self.corpus.names.iter().zip(&self.corpus.sets) {
+            text += &format!("{name}: {}\n", set.report);
+        }
+        for set in self.validation.iter().flat_map(|v| &v.sets) {
+            text += &format!("validation: {}\n", set.report);
+        }
+        text + &format!("\n# plan\n{}", self.plan)
+    }
+
+    fn loading(&self, corpus: &Arc<Corpus>, train: bool) -> Loading {
+        Loading {
+            corpus: Arc::clone(corpus),
+            tokenize: self.start.tokenize(),
+            image_size: self.start.model.config.image_size,
+            seed: self.config.seed,
+            augment: train.then_some((self.config.augment, self.config.resize)),
+        }
+    }
+
+    fn train(self, out: &Path, resume: bool, progress: &mut Progress) -> Result<()> {
+        let stop = Stop::listen()?;
+        if let (Some(free), None) = (self.plan.available, self.plan.largest_batch) {
+            progress.warn(format!(
+                "warning: {} are free; this may not fit:\n{}",
+                crate::train::plan::bytes(free),
+                self.plan
+            ));
+        }
+        files::make_folders(&RealDisk, out)?;
+        let loading = Arc::new(self.loading(&self.corpus, true));
+        let validation = self.validation.as_ref().map(|corpus| Validation {
+            loading: self.loading(corpus, false),
+            entries: corpus.first_captions(self.config.eval_pictures),
+            batch: self.config.batch,
+        });
+        let Job { config, corpus, start, length, .. } = self;
+        let (model, params, tokenizer) = start.fill(&config)?;
+        let vocabulary = keep(out, &config, &tokenizer, resume)?;
+        let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary);
+        let identity = Identity { settings, frozen: state::frozen_hash(&params) };
+        let trainer = Trainer::new(model, params, config.options(length))?;
+        let job = Run { config: &config, length, loading, validation, identity, out, resume };
+        let outcome = run::run(&job, trainer, &stop, progress)?;
+        if let Some(stopped) = outcome.stopped {
+            return Err(stopped
+                .about(format!("saved at step {}", outcome.trainer.step))
+                .fix("go on with --resume"));
+        }
+        let directory = out.join(MODEL);
+        start::export(&directory, &config, &outcome.trainer.model, &outcome.trainer.params, &tokenizer)?;
+        if outcome.bad > 0 {
+            progress.warn(format!(
+                "warning: {} pictures could not be used; see {}",
+                outcome.bad,
+                out.join("bad.jsonl").display()
+            ));
+        }
+        progress.say(format!(
+            "trained {} steps; the model is in {}",
+            outcome.trainer.step,
+            directory.display()
+        ));
+        Ok(())
+    }
+
+    fn export_newest(self, out: &Path, progress: &Progress) -> Result<()> {
+        let none = || {
+            Error::argument("export", out.display().to_string(), "a run with a checkpoint", "none")
+                .fix("train first")
+        };
+        let newest =
+            run::newest(out, |e| progress.warn(format!("warning: passed over: {e}")))?.ok_or_else(none)?;
+        let (model, params, tokenizer) = self.start.fill(&self.config)?;
+        let vocabulary = fingerprint(&tokenizer);
+        let settings = state::settings(&self.config, &self.corpus, &model.config, self.length, &vocabulary);
+        let identity = Identity { settings, frozen: state::frozen_hash(&params) };
+        let mut trainer = Trainer::new(model, params, self.config.options(self.length))?;
+        newest.progress.check_same_run(&identity.progress(&trainer, state::State::default(), None)?)?;
+        state::restore(&mut trainer, newest)?;
+        let directory = out.join(MODEL);
+        start::export(&directory, &self.config, &trainer.model, &trainer.params, &tokenizer)?;
+        progress.say(format!("the model of step {} is in {}", trainer.step, directory.display()));
+        Ok(())
+    }
+}
+
+/// Puts the settings and the vocabulary of a run that begins into its folder; gives the vocabulary's fingerprint.
+fn keep(out: &Path, config: &Config, tokenizer: &Tokenizer, resume: bool) -> Result<String> {
+    let (settings, vocabulary) = (out.join(CONFIG), out.join(VOCABULARY));
+    if !resume || !settings.is_file() {
+        let text = config::resolved(config);
+        files::write_atomic(&RealDisk, &settings, text.len() as u64, |w| w.write_all(text.as_bytes()))?;
+    }
+    if !resume || !vocabulary.is_dir() {
+        files::make_folders(&RealDisk, &vocabulary)?;
+        tokenizer.save(&vocabulary)?;
+    }
+    Ok(fingerprint(tokenizer))
+}
+
+/// blake3 of the tokens and of how text is cut into them.
+fn fingerprint(tokenizer: &Tokenizer) -> String {
+    let mut hash = blake3::Hasher::new();
+    let tokens = (0..tokenizer.len() as u32).filter_map(|id| tokenizer.token(id));
+    for text in tokens.chain([tokenizer.settings().to_text().as_str()]) {
+        hash.update(text.as_bytes());
+        hash.update(b"\n");
+    }
+    hash.finalize().to_hex().to_string()
+}

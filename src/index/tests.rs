@@ -1,0 +1,130 @@
+//! The index against a real folder: added to, interrupted, damaged.
+
+use super::*;
+use crate::files::RealDisk;
+
+fn identity(model: &str) -> Identity {
+    Identity { folder: "/m".into(), model: model.into(), num_query: 2, embed_dim: 3 }
+}
+
+fn picture(n: u64) -> Picture {
+    let text = |what: &str| format!("{what}{n}");
+    Picture { name: text("n"), path: text("/p/"), bytes: n, modified: 10 * n, hash: text("h") }
+}
+
+fn features(n: u64) -> Vec<f32> {
+    (0..6).map(|i| n as f32 + i as f32 / 8.0).collect()
+}
+
+/// Every picture's path with its features, as a reader finds them.
+fn contents(folder: &Path) -> Vec<(String, Vec<f32>)> {
+    let index = Index::read(folder).unwrap();
+    let mut all = Vec::new();
+    for number in index.parts() {
+        let part = index.part(number).unwrap();
+        all.extend(
+            part.pictures
+                .iter()
+                .map(|(row, i)| (index.picture(*i).path.clone(), part.features[row * 6..][..6].to_vec())),
+        );
+    }
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+fn expected(of: &[(u64, u64)]) -> Vec<(String, Vec<f32>)> {
+    of.iter().map(|(n, f)| (format!("/p/{n}"), features(*f))).collect()
+}
+
+#[test]
+fn pictures_are_added_replaced_forgotten_and_tidied() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("index");
+    let mut index = Index::own(&RealDisk, &folder, &identity("a"), false).unwrap();
+    (1..=4).for_each(|n| index.add(picture(n), &features(n)).unwrap());
+    assert!(contents(&folder).is_empty(), "nothing is listed before it is saved");
+    index.save(&RealDisk).unwrap();
+    assert_eq!(contents(&folder), expected(&[(1, 1), (2, 2), (3, 3), (4, 4)]));
+    index.add(picture(2), &features(9)).unwrap();
+    assert_eq!(index.find("/p/2"), Some(&picture(2)));
+    assert_eq!(index.retain(|p| p.path != "/p/1"), 1);
+    index.save(&RealDisk).unwrap();
+    index.tidy(&RealDisk).unwrap();
+    assert_eq!(index.parts(), [1, 2], "5 rows for 3 pictures are not yet too many");
+    index.retain(|p| p.path != "/p/4");
+    index.save(&RealDisk).unwrap();
+    index.tidy(&RealDisk).unwrap();
+    assert_eq!(index.parts(), [3]);
+    drop(index);
+    assert_eq!(contents(&folder), expected(&[(2, 9), (3, 3)]));
+    let mut names = RealDisk.list(&folder).unwrap();
+    names.sort();
+    assert_eq!(names, ["index.json", "index.lock", "part-000003.safetensors"]);
+}
+
+#[test]
+fn what_was_not_listed_is_removed_by_the_next_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::own(&RealDisk, dir.path(), &identity("a"), false).unwrap();
+    index.add(picture(1), &features(1)).unwrap();
+    index.save(&RealDisk).unwrap();
+    index.add(picture(2), &features(2)).unwrap();
+    index.write_part(&RealDisk).unwrap(); // and the program ends here
+    drop(index);
+    assert_eq!(contents(dir.path()), expected(&[(1, 1)]));
+    let mut index = Index::own(&RealDisk, dir.path(), &identity("a"), false).unwrap();
+    assert!(!dir.path().join("part-000002.safetensors").exists());
+    index.add(picture(3), &features(3)).unwrap();
+    index.save(&RealDisk).unwrap();
+    assert_eq!(contents(dir.path()), expected(&[(1, 1), (3, 3)]));
+    let e = Index::own(&RealDisk, dir.path(), &identity("a"), false).err().unwrap();
+    assert!(e.to_string().contains("another process"), "{e}");
+}
+
+#[test]
+fn another_model_or_a_strangers_folder_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("index");
+    let mut index = Index::own(&RealDisk, &folder, &identity("a"), false).unwrap();
+    index.add(picture(1), &features(1)).unwrap();
+    assert!(index.add(picture(2), &[f32::NAN; 6]).is_err());
+    assert!(index.add(picture(2), &[0.0; 5]).is_err());
+    index.save(&RealDisk).unwrap();
+    drop(index);
+    assert!(Index::read(&folder).unwrap().check(&identity("b")).is_err());
+    let e = Index::own(&RealDisk, &folder, &identity("b"), false).err().unwrap();
+    assert!(e.to_string().contains("--rebuild"), "{e}");
+    assert_eq!(contents(&folder).len(), 1, "nothing was lost");
+    assert!(Index::own(&RealDisk, &folder, &identity("b"), true).unwrap().is_empty());
+    std::fs::write(dir.path().join("part-000001.safetensors"), "mine").unwrap();
+    let e = Index::own(&RealDisk, dir.path(), &identity("a"), false).err().unwrap();
+    assert!(e.to_string().contains("empty or new folder"), "{e}");
+    assert!(dir.path().join("part-000001.safetensors").exists());
+}
+
+#[test]
+fn damage_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::own(&RealDisk, dir.path(), &identity("a"), false).unwrap();
+    index.add(picture(1), &features(1)).unwrap();
+    index.save(&RealDisk).unwrap();
+    let (list, part) = (dir.path().join(LIST), dir.path().join("part-000001.safetensors"));
+    let (good_list, good_part) = (std::fs::read_to_string(&list).unwrap(), std::fs::read(&part).unwrap());
+    for end in 0..good_part.len() {
+        std::fs::write(&part, &good_part[..end]).unwrap();
+        assert!(Index::read(dir.path()).unwrap().part(1).is_err(), "cut at {end}");
+    }
+    std::fs::remove_file(&part).unwrap();
+    assert!(Index::read(dir.path()).unwrap().part(1).is_err());
+    for (from, to) in [
+        ("\"row\":0", "\"row\":1"),
+        ("\"part\":1", "\"part\":7"),
+        ("\"format\":1", "\"format\":2"),
+        ("\"num_query\":2", "\"num_query\":99999999"),
+        ("\"bytes\":1", "\"bytes\":-1"),
+        ("}", ""),
+    ] {
+        std::fs::write(&list, good_list.replacen(from, to, 1)).unwrap();
+        assert!(Index::read(dir.path()).is_err(), "{to}");
+    }
+}

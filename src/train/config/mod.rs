@@ -1,0 +1,315 @@
+//! The configuration of a training run: what it is made of, its defaults, and the checks across settings.
+//!
+//! Settings come from a YAML file (our flat keys, or LAVIS's `model` / `datasets` / `run` sections as its users have
+//! them), then from `--set`, then from the command line's own flags; later ones win. The table in `keys` is the one
+//! place that knows their names. An unknown name is an error that names the line and the nearest known name.
+
+mod keys;
+mod sources;
+mod values;
+pub mod yaml;
+
+pub use keys::{describe, resolved};
+pub use sources::DataSource;
+
+use super::optimizer::Hyper;
+use super::schedule::Schedule;
+use super::trainer::{Contrast, Options};
+use crate::model::{self, Profile};
+use crate::vision::{Augment, Resampling};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use yaml::Entry;
+
+const OPERATION: &str = "training configuration";
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub data: Vec<DataSource>,
+    /// Pictures and captions to evaluate on while training.
+    pub validation: Option<DataSource>,
+    /// Shares of pictures that may be missing from a data set, and unusable while training.
+    pub missing_share: f64,
+    pub bad_share: f64,
+    /// The folder of the run.
+    pub out: Option<PathBuf>,
+    /// A model directory to start from.
+    pub start: Option<PathBuf>,
+    /// A folder with a vocabulary; without one and without `start` it is trained from the captions.
+    pub vocab: Option<PathBuf>,
+    pub vocab_size: usize,
+    /// A named set of model sizes, and single sizes in place of its own.
+    pub size: String,
+    pub sizes: BTreeMap<String, usize>,
+    pub train_vit: Option<bool>,
+    pub profile: Profile,
+    pub contrast: Contrast,
+    pub dropout: f64,
+    pub seed: u64,
+    pub epochs: Option<u64>,
+    pub steps: Option<u64>,
+    /// Captions of a micro-batch, and micro-batches of a step.
+    pub batch: usize,
+    pub accumulate: usize,
+    pub init_lr: f64,
+    pub min_lr: f64,
+    pub warmup_lr: f64,
+    pub warmup_steps: Option<u64>,
+    /// LAVIS counts micro-batches.
+    warmup_iterations: Option<u64>,
+    pub hyper: Hyper,
+    pub augment: Augment,
+    pub resize: Resampling,
+    pub workers: Option<usize>,
+    pub prefetch: usize,
+    pub save_every: u64,
+    pub save_minutes: f64,
+    pub keep_last: usize,
+    pub keep_best: usize,
+    pub eval_every: u64,
+    pub eval_pictures: usize,
+    /// What was said of LAVIS settings that mean nothing here.
+    pub notes: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            data: Vec::new(),
+            validation: None,
+            missing_share: 0.01,
+            bad_share: 0.005,
+            out: None,
+            start: None,
+            vocab: None,
+            vocab_size: VOCABULARY_SIZE,
+            size: "small".into(),
+            sizes: BTreeMap::new(),
+            train_vit: None,
+            profile: Profile::LavisDiagonal,
+            contrast: Contrast::MicroBatch,
+            dropout: 0.1,
+            seed: 42,
+            epochs: None,
+            steps: None,
+            batch: 25,
+            accumulate: 1,
+            init_lr: 1e-4,
+            min_lr: 1e-5,
+            warmup_lr: 1e-6,
+            warmup_steps: None,
+            warmup_iterations: None,
+            hyper: Hyper::default(),
+            augment: Augment::default(),
+            resize: Resampling::Fast,
+            workers: None,
+            prefetch: 2,
+            save_every: 0,
+            save_minutes: 10.0,
+            keep_last: super::checkpoint::KEEP_LAST,
+            keep_best: 1,
+            eval_every: 0,
+            eval_pictures: 1000,
+            notes: Vec::new(),
+        }
+    }
+}
+
+/// How long a run is: worked out from the settings and the number of micro-batches in an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Length {
+    pub steps: u64,
+    pub steps_per_epoch: u64,
+    /// Of the schedule.
+    pub max_epoch: u64,
+    pub warmup_steps: u64,
+}
+
+impl Config {
+    /// The settings of a file (if there is one) and of the command line, checked.
+    pub fn read(file: Option<&Path>, assignments: &[Entry]) -> Result<Config> {
+        let mut all = Vec::new();
+        if let Some(file) = file {
+            let text = crate::data::read_text(OPERATION, file, 1 << 20)?;
+            all = yaml::entries(file, &text)?;
+        }
+        all.extend(assignments.iter().cloned());
+        Config::from_entries(&all)
+    }
+
+    pub fn from_entries(entries: &[Entry]) -> Result<Config> {
+        let mut config = Config::default();
+        for entry in entries {
+            keys::apply(&mut config, entry)?;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let wrong = |key: &str, want: &str, got: String| Error::argument(OPERATION, key, want, got);
+        if self.min_lr > self.init_lr {
+            let got = format!("{} above init_lr {}", self.min_lr, self.init_lr);
+            return Err(wrong("min_lr", "at most init_lr", got));
+        }
+        if self.contrast == Contrast::Accumulated && self.trains_vit() {
+            return Err(wrong(
+                "contrast",
+                "micro-batch where the image encoder is trained",
+                "accumulated".into(),
+            )
+            .fix("set train_vit: false (with a start directory), or contrast: micro-batch"));
+        }
+        if self.start.is_none() && self.train_vit == Some(false) {
+            let fix = "convert the image encoder and the text model into a directory (qformer convert) and give it as start, \
+                       or train the encoder too: train_vit: true (LAVIS: freeze_vit: False)";
+            return Err(wrong(
+                "train_vit",
+                "a start directory, whose image encoder is frozen",
+                "none".into(),
+            )
+            .fix(fix));
+        }
+        if self.start.is_some() && self.vocab.is_some() {
+            return Err(wrong("vocab", "the start directory's own", "another".into())
+                .fix("leave vocab out, or leave start out"));
+        }
+        self.data.iter_mut().try_for_each(DataSource::check)?;
+        let ratios = self.data.iter().filter(|d| d.ratio.is_some()).count();
+        if ratios > 0 && ratios < self.data.len() {
+            return Err(wrong(
+                "ratio",
+                "one for each data set, or none",
+                format!("{ratios} of {}", self.data.len()),
+            ));
+        }
+        match &mut self.validation {
+            Some(v) => v.check(),
+            None => Ok(()),
+        }
+    }
+
+    /// From nothing everything is trained; from a directory its image encoder is frozen unless asked otherwise.
+    pub fn trains_vit(&self) -> bool {
+        self.train_vit.unwrap_or(self.start.is_none())
+    }
+
+    /// The sizes of a model that starts from nothing, for a vocabulary of `vocab` ids.
+    pub fn model_sizes(&self, vocab: usize) -> Result<model::Config> {
+        let known = "small, tiny, heads, base or full";
+        let named = if self.size == "small" { Some(small()) } else { model::Config::named(&self.size) };
+        let mut sizes = named.ok_or_else(|| Error::argument(OPERATION, "size", known, &self.size))?;
+        sizes.vocab = vocab;
+        for (key, value) in &self.sizes {
+            *size_mut(&mut sizes, key)
+                .ok_or_else(|| Error::argument(OPERATION, key, "a model size", value))? = *value;
+        }
+        sizes.check()?;
+        Ok(sizes)
+    }
+
+    /// Refuses a start directory of other sizes than those asked for.
+    pub fn check_sizes(&self, model: &model::Config) -> Result<()> {
+        let mut have = model.clone();
+        for (key, want) in &self.sizes {
+            if let Some(size) = size_mut(&mut have, key).filter(|size| *size != want) {
+                return Err(Error::argument(OPERATION, key, format!("{size}, as the model has it"), want)
+                    .fix("leave it out, or start from another model"));
+            }
+        }
+        for d in &self.data {
+            if let Some(size) = d.image_size.filter(|size| *size != model.image_size) {
+                let about = format!("image_size of data set {} ({})", d.name, d.place);
+                return Err(Error::argument(OPERATION, about, model.image_size, size)
+                    .fix("give all the model's size, or set model.image_size"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The length of a run with this many micro-batches in an epoch.
+    pub fn length(&self, micro_per_epoch: u64) -> Length {
+        let accumulate = self.accumulate as u64;
+        let steps_per_epoch = (micro_per_epoch / accumulate).max(1);
+        let steps = match (self.steps, self.epochs) {
+            (Some(steps), _) => steps,
+            (None, epochs) => epochs.unwrap_or(DEFAULT_EPOCHS) * steps_per_epoch,
+        };
+        let max_epoch = self.epochs.unwrap_or_else(|| steps.div_ceil(steps_per_epoch)).max(1);
+        let given = self.warmup_steps.or(self.warmup_iterations.map(|n| n.div_ceil(accumulate)));
+        let usual = (max_epoch * steps_per_epoch / 10).min(5000).min(steps_per_epoch).max(1);
+        Length { steps, steps_per_epoch, max_epoch, warmup_steps: given.unwrap_or(usual) }
+    }
+
+    pub fn options(&self, length: Length) -> Options {
+        Options {
+            seed: self.seed,
+            dropout: self.dropout as f32,
+            profile: self.profile,
+            contrast: self.contrast,
+            steps_per_epoch: length.steps_per_epoch,
+            schedule: Schedule {
+                init_lr: self.init_lr,
+                min_lr: self.min_lr,
+                warmup_lr: self.warmup_lr,
+                warmup_steps: length.warmup_steps,
+                max_epoch: length.max_epoch,
+            },
+            hyper: self.hyper,
+        }
+    }
+
+    /// The data sets' ratios, if they have any.
+    pub fn ratios(&self) -> Option<Vec<f64>> {
+        self.data.iter().map(|d| d.ratio).collect()
+    }
+}
+
+const DEFAULT_EPOCHS: u64 = 10;
+/// Entries of a vocabulary that is trained from the captions, at most.
+pub const VOCABULARY_SIZE: usize = 8000;
+
+/// Sizes for a model that a CPU can train from nothing.
+fn small() -> model::Config {
+    model::Config {
+        image_size: 112,
+        patch_size: 16,
+        vit_width: 256,
+        vit_depth: 4,
+        vit_heads: 4,
+        vit_mlp: 1024,
+        hidden: 256,
+        layers: 4,
+        heads: 4,
+        ffn: 1024,
+        num_query: 16,
+        cross_freq: 2,
+        vocab: 8001,
+        max_txt_len: 32,
+        embed_dim: 128,
+        max_pos: 64,
+    }
+}
+
+/// The size of this name; the vocabulary's follows from the captions.
+fn size_mut<'a>(c: &'a mut model::Config, key: &str) -> Option<&'a mut usize> {
+    Some(match key {
+        "image_size" => &mut c.image_size,
+        "patch_size" => &mut c.patch_size,
+        "vit_width" => &mut c.vit_width,
+        "vit_depth" => &mut c.vit_depth,
+        "vit_heads" => &mut c.vit_heads,
+        "vit_mlp" => &mut c.vit_mlp,
+        "hidden" => &mut c.hidden,
+        "layers" => &mut c.layers,
+        "heads" => &mut c.heads,
+        "ffn" => &mut c.ffn,
+        "num_query" => &mut c.num_query,
+        "cross_freq" => &mut c.cross_freq,
+        "max_txt_len" => &mut c.max_txt_len,
+        "embed_dim" => &mut c.embed_dim,
+        "max_pos" => &mut c.max_pos,
+        _ => return None,
+    })
+}

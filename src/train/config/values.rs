@@ -1,0 +1,68 @@
+//! One value of a configuration: its type and range, or what was expected instead.
+
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// The value, or what was expected.
+pub type Read<T> = Result<T, String>;
+
+pub fn number(v: &Value, least: f64, most: f64) -> Read<f64> {
+    let range = if most.is_finite() { format!("{least} to {most}") } else { format!("{least} or more") };
+    v.as_f64().filter(|x| (least..=most).contains(x) && x.is_finite()).ok_or(format!("a number, {range}"))
+}
+
+/// A learning rate or another number that may not be negative.
+pub fn rate(v: &Value) -> Read<f64> {
+    number(v, 0.0, f64::INFINITY)
+}
+
+pub fn share(v: &Value) -> Read<f64> {
+    number(v, 0.0, 1.0)
+}
+
+pub fn whole(v: &Value, least: u64) -> Read<u64> {
+    v.as_u64().filter(|n| *n >= least && *n < 1 << 53).ok_or(format!("a whole number, {least} or more"))
+}
+
+pub fn count(v: &Value, least: u64) -> Read<usize> {
+    whole(v, least).map(|n| n as usize)
+}
+
+pub fn flag(v: &Value) -> Read<bool> {
+    v.as_bool().ok_or("true or false".to_string())
+}
+
+pub fn text(v: &Value) -> Read<String> {
+    match v {
+        Value::String(s) if !s.is_empty() => Ok(s.clone()),
+        Value::Number(n) => Ok(n.to_string()),
+        _ => Err("a text".to_string()),
+    }
+}
+
+pub fn path(v: &Value) -> Read<PathBuf> {
+    let text = text(v).map_err(|_| "a path".to_string())?;
+    if is_url(&text) {
+        return Err("a path on this machine (download it first)".to_string());
+    }
+    Ok(PathBuf::from(text))
+}
+
+pub fn is_url(text: &str) -> bool {
+    ["http://", "https://", "s3://", "gs://"].iter().any(|p| text.starts_with(p))
+}
+
+pub fn pair(v: &Value) -> Read<(f64, f64)> {
+    let wrong = || "two numbers: [smallest, largest]".to_string();
+    match v.as_array().map(Vec::as_slice) {
+        Some([a, b]) => Ok((a.as_f64().ok_or_else(wrong)?, b.as_f64().ok_or_else(wrong)?)),
+        _ => Err(wrong()),
+    }
+}
+
+/// One of several names.
+pub fn choice<T: Copy>(v: &Value, names: &[(&str, T)]) -> Read<T> {
+    let found = v.as_str().and_then(|s| names.iter().find(|(n, _)| *n == s));
+    let list = || names.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(" or ");
+    found.map(|(_, t)| *t).ok_or_else(list)
+}

@@ -1,0 +1,290 @@
+//! A training run from its first step, or from its newest whole checkpoint, to its end or until it is told to stop.
+//!
+//! Micro-batch m of a run is batch m of the data's order, and step s takes micro-batches s*k .. (s+1)*k. So where a run
+//! stands is one number, and a run that goes on from any checkpoint ends with the bytes of one that was never stopped.
+//!
+//! The folder of a run:
+//!   checkpoints/      one file each, see [`checkpoint`]
+//!   log.jsonl, events.out.tfevents.*      see [`super::log`]
+//!   bad.jsonl         pictures that could not be used, and why
+
+use super::checkpoint::{self, Folder, Metric};
+use super::config::{Config, Length};
+use super::corpus::{Corpus, Item, Loading};
+use super::log::{Log, StepLine, Time, now};
+use super::progress::Progress;
+use super::signals::Stop;
+use super::state::{self, Identity, State};
+use super::trainer::{Micro, StepReport, Trainer};
+use super::validate::{Validation, evaluate};
+use crate::data::{self, Loader};
+use crate::files::{self, RealDisk};
+use crate::{Error, Kind, Result};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const CHECKPOINTS: &str = "checkpoints";
+pub const BAD: &str = "bad.jsonl";
+
+/// Everything a run is made of.
+pub struct Run<'a> {
+    pub config: &'a Config,
+    pub length: Length,
+    pub loading: Arc<Loading>,
+    pub validation: Option<Validation>,
+    pub identity: Identity,
+    pub out: &'a Path,
+    pub resume: bool,
+}
+
+/// How a run ended; the trainer holds the model.
+pub struct Outcome {
+    pub trainer: Trainer,
+    /// A signal asked to stop.
+    pub stopped: Option<Error>,
+    /// Pictures that could not be used.
+    pub bad: usize,
+}
+
+/// The parts that change as a run goes on.
+struct Going<'a> {
+    run: &'a Run<'a>,
+    trainer: Trainer,
+    state: State,
+    folder: Folder<'static>,
+    log: Log,
+    bad: BTreeMap<String, String>,
+    saved: Option<u64>,
+    last_save: Instant,
+}
+
+/// Trains. `trainer` stands at its beginning; a checkpoint replaces its numbers if the run is resumed.
+pub fn run(run: &Run, trainer: Trainer, stop: &Stop, progress: &mut Progress) -> Result<Outcome> {
+    let mut going = Going::begin(run, trainer, progress)?;
+    progress.start(going.trainer.step, run.length.steps);
+    let mut loader = going.loader()?;
+    while going.trainer.step < run.length.steps && stop.signal().is_none() {
+        let begun = Instant::now();
+        let micro = match going.next(&mut loader) {
+            Ok(micro) => micro,
+            Err(e) => return Err(going.after_bad_data(e, &loader, progress)),
+        };
+        let report = going.trainer.step(&micro)?;
+        if let Err(e) = going.note_bad(&loader, progress) {
+            return Err(going.after_bad_data(e, &loader, progress));
+        }
+        let waiting = loader.waited_share();
+        going.log_step(&report, waiting, begun.elapsed(), progress);
+        let metric = going.evaluate_if_due(progress)?;
+        going.save_if_due(metric)?;
+    }
+    going.save(None)?;
+    progress.finish();
+    Ok(Outcome { bad: going.bad.len(), trainer: going.trainer, stopped: stop.error() })
+}
+
+/// The newest whole checkpoint of a run, and what to say about torn ones.
+pub fn newest(out: &Path, mut torn: impl FnMut(&Error)) -> Result<Option<checkpoint::Loaded>> {
+    match checkpoint::latest(&RealDisk, &out.join(CHECKPOINTS), &mut torn)? {
+        Some(path) => checkpoint::load(&RealDisk, &path).map(Some),
+        None => Ok(None),
+    }
+}
+
+impl<'a> Going<'a> {
+    fn begin(run: &'a Run<'a>, mut trainer: Trainer, progress: &Progress) -> Result<Going<'a>> {
+        let folder = Folder::own(&RealDisk, &run.out.join(CHECKPOINTS))?;
+        let newest = newest(run.out, |e| progress.warn(format!("warning: passed over: {e}")))?;
+        let mut state = State::default();
+        match newest {
+            Some(loaded) if run.resume => {
+                loaded.progress.check_same_run(&run.identity.progress(
+                    &trainer,
+                    State::default(),
+                    None,
+                )?)?;
+                state = state::restore(&mut trainer, loaded)?;
+                progress.say(format!("going on after step {}", trainer.step));
+            }
+            Some(loaded) => {
+                return Err(Error::argument(
+                    "train",
+                    run.out.display().to_string(),
+                    "a folder without checkpoints",
+                    format!("a run that stands at step {}", loaded.progress.step),
+                )
+                .fix("go on with it (--resume), or choose another folder (--out)"));
+            }
+            None if run.resume => progress.say("no checkpoint yet: beginning with step 1"),
+            None => {}
+        }
+        let saved = (trainer.step > 0).then_some(trainer.step);
+        let log = Log::open(run.out, trainer.step)?;
+        let bad = read_bad(&run.out.join(BAD));
+        Ok(Going { run, trainer, state, folder, log, bad, saved, last_save: Instant::now() })
+    }
+
+    fn loader(&self) -> Result<Loader<Item>> {
+        let (config, corpus) = (self.run.config, &self.run.loading.corpus);
+        let accumulate = config.accumulate as u64;
+        let mut options = data::Options {
+            prefetch: config.prefetch,
+            first: self.trainer.step * accumulate,
+            end: self.run.length.steps.max(self.trainer.step) * accumulate,
+            bad_share: config.bad_share,
+            ..data::Options::default()
+        };
+        options.workers = config.workers.unwrap_or(options.workers);
+        let loading = Arc::clone(&self.run.loading);
+        Loader::start(Arc::new(corpus.order(config)?), options, move |index, micro| {
+            loading.load(index, micro)
+        })
+    }
+
+    /// The micro-batches of the next step.
+    fn next(&self, loader: &mut Loader<Item>) -> Result<Vec<Micro>> {
+        let mut micro = Vec::with_capacity(self.run.config.accumulate);
+        for _ in 0..self.run.config.accumulate {
+            let batch = loader.next_batch()?.ok_or_else(|| {
+                Error::new(Kind::Data, "train").expected("another batch").got("the end of the data")
+            })?;
+            micro.push(self.run.loading.micro(batch)?);
+        }
+        Ok(micro)
+    }
+
+    fn log_step(&mut self, report: &StepReport, waiting: f64, took: Duration, progress: &mut Progress) {
+        let samples = self.run.config.batch * self.run.config.accumulate;
+        let seconds = took.as_secs_f64();
+        let samples_per_second = samples as f64 / seconds.max(1e-9);
+        let time = Time { at: now(), samples_per_second, waiting };
+        let epoch = (report.step - 1) / self.run.length.steps_per_epoch;
+        let line = StepLine::new(report, epoch, time);
+        if let Some(warning) = self.log.step(&line) {
+            progress.warn(format!("warning: {warning}"));
+        }
+        progress.step(&line, samples, seconds);
+    }
+
+    /// The validation loss, where it is time for it; the best so far is saved at once.
+    fn evaluate_if_due(&mut self, progress: &mut Progress) -> Result<Option<Metric>> {
+        let Some(validation) = &self.run.validation else { return Ok(None) };
+        let (step, length) = (self.trainer.step, self.run.length);
+        let every = self.run.config.eval_every;
+        let every = if every > 0 { every } else { length.steps_per_epoch };
+        if !step.is_multiple_of(every) && step != length.steps {
+            return Ok(None);
+        }
+        let line = evaluate(&self.trainer, validation)?;
+        if let Some(warning) = self.log.evaluation(&line) {
+            progress.warn(format!("warning: {warning}"));
+        }
+        progress.evaluation(&line);
+        let better = line.loss.is_finite() && self.state.best.is_none_or(|best| line.loss < best);
+        let metric = line.loss.is_finite().then(|| Metric {
+            name: "validation loss".into(),
+            value: line.loss,
+            higher_is_better: false,
+        });
+        if better {
+            self.state.best = Some(line.loss);
+        }
+        if better && self.run.config.keep_best > 0 {
+            self.save(metric.clone())?;
+        }
+        Ok(metric)
+    }
+
+    fn save_if_due(&mut self, metric: Option<Metric>) -> Result<()> {
+        let config = self.run.config;
+        let by_steps = config.save_every > 0 && self.trainer.step.is_multiple_of(config.save_every);
+        let minutes = self.last_save.elapsed().as_secs_f64() / 60.0;
+        let by_time = config.save_minutes > 0.0 && minutes >= config.save_minutes;
+        let last = self.trainer.step >= self.run.length.steps;
+        if by_steps || by_time || last { self.save(metric) } else { Ok(()) }
+    }
+
+    /// Saves, unless this step is saved already, and removes what is not to be kept.
+    fn save(&mut self, metric: Option<Metric>) -> Result<()> {
+        if self.saved == Some(self.trainer.step) || self.trainer.step == 0 {
+            return Ok(());
+        }
+        self.log.sync();
+        let progress = self.run.identity.progress(&self.trainer, self.state.clone(), metric)?;
+        self.folder.save(&state::checkpoint(&self.trainer, progress))?;
+        (self.saved, self.last_save) = (Some(self.trainer.step), Instant::now());
+        self.folder.prune(self.run.config.keep_last, self.run.config.keep_best).map(drop)
+    }
+
+    /// Lists pictures that turned out unusable, and stops when there are too many in all.
+    fn note_bad(&mut self, loader: &Loader<Item>, progress: &Progress) -> Result<()> {
+        let bad = loader.bad();
+        let fresh: Vec<_> = bad.iter().filter(|b| !self.state.bad.contains(&b.index)).collect();
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let corpus: &Corpus = &self.run.loading.corpus;
+        for b in fresh {
+            self.state.bad.insert(b.index);
+            let picture =
+                corpus.get(b.index).map_or_else(String::new, |e| e.sample.image.display().to_string());
+            self.bad.insert(picture, b.reason.to_string());
+        }
+        let path = self.run.out.join(BAD);
+        progress.warn(format!(
+            "warning: {} pictures could not be used so far ({})",
+            self.bad.len(),
+            path.display()
+        ));
+        if let Err(e) = write_bad(&path, &self.bad) {
+            progress.warn(format!("warning: {e}")); // the list is no reason to stop training
+        }
+        let (count, total) = (self.state.bad.len(), corpus.sizes().iter().sum::<usize>());
+        if count as f64 <= self.run.config.bad_share * total as f64 {
+            return Ok(());
+        }
+        let first: Vec<&str> = self.bad.values().take(3).map(String::as_str).collect();
+        let share = self.run.config.bad_share * 100.0;
+        Err(Error::new(Kind::Data, "train")
+            .about("pictures")
+            .expected(format!("at most {share} % of the captions without a usable picture"))
+            .got(format!("{count} of {total}; {}", first.join("; "))))
+    }
+
+    /// The data cannot go on: what was trained is saved, what is bad is listed.
+    fn after_bad_data(&mut self, error: Error, loader: &Loader<Item>, progress: &Progress) -> Error {
+        // The first error is the one to report, whatever becomes of these.
+        let _ = self.note_bad(loader, progress);
+        let _ = self.save(None);
+        let bad = self.run.out.join(BAD);
+        let list =
+            if self.bad.is_empty() { String::new() } else { format!(" (listed in {})", bad.display()) };
+        error.fix(match self.saved {
+            Some(step) => {
+                format!("step {step} is saved: repair the data{list} or raise bad_share, and --resume")
+            }
+            None => format!("repair the data{list} or raise bad_share; qformer doctor finds what is wrong"),
+        })
+    }
+}
+
+/// Pictures and reasons of an earlier part of the run; none if there is no such file.
+pub fn read_bad(path: &Path) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = |line: &str| -> Option<(String, String)> {
+        let v: Value = serde_json::from_str(line).ok()?;
+        Some((v.get("picture")?.as_str()?.to_string(), v.get("reason")?.as_str()?.to_string()))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+fn write_bad(path: &Path, bad: &BTreeMap<String, String>) -> Result<()> {
+    let text: String = bad
+        .iter()
+        .map(|(picture, reason)| format!("{}\n", json!({ "picture": picture, "reason": reason })))
+        .collect();
+    files::write_atomic(&RealDisk, path, text.len() as u64, |w| w.write_all(text.as_bytes()))
+}

@@ -1,0 +1,197 @@
+//! A trainer as a checkpoint, and back: trained parameters, both running means, the step.
+//!
+//! Frozen parameters are not saved; their hash is, and a run is resumed with the same ones only. The settings that
+//! change numbers are saved as JSON and compared, so that a run is never resumed under others unnoticed.
+
+use super::checkpoint::{self, Checkpoint, EXP_AVG, EXP_AVG_SQ, Loaded, Metric, Progress, Stored};
+use super::config::{Config, Length};
+use super::corpus::Corpus;
+use super::trainer::{Contrast, Trainer};
+use crate::model::{self, Profile};
+use crate::nn::Params;
+use crate::tensor::{Buffer, DType, Real, Tensor};
+use crate::{Error, Result, on};
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a checkpoint holds beside tensors and settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Steps AdamW has taken; fewer than the run's where loss scaling left some out.
+    pub optimizer_steps: u64,
+    pub loss_scale: f64,
+    pub clean_steps: u32,
+    /// Entries of the data whose pictures could not be used.
+    pub bad: BTreeSet<usize>,
+    /// The lowest validation loss so far.
+    pub best: Option<f64>,
+}
+
+/// Every setting that changes the numbers.
+pub fn settings(
+    config: &Config,
+    corpus: &Corpus,
+    model: &model::Config,
+    length: Length,
+    vocab: &str,
+) -> Value {
+    let (sizes, mut data) = (corpus.sizes(), serde_json::Map::new());
+    for (i, captions) in sizes.iter().enumerate() {
+        let ratio = config.data.get(i).and_then(|d| d.ratio);
+        let set = json!({ "captions": captions, "blake3": corpus.fingerprint(i), "ratio": ratio });
+        data.insert(i.to_string(), set);
+    }
+    let profile = match config.profile {
+        Profile::LavisDiagonal => "lavis-diagonal",
+        Profile::LavisImageId => "lavis-image-id",
+    };
+    json!({
+        "model": model,
+        "data": data,
+        "vocabulary": vocab,
+        "train_vit": config.trains_vit(),
+        "profile": profile,
+        "contrast": if config.contrast == Contrast::Accumulated { "accumulated" } else { "micro-batch" },
+        "dropout": config.dropout,
+        "batch": config.batch,
+        "accumulate": config.accumulate,
+        "init_lr": config.init_lr,
+        "min_lr": config.min_lr,
+        "warmup_lr": config.warmup_lr,
+        "warmup_steps": length.warmup_steps,
+        "epochs": length.max_epoch,
+        "weight_decay": config.hyper.weight_decay,
+        "betas": config.hyper.betas,
+        "eps": config.hyper.eps,
+        "crop_scale": config.augment.scale,
+        "crop_ratio": config.augment.ratio,
+        "flip": config.augment.flip,
+        "resize": format!("{:?}", config.resize).to_lowercase(),
+    })
+}
+
+/// blake3 over the frozen parameters, which checkpoints do not hold.
+pub fn frozen_hash(params: &Params) -> String {
+    let mut hash = blake3::Hasher::new();
+    for (id, spec, value) in params.iter().filter(|(_, spec, _)| !spec.trained) {
+        hash.update(spec.name.as_bytes());
+        hash.update(params.half(id).map_or_else(|| bytes_of(value), |half| half.bytes()));
+    }
+    hash.finalize().to_hex().to_string()
+}
+
+fn bytes_of(t: &Tensor) -> &[u8] {
+    on!(t.dtype(), T => bytemuck::cast_slice(t.data::<T>()))
+}
+
+fn buffer_bytes(b: &Buffer) -> &[u8] {
+    on!(b.dtype(), T => bytemuck::cast_slice(b.slice::<T>()))
+}
+
+/// What stays the same from checkpoint to checkpoint.
+pub struct Identity {
+    pub settings: Value,
+    pub frozen: String,
+}
+
+impl Identity {
+    pub fn progress(&self, trainer: &Trainer, mut state: State, metric: Option<Metric>) -> Result<Progress> {
+        state.optimizer_steps = trainer.optimizer.steps;
+        (state.loss_scale, state.clean_steps) = (trainer.scale.scale, trainer.scale.clean_steps);
+        let broken = |e| Error::argument("save checkpoint", "state", "numbers", e);
+        Ok(Progress {
+            step: trainer.step,
+            epoch: trainer.step / trainer.options.steps_per_epoch.max(1),
+            seed: trainer.options.seed,
+            config: self.settings.clone(),
+            vit_blake3: self.frozen.clone(),
+            metric,
+            state: serde_json::to_value(state).map_err(broken)?,
+        })
+    }
+}
+
+/// The trainer's tensors in a fixed order: every trained parameter, then its two running means.
+fn tensors(trainer: &Trainer) -> Vec<checkpoint::Tensor<'_>> {
+    let mut found = Vec::new();
+    for m in &trainer.optimizer.moments {
+        let (spec, value) = (&trainer.params.specs()[m.id.0], trainer.params.get(m.id));
+        let parts = [
+            ("", bytes_of(value)),
+            (EXP_AVG, buffer_bytes(&m.exp_avg)),
+            (EXP_AVG_SQ, buffer_bytes(&m.exp_avg_sq)),
+        ];
+        found.extend(parts.map(|(prefix, bytes)| checkpoint::Tensor {
+            name: format!("{prefix}{}", spec.name),
+            dtype: stored_dtype(value.dtype()),
+            shape: spec.shape.clone(),
+            bytes,
+        }));
+    }
+    found
+}
+
+pub fn checkpoint(trainer: &Trainer, progress: Progress) -> Checkpoint<'_> {
+    Checkpoint { progress, tensors: tensors(trainer) }
+}
+
+fn stored_dtype(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::F32,
+        DType::F64 => Dtype::F64,
+    }
+}
+
+/// Puts a checkpoint's numbers into a trainer that was made from the same settings.
+pub fn restore(trainer: &mut Trainer, loaded: Loaded) -> Result<State> {
+    let Loaded { progress, mut tensors } = loaded;
+    let state: State = serde_json::from_value(progress.state)
+        .map_err(|e| Error::argument("resume", "state", "the state of a training run", e))?;
+    for m in &mut trainer.optimizer.moments {
+        let spec = &trainer.params.specs()[m.id.0];
+        let (name, shape) = (spec.name.clone(), spec.shape.clone());
+        let value = trainer.params.get_mut(m.id);
+        let dtype = value.dtype();
+        let mut take = |prefix: &str| take(&mut tensors, &format!("{prefix}{name}"), dtype, &shape);
+        let (bytes, avg, avg_sq) = (take("")?, take(EXP_AVG)?, take(EXP_AVG_SQ)?);
+        on!(dtype, T => {
+            let held = || Error::argument("resume", &name, "a parameter nothing else uses", "one in use");
+            copy(value.data_mut::<T>().ok_or_else(held)?, &bytes);
+            copy(m.exp_avg.slice_mut::<T>(), &avg);
+            copy(m.exp_avg_sq.slice_mut::<T>(), &avg_sq);
+        });
+    }
+    if let Some(name) = tensors.keys().next() {
+        return Err(other_model(name, "no such parameter".into(), "one".into()));
+    }
+    trainer.step = progress.step;
+    trainer.optimizer.steps = state.optimizer_steps;
+    (trainer.scale.scale, trainer.scale.clean_steps) = (state.loss_scale, state.clean_steps);
+    Ok(state)
+}
+
+fn copy<T: Real>(to: &mut [T], from: &[u8]) {
+    bytemuck::cast_slice_mut::<T, u8>(to).copy_from_slice(from);
+}
+
+/// A tensor's bytes, of exactly the length that the shape says.
+fn take(
+    tensors: &mut BTreeMap<String, Stored>,
+    name: &str,
+    dtype: DType,
+    shape: &[usize],
+) -> Result<Vec<u8>> {
+    let want = format!("{:?} {shape:?}", stored_dtype(dtype));
+    let Some(t) = tensors.remove(name) else { return Err(other_model(name, want, "nothing".into())) };
+    if t.shape != shape || t.dtype != stored_dtype(dtype) {
+        return Err(other_model(name, want, format!("{:?} {:?}", t.dtype, t.shape)));
+    }
+    Ok(t.bytes)
+}
+
+fn other_model(name: &str, want: String, got: String) -> Error {
+    Error::argument("resume", name, want, got).fix("resume with the settings the run began with")
+}

@@ -1,0 +1,9 @@
+//! What is refused, and how it is said: operation, argument, expected, got - and what to change, where it is known.
+
+mod tiny;
+
+mod errors {
+    mod model;
+    mod ops;
+    mod training;
+}

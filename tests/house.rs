@@ -1,0 +1,244 @@
+//! The house rules that a compiler does not know: who may import whom, what a room may hold, how long a file is.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Every room and the rooms it may import; `error` is open to all. Imports go down only.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("files", &[]),
+    ("device", &[]),
+    ("tensor", &["device"]),
+    ("ops", &["tensor", "device"]),
+    ("nn", &["ops", "tensor"]),
+    ("model", &["nn", "ops", "tensor"]),
+    // These know no tensors: they hand over plain buffers.
+    ("text", &["files"]),
+    ("vision", &["files"]),
+    ("metrics", &[]),
+    ("weights", &["files"]),
+    ("data", &["text", "vision", "files"]),
+    ("results", &["files"]),
+    ("index", &["results", "files"]),
+    ("demo", &["data", "vision", "files"]),
+    // From here on a model meets the world.
+    ("train", &["model", "nn", "tensor", "device", "data", "vision", "text", "metrics", "weights", "files"]),
+    ("pretrained", &["model", "nn", "tensor", "text", "vision", "weights", "files"]),
+    ("parity", &["train", "model", "nn", "tensor", "text", "vision"]),
+    ("report", &["train", "data", "vision", "metrics", "results", "files"]),
+    (
+        "commands",
+        &[
+            "report",
+            "parity",
+            "pretrained",
+            "train",
+            "demo",
+            "index",
+            "results",
+            "data",
+            "weights",
+            "metrics",
+            "vision",
+            "text",
+            "model",
+            "nn",
+            "ops",
+            "tensor",
+            "device",
+            "files",
+        ],
+    ),
+];
+
+/// Files that may be longer than 450 lines: one state machine each.
+const LONG: &[&str] = &["weights/pytorch/pickle.rs"];
+
+struct Source {
+    path: PathBuf,
+    room: String,
+    /// Without comments and without the tests at its end.
+    code: String,
+    lines: usize,
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+        if entry.is_dir() {
+            found.extend(rust_files(&entry));
+        } else if entry.extension().is_some_and(|e| e == "rs") {
+            found.push(entry);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The text of a file without `//` comments; what stands in strings stays.
+fn without_comments(text: &str) -> String {
+    let line = |line: &str| {
+        let code =
+            line.match_indices("//").find(|(at, _)| line[..*at].matches('"').count().is_multiple_of(2));
+        code.map_or(line, |(at, _)| &line[..at]).to_string() + "\n"
+    };
+    text.lines().map(line).collect()
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let source = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let inside = path.strip_prefix(&root).unwrap().to_path_buf();
+        let first = inside.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+        let room = first.trim_end_matches(".rs").to_string();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        Source { code: without_comments(code), lines: text.lines().count(), path: inside, room }
+    };
+    let all: Vec<Source> = rust_files(&root).into_iter().map(source).collect();
+    assert!(all.len() > 30, "the sources were not found");
+    // Files of tests, declared as `#[cfg(test)] mod name;` in their room.
+    let tests: Vec<PathBuf> = (all.iter())
+        .flat_map(|s| {
+            let declared = s.code.split("#[cfg(test)]\nmod ").skip(1).filter_map(|rest| rest.split_once(';'));
+            declared.map(|(name, _)| s.path.with_file_name(format!("{name}.rs"))).collect::<Vec<_>>()
+        })
+        .collect();
+    all.into_iter().filter(|s| s.room != "lib" && s.room != "main" && !tests.contains(&s.path)).collect()
+}
+
+/// The rooms named behind `crate::` in a piece of code: `crate::x::y`, and the first names in `crate::{..}`.
+fn imports(code: &str) -> BTreeSet<String> {
+    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = BTreeSet::new();
+    for (at, found_text) in code.match_indices("crate::") {
+        let rest = code[at + found_text.len()..].trim_start();
+        let Some(group) = rest.strip_prefix('{') else {
+            found.insert(name(rest));
+            continue;
+        };
+        let (mut depth, mut start) = (0, 0);
+        for (i, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth > 0 => depth -= 1,
+                ',' | '}' if depth == 0 => {
+                    found.insert(name(group[start..i].trim()));
+                    start = i + 1;
+                    if c == '}' {
+                        break;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    found.remove("");
+    found
+}
+
+#[test]
+fn names_behind_crate_are_found() {
+    let code = "use crate::{Error, text::{a, b}, on};\nfn f() { crate::device::cpu::x(); crate::on!(T) }\nuse crate::{\n  Result,\n};";
+    let all: Vec<String> = imports(code).into_iter().collect();
+    assert_eq!(all, ["Error", "Result", "device", "on", "text"]);
+    assert_eq!(without_comments("a // crate::b\n\"http://c\" // d"), "a \n\"http://c\" \n");
+}
+
+/// The table itself goes down only: a room imports rooms that stand above it in the table.
+#[test]
+fn the_table_has_no_circle() {
+    for (i, (room, allowed)) in ROOMS.iter().enumerate() {
+        for a in *allowed {
+            assert!(
+                ROOMS[..i].iter().any(|(r, _)| r == a),
+                "{room} may import {a}, which does not stand below it"
+            );
+        }
+    }
+}
+
+#[test]
+fn imports_go_down_only() {
+    for source in sources() {
+        let at = source.path.display();
+        let allowed = ROOMS.iter().find(|(room, _)| *room == source.room);
+        let Some((_, allowed)) = allowed else {
+            panic!("{at}: the room {} is not in this test's table", source.room)
+        };
+        for name in imports(&source.code) {
+            // The error type and the dtype macro stand in the crate's root.
+            let room = match name.as_str() {
+                "Error" | "Result" | "Kind" => "error",
+                "on" => "tensor",
+                room => room,
+            };
+            let open = room == "error" || room == source.room || allowed.contains(&room);
+            assert!(open, "{at}: {} imports crate::{name}; it may import {allowed:?}", source.room);
+        }
+    }
+}
+
+#[test]
+fn no_operation_imports_another() {
+    let names: Vec<String> = sources()
+        .iter()
+        .filter(|s| s.room == "ops")
+        .map(|s| s.path.file_stem().unwrap().to_string_lossy().into_owned())
+        .filter(|name| !["mod", "segments"].contains(&name.as_str())) // a table, no operation
+        .collect();
+    for source in sources().iter().filter(|s| s.room == "ops" && !s.path.ends_with("mod.rs")) {
+        for name in &names {
+            for path in [format!("super::{name}"), format!("ops::{name}")] {
+                assert!(!source.code.contains(&path), "{}: {path}", source.path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn unsafe_and_devices_stay_below_the_model() {
+    let holds = |code: &str, word: &str| {
+        code.match_indices(word).any(|(at, _)| {
+            let part_of_name = |c: char| c.is_alphanumeric() || "_-".contains(c);
+            !code[..at].ends_with(part_of_name) && !code[at + word.len()..].starts_with(part_of_name)
+        })
+    };
+    assert!(holds("x unsafe {", "unsafe") && !holds("unsafe_code", "unsafe"));
+    for source in sources() {
+        let at = source.path.display();
+        if !["device", "ops", "files", "weights"].contains(&source.room.as_str()) {
+            let allowed = source.code.contains("forbid(unsafe_code)");
+            assert!(allowed || !holds(&source.code, "unsafe"), "{at}: unsafe");
+        }
+        if ["model", "nn", "train"].contains(&source.room.as_str()) {
+            assert!(!source.code.contains("match device"), "{at}: match device");
+        }
+    }
+}
+
+#[test]
+fn nothing_unfinished_and_no_panic_from_an_argument() {
+    for source in sources() {
+        for word in
+            [".unwrap()", ".expect(", "panic!(", "todo!(", "unimplemented!(", "unreachable!(", "dbg!("]
+        {
+            for (n, line) in source.code.lines().enumerate() {
+                assert!(!line.contains(word), "{}:{}: {word}", source.path.display(), n + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn files_are_short_and_begin_with_what_they_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for source in sources().iter().filter(|s| !LONG.iter().any(|long| s.path.ends_with(long))) {
+        assert!(source.lines <= 450, "src/{}: {} lines, at most 450", source.path.display(), source.lines);
+    }
+    for path in rust_files(&root.join("src")).into_iter().chain(rust_files(&root.join("tests"))) {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("//!"), "{}: the first line says what the file is", path.display());
+    }
+}

@@ -1,0 +1,135 @@
+//! What decoding asks: the best tokens, log-softmax, and attention of single rows over listed keys.
+
+use crate::harness::*;
+use half::{bf16, f16};
+use qformer::device::host::Schedule;
+use qformer::device::launch::Arg;
+use qformer::ops;
+use qformer::tensor::{DType, Tensor};
+
+/// (values, indices, norm) of the kernel.
+fn top<T: Storage>(
+    x: &[T],
+    rows: usize,
+    k: usize,
+    threads: usize,
+    s: Schedule,
+) -> (Vec<f32>, Vec<i32>, Vec<f32>) {
+    let v = x.len() / rows;
+    let (dev, values, indices, norm) =
+        (on_device(x), fresh::<f32>(rows * k), fresh::<i32>(rows * k), fresh::<f32>(rows));
+    let args = [
+        Arg::from(&dev),
+        (&values).into(),
+        (&indices).into(),
+        (&norm).into(),
+        (v as i32).into(),
+        (k as i32).into(),
+    ];
+    run1(&format!("top_k_{}", T::NAME), rows, threads, &args, s);
+    (read(&values), read(&indices), read(&norm))
+}
+
+#[test]
+fn top_k_and_log_softmax() {
+    fn go<T: Storage>(rows: usize, v: usize, k: usize, threads: usize) {
+        let x = random::<T>(rows * v, v as u64, 4.0); // 16 bits: many ties
+        let (values, indices, norm) = everywhere(|s| top(&x, rows, k, threads, s));
+        let y: Vec<f32> = everywhere(|s| {
+            let (dev, y) = (on_device(&x), fresh::<f32>(x.len()));
+            let args = [Arg::from(&dev), (&y).into(), (v as i32).into()];
+            run1(&format!("log_softmax_{}", T::NAME), rows, threads, &args, s);
+            read(&y)
+        });
+        for (i, row) in floats(&x).chunks(v).enumerate() {
+            let mut order: Vec<usize> = (0..v).collect();
+            order.sort_by(|a, b| row[*b].total_cmp(&row[*a])); // stable: ties to the lower index
+            for j in 0..k {
+                assert_eq!(indices[i * k + j], order[j] as i32, "row {i}, place {j}");
+                assert_eq!(values[i * k + j], row[order[j]]);
+            }
+            let mut want = wide(row);
+            ops::log_softmax_row(&mut want);
+            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let naive_norm = top + row.iter().fold(0f32, |s, x| s + (x - top).exp()).ln();
+            let naive: Vec<f32> = row.iter().map(|x| x - naive_norm).collect();
+            assert_close_f32("log_softmax", &y[i * v..][..v], &want, &naive);
+            assert_close_f32("norm", &norm[i..=i], &[f64::from(row[0]) - want[0]], &[naive_norm]);
+        }
+    }
+    go::<f32>(2, 32001, 6, 512);
+    go::<bf16>(3, 1000, 10, 64);
+    go::<f16>(2, 37, 37, 32);
+    go::<f32>(1, 1, 1, 1024);
+}
+
+#[test]
+fn top_k_of_special_values() {
+    let x = [0.0, f32::NEG_INFINITY, -0.0, f32::INFINITY, f32::NAN, -1.0, f32::NAN, 0.0];
+    let (_, indices, norm) = top(&x, 1, 8, 32, Schedule::default());
+    assert_eq!(indices, [4, 6, 3, 0, 2, 7, 5, 1]);
+    assert!(norm[0].is_nan());
+    let (values, _, norm) = top(&[f32::NEG_INFINITY, 2.0, f32::NEG_INFINITY], 1, 2, 32, Schedule::default());
+    assert_eq!((values[0], values[1], norm[0]), (2.0, f32::NEG_INFINITY, 2.0));
+}
+
+#[test]
+fn attend_rows() {
+    fn go<T: Storage>(keys: usize, heads: usize, d: usize, lists: &[Vec<u32>]) {
+        let (n, w, scale) = (lists.len(), heads * d, 1.0 / (d as f32).sqrt());
+        let (q, k, v) =
+            (random::<T>(n * w, 1, 1.0), random::<T>(keys * w, 2, 1.0), random::<T>(keys * w, 3, 1.0));
+        let rows: Vec<i32> = lists.iter().flatten().map(|r| *r as i32).collect();
+        let rows = if rows.is_empty() { vec![0] } else { rows };
+        let starts: Vec<i32> =
+            (0..=n).map(|i| lists[..i].iter().map(Vec::len).sum::<usize>() as i32).collect();
+        let y: Vec<T> = everywhere(|s| {
+            let [qd, kd, vd] = [&q, &k, &v].map(|x| on_device(x));
+            let (rows, starts, y) = (on_device(&rows), on_device(&starts), fresh::<T>(n * w));
+            let stride = Arg::from(w as i32);
+            let args = [
+                Arg::from(&qd),
+                (&kd).into(),
+                stride,
+                (&vd).into(),
+                stride,
+                (&rows).into(),
+                (&starts).into(),
+                (&y).into(),
+                (d as i32).into(),
+                scale.into(),
+            ];
+            let grid = [n as u32, heads as u32, 1];
+            run(&launch_of(&format!("attend_rows_{}", T::NAME), grid, [128, 1, 1]), &args, s);
+            read(&y)
+        });
+        let tensor = |x: &[T], rows: usize| Tensor::of(DType::F64, &values(x), &[rows, w]).expect("a tensor");
+        let (qt, kt, vt) = (tensor(&q, n), tensor(&k, keys), tensor(&v, keys));
+        let want = ops::attend_rows([&qt, &kt, &vt], lists, heads, f64::from(scale)).expect("the definition");
+        let (q, k, v) = (floats(&q), floats(&k), floats(&v));
+        let mut naive = vec![0f32; n * w];
+        for (i, list) in lists.iter().enumerate() {
+            for h in 0..heads {
+                let dot = |l: &u32| {
+                    let at = *l as usize * w + h * d;
+                    r::<T>(r::<T>((0..d).fold(0f32, |s, c| s + q[i * w + h * d + c] * k[at + c])) * scale)
+                };
+                let s: Vec<f32> = list.iter().map(dot).collect();
+                let top = s.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let e: Vec<f32> = s.iter().map(|s| (s - top).exp()).collect();
+                let sum: f32 = e.iter().sum();
+                let p: Vec<f32> = e.iter().map(|e| r::<T>(e / sum)).collect();
+                for c in h * d..(h + 1) * d {
+                    let terms = list.iter().zip(&p).map(|(l, p)| p * v[*l as usize * w + c]);
+                    naive[i * w + c] = r::<T>(terms.fold(0f32, |s, x| s + x));
+                }
+            }
+        }
+        assert_close("attend_rows", &y, &want.to_f64(), &naive);
+    }
+    let beams = [(0..32).chain([40, 41]).collect(), (0..32).chain([40, 42]).collect(), vec![7], vec![]];
+    go::<f16>(50, 3, 64, &beams);
+    go::<f32>(50, 2, 13, &beams);
+    go::<bf16>(300, 1, 128, &[(0..300).rev().collect()]); // several rounds of keys
+    go::<f16>(1, 1, 8, &[vec![0]]);
+}

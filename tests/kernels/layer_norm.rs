@@ -1,0 +1,240 @@
+//! Bias, dropout, residual and LayerNorm, and the column sums, against `ops` in f64.
+
+use crate::harness::*;
+use half::{bf16, f16};
+use qformer::device::host::Schedule;
+use qformer::device::launch::Arg;
+use qformer::ops;
+use qformer::tensor::{DType, Dropout, Gradients, Tape, Tensor};
+
+struct Case<T, R> {
+    n: usize,
+    c: usize,
+    /// The parts that may be absent: x with its bias, and the residual.
+    x: Option<Vec<T>>,
+    bias: Vec<f32>,
+    residual: Option<Vec<R>>,
+    w: Vec<f32>,
+    b: Vec<f32>,
+    dy: Vec<T>,
+    dsum: Vec<R>,
+    drop: Option<Dropout>,
+}
+
+const EPS: f32 = 1e-6;
+
+impl<T: Storage, R: Storage> Case<T, R> {
+    fn new(n: usize, c: usize, seed: u64, drop: bool) -> Case<T, R> {
+        let s = seed * 8;
+        let wide = |v: Vec<f32>| v;
+        Case {
+            n,
+            c,
+            x: Some(random(n * c, s, 1.0)),
+            bias: wide(random(c, s + 1, 0.5)),
+            residual: Some(random(n * c, s + 2, 2.0)),
+            w: wide(random(c, s + 3, 1.0)),
+            b: wide(random(c, s + 4, 1.0)),
+            dy: random(n * c, s + 5, 1.0),
+            dsum: random(n * c, s + 6, 1.0),
+            drop: drop.then(some_dropout),
+        }
+    }
+    fn threads(&self) -> usize {
+        self.c.div_ceil(8).next_multiple_of(32)
+    }
+    /// x + bias, dropped out, and the residual, in the exactness of the caller.
+    fn sum<F>(&self, i: usize, rounded: impl Fn(f64) -> f64, last: F) -> f64
+    where
+        F: Fn(f64) -> f64,
+    {
+        let x = self.x.as_ref().map_or(0.0, |x| {
+            let u = rounded(x[i].get() + f64::from(self.bias[i % self.c]));
+            rounded(u * f64::from(drop_factor(self.drop, i as u64)))
+        });
+        last(x + self.residual.as_ref().map_or(0.0, |v| v[i].get()))
+    }
+}
+
+struct Out<T, R> {
+    z: Vec<R>,
+    y: Vec<T>,
+    dz: Vec<R>,
+    dx: Vec<T>,
+    dw: Vec<f32>,
+}
+impl<T: Storage, R: Storage> PartialEq for Out<T, R> {
+    fn eq(&self, o: &Self) -> bool {
+        let bits = |s: &Self| [bytemuck::cast_slice::<R, u8>(&s.z), bytemuck::cast_slice(&s.dz)].concat();
+        bits(self) == bits(o) && self.y == o.y && self.dx == o.dx && self.dw == o.dw
+    }
+}
+
+fn kernels<T: Storage, R: Storage>(name: &str, k: &Case<T, R>, s: Schedule) -> Out<T, R> {
+    let (n, c) = (k.n, k.c);
+    let x = k.x.as_ref().map(|x| on_device(x));
+    let residual = k.residual.as_ref().map(|x| on_device(x));
+    let or_null = |m: &Option<_>| m.as_ref().map_or(Arg::NULL, Arg::from);
+    let [bias, w, b] = [&k.bias, &k.w, &k.b].map(|v| on_device(v));
+    let (dy, dsum) = (on_device(&k.dy), on_device(&k.dsum));
+    let (z, y, dz, dx) = (fresh::<R>(n * c), fresh::<T>(n * c), fresh::<R>(n * c), fresh::<T>(n * c));
+    let (mean, rstd) = (fresh::<f32>(n), fresh::<f32>(n));
+    let size = Arg::from(c as i32);
+    let drop = drop_args(k.drop);
+    let mut args =
+        vec![or_null(&x), if x.is_some() { (&bias).into() } else { Arg::NULL }, or_null(&residual)];
+    args.extend([Arg::from(&w), (&b).into(), (&z).into(), (&y).into(), (&mean).into(), (&rstd).into()]);
+    args.extend([&[size, EPS.into()], &drop[..]].concat());
+    run1(&format!("layer_norm_fwd_{name}"), n, k.threads(), &args, s);
+    let parts = n.min(3);
+    let (partial, dw) = (fresh::<f32>(parts * 2 * c), fresh::<f32>(2 * c));
+    let mut args: Vec<Arg> = [&dy, &z, &mean, &rstd, &w, &dsum, &dz, &dx, &partial].map(Arg::from).into();
+    args.extend([&[(n as i32).into(), size], &drop[..]].concat());
+    run1(&format!("layer_norm_bwd_{name}"), parts, k.threads(), &args, s);
+    partial_sum(&partial, &dw, parts, 2 * c, false, s);
+    Out { z: read(&z), y: read(&y), dz: read(&dz), dx: read(&dx), dw: read(&dw) }
+}
+
+/// z, y, dz, dx, dw and db of the definition.
+fn reference<T: Storage, R: Storage>(k: &Case<T, R>) -> [Vec<f64>; 5] {
+    let (n, c) = (k.n, k.c);
+    let sizes = [n, c];
+    let tensor = |v: &[f64], sizes: &[usize]| Tensor::of(DType::F64, v, sizes).expect("a tensor");
+    let u: Vec<f64> =
+        (0..n * c).map(|i| k.x.as_ref().map_or(0.0, |x| x[i].get() + f64::from(k.bias[i % c]))).collect();
+    let residual = k.residual.as_ref().map_or(vec![0.0; n * c], |v| values(v));
+    let tape = Tape::new();
+    let leaf = |v: &[f64], sizes: &[usize], i| tape.leaf(&tensor(v, sizes), i);
+    let (u, residual) = (leaf(&u, &sizes, 0), leaf(&residual, &sizes, 1));
+    let (w, b) = (leaf(&wide(&k.w), &[c], 2), leaf(&wide(&k.b), &[c], 3));
+    let z = ops::add(&residual, &ops::dropout(&u, k.drop).expect("dropout")).expect("z");
+    let y = ops::layer_norm(&z, &w, &b, f64::from(EPS)).expect("y");
+    let mut grads = Gradients::new();
+    let seeds = [(&y, tensor(&values(&k.dy), &sizes)), (&z, tensor(&values(&k.dsum), &sizes))];
+    tape.backward_from(&seeds, &mut grads).expect("backward");
+    let of = |i: usize| grads.get(i).expect("a gradient").slice::<f64>().to_vec();
+    [z.to_f64(), y.to_f64(), of(1), of(0), [of(2), of(3)].concat()]
+}
+
+/// The same, rounded at every step.
+fn naive<T: Storage, R: Storage>(k: &Case<T, R>) -> [Vec<f32>; 5] {
+    let (n, c) = (k.n, k.c);
+    let z: Vec<f32> =
+        (0..n * c).map(|i| k.sum(i, |v| r::<T>(v as f32).into(), |v| round::<R>(v)) as f32).collect();
+    let (mut y, mut dz, mut dx, mut dw) = (vec![], vec![], vec![], vec![0f32; 2 * c]);
+    for i in 0..n {
+        let row = &z[i * c..][..c];
+        let mean = row.iter().sum::<f32>() / c as f32;
+        let var = row.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / c as f32;
+        let rs = 1.0 / (var + EPS).sqrt();
+        let norm: Vec<f32> = row.iter().map(|v| (v - mean) * rs).collect();
+        let g: Vec<f32> = (0..c).map(|j| k.dy[i * c + j].get() as f32 * k.w[j]).collect();
+        let (mg, mgn) = (
+            g.iter().sum::<f32>() / c as f32,
+            g.iter().zip(&norm).map(|(g, n)| g * n).sum::<f32>() / c as f32,
+        );
+        for j in 0..c {
+            y.push(r::<T>(norm[j] * k.w[j] + k.b[j]));
+            let d = r::<T>(rs * (g[j] - mg - norm[j] * mgn)) + k.dsum[i * c + j].get() as f32;
+            dz.push(r::<R>(d));
+            dx.push(r::<T>(r::<R>(d) * drop_factor(k.drop, (i * c + j) as u64)));
+            dw[j] += k.dy[i * c + j].get() as f32 * norm[j];
+            dw[c + j] += k.dy[i * c + j].get() as f32;
+        }
+    }
+    [z, y, dz, dx, dw]
+}
+
+fn check<T: Storage, R: Storage>(name: &str, k: &Case<T, R>) {
+    let got = everywhere(|s| kernels(name, k, s));
+    let (want, plain) = (reference(k), naive(k));
+    let what = |part: &str| format!("{part} of layer_norm_{name} [{}, {}]", k.n, k.c);
+    assert_close(&what("z"), &got.z, &want[0], &plain[0]);
+    assert_close(&what("y"), &got.y, &want[1], &plain[1]);
+    assert_close(&what("dz"), &got.dz, &want[2], &plain[2]);
+    assert_close(&what("dx"), &got.dx, &want[3], &plain[3]);
+    assert_close(&what("dw, db"), &got.dw, &want[4], &plain[4]);
+}
+
+#[test]
+fn real_and_smallest_shapes() {
+    for (n, c) in [(3, 768), (2, 1408), (1, 7), (5, 13)] {
+        check("f16", &Case::<f16, f16>::new(n, c, 1, true));
+        check("bf16_f32", &Case::<bf16, f32>::new(n, c, 2, true));
+    }
+    check("f32", &Case::<f32, f32>::new(3, 769, 3, true));
+    check("bf16", &Case::<bf16, bf16>::new(1, 2048, 4, false));
+    check("f16_f32", &Case::<f16, f32>::new(17, 40, 5, false));
+}
+
+#[test]
+fn random_shapes() {
+    for i in 0..shapes(6) {
+        let mut x = Random::new(i as u64 + 77);
+        let (n, c, seed, drop) = (x.within(1, 20), x.within(2, 300), i as u64 + 10, x.below(2) == 0);
+        match i % 5 {
+            0 => check("f16", &Case::<f16, f16>::new(n, c, seed, drop)),
+            1 => check("bf16", &Case::<bf16, bf16>::new(n, c, seed, drop)),
+            2 => check("f32", &Case::<f32, f32>::new(n, c, seed, drop)),
+            3 => check("f16_f32", &Case::<f16, f32>::new(n, c, seed, drop)),
+            _ => check("bf16_f32", &Case::<bf16, f32>::new(n, c, seed, drop)),
+        }
+    }
+}
+
+#[test]
+fn without_branch_or_residual() {
+    let mut k = Case::<f16, f32>::new(4, 100, 1, false);
+    k.residual = None;
+    check("f16_f32", &k);
+    let mut k = Case::<f16, f32>::new(4, 100, 2, false);
+    k.x = None;
+    let got = kernels("f16_f32", &k, Schedule::default());
+    let (want, plain) = (reference(&k), naive(&k));
+    assert_close("y of the residual alone", &got.y, &want[1], &plain[1]);
+    assert_close("dz of the residual alone", &got.dz, &want[2], &plain[2]);
+}
+
+/// E[x^2] - E[x]^2 would have no digit left.
+#[test]
+fn a_large_mean() {
+    let mut k = Case::<f32, f32>::new(2, 769, 1, false);
+    k.residual = Some(random::<f32>(2 * 769, 3, 1.0).iter().map(|v| v + 1000.0).collect());
+    check("f32", &k);
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_row() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut k = Case::<bf16, bf16>::new(3, 50, 1, false);
+        k.x.as_mut().expect("x")[50 + 7] = bf16::from_f32(bad);
+        let got = kernels("bf16", &k, Schedule::default());
+        for (i, v) in got.y.iter().enumerate() {
+            assert_eq!(v.to_f32().is_nan(), i / 50 == 1, "element {i}");
+        }
+    }
+}
+
+#[test]
+fn sums_of_columns() {
+    fn go<T: Storage>(n: usize, c: usize, parts: usize) {
+        let x = random::<T>(n * c, 5, 1.0);
+        let got = everywhere(|s| {
+            let (dx, partial, out) = (on_device(&x), fresh::<f32>(parts * c), on_device(&vec![2f32; c]));
+            let args = [Arg::from(&dx), (&partial).into(), (n as i32).into(), (c as i32).into()];
+            let launch = format!("column_sum_{}", T::NAME);
+            run(&launch_of(&launch, [c.div_ceil(256) as u32, parts as u32, 1], [32, 8, 1]), &args, s);
+            partial_sum(&partial, &out, parts, c, true, s);
+            read::<f32>(&out)
+        });
+        let column = |j: usize| (0..n).map(move |i| i * c + j);
+        let want: Vec<f64> = (0..c).map(|j| 2.0 + column(j).map(|i| x[i].get()).sum::<f64>()).collect();
+        let naive: Vec<f32> =
+            (0..c).map(|j| 2.0 + column(j).fold(0f32, |s, i| s + x[i].get() as f32)).collect();
+        assert_close("column_sum", &got, &want, &naive);
+    }
+    go::<f16>(100, 33, 4);
+    go::<bf16>(1, 1, 1);
+    go::<f32>(257, 100, 7);
+    go::<f32>(3, 5, 8); // more parts than rows
+}

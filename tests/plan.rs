@@ -1,0 +1,87 @@
+//! The memory that `train --dry-run` promises, beside what a step really allocates (counted by the allocator).
+
+use qformer::model::{Config as Sizes, Model, Profile};
+use qformer::nn::Params;
+use qformer::tensor::{DType, Tensor};
+use qformer::train::config::{Config, yaml};
+use qformer::train::plan::Memory;
+use qformer::train::trainer::{Micro, Trainer};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged; only its sizes are added up.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let now = NOW.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(now, Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Relaxed);
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Bytes at the peak of two steps, parameters and moments included, pictures not.
+fn measured(config: &Config, sizes: &Sizes, batch: usize, text: usize) -> f64 {
+    let before = NOW.load(Relaxed);
+    let (model, specs) = Model::new(sizes.clone(), config.trains_vit()).unwrap();
+    let params = Params::random(specs, DType::F32, 1).unwrap();
+    let mut trainer = Trainer::new(model, params, config.options(config.length(10))).unwrap();
+    let s = sizes.image_size;
+    let pixels: Vec<f32> = (0..batch * 3 * s * s).map(|i| (i % 101) as f32 / 50.0 - 1.0).collect();
+    let caption = |b: usize| -> Vec<u32> {
+        let middle = (0..text - 2).map(|i| (5 + (b * 7 + i * 3) % (sizes.vocab - 6)) as u32);
+        [2].into_iter().chain(middle).chain([3]).collect()
+    };
+    let micro = Micro {
+        image: Tensor::new(pixels, &[batch, 3, s, s]).unwrap(),
+        text: (0..batch).map(caption).collect(),
+        image_id: None,
+        names: vec![String::new(); batch],
+    };
+    let pictures = batch * 3 * s * s * 4;
+    let micro = [micro];
+    trainer.step(&micro).unwrap();
+    PEAK.store(NOW.load(Relaxed), Relaxed);
+    trainer.step(&micro).unwrap();
+    (PEAK.load(Relaxed) - before - pictures) as f64
+}
+
+#[test]
+fn planned_memory_is_near_what_a_step_takes() {
+    let mut wide = Sizes::tiny();
+    (wide.hidden, wide.ffn, wide.vocab, wide.max_txt_len) = (128, 512, 3000, 32);
+    let mut deep = Sizes::heads();
+    (deep.layers, deep.vit_depth, deep.cross_freq) = (6, 4, 1);
+    let cases = [
+        (Sizes::tiny(), true, 16, 12),
+        (Sizes::tiny(), false, 16, 6),
+        (Sizes::heads(), true, 8, 32),
+        (Sizes::heads(), false, 24, 20),
+        (wide, true, 12, 32),
+        (deep, false, 6, 10),
+    ];
+    for (sizes, train_vit, batch, text) in cases {
+        let entries = [format!("train_vit={train_vit}"), "start=x".into()];
+        let entries: Vec<_> = entries.iter().map(|e| yaml::assignment(e).unwrap()).collect();
+        let config = Config::from_entries(&entries).unwrap();
+        assert_eq!(config.profile, Profile::LavisDiagonal);
+        let (_, specs) = Model::new(sizes.clone(), train_vit).unwrap();
+        let planned = Memory::of(&config, &sizes, &specs, batch, text);
+        let planned = (planned.total() - planned.pictures) as f64;
+        let ratio = planned / measured(&config, &sizes, batch, text);
+        println!("{sizes:?} batch {batch} text {text} vit {train_vit}: planned / measured = {ratio:.3}");
+        // a plan that is too low lets a run die, one that is far too high forbids what would fit
+        assert!((0.9..1.5).contains(&ratio), "planned / measured = {ratio:.3}");
+    }
+}

@@ -1,0 +1,59 @@
+//! What the compiler gives each kernel: registers, static shared memory, spills, on every architecture. They are compared
+//! with `tests/kernels/registers.txt`; after a change to a kernel that means to move them:
+//!
+//!     UPDATE_REGISTERS=1 cargo test --features cuda --test registers
+#![cfg(feature = "cuda")]
+
+use std::collections::BTreeSet;
+
+const STORED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/registers.txt");
+
+fn built() -> String {
+    std::fs::read_to_string(env!("QFORMER_KERNEL_RESOURCES")).expect("the table of this build")
+}
+
+/// `kernel sm_80 registers R shared S spilled B`, split up; the first line names the compiler.
+fn rows(table: &str) -> Vec<Vec<&str>> {
+    table.lines().skip(1).map(|l| l.split(' ').collect()).collect()
+}
+
+#[test]
+fn the_table_is_the_stored_one() {
+    let built = built();
+    if std::env::var_os("UPDATE_REGISTERS").is_some() {
+        std::fs::write(STORED, &built).expect("write the table");
+    }
+    let stored = std::fs::read_to_string(STORED).expect("the stored table");
+    if built.lines().next() != stored.lines().next() {
+        println!("SKIPPED: stored with another compiler: {:?}", stored.lines().next());
+        return;
+    }
+    let [built, stored] = [&built, &stored].map(|t| t.lines().collect::<BTreeSet<&str>>());
+    let changed: Vec<_> = built.symmetric_difference(&stored).collect();
+    assert!(changed.is_empty(), "not as stored (see the head of tests/registers.rs): {changed:#?}");
+}
+
+#[test]
+fn nothing_spills() {
+    let built = built();
+    let rows = rows(&built);
+    assert!(rows.iter().any(|r| r[0] == "attention_bwd_kv_bf16_d88" && r[1] == "sm_90a"));
+    for r in &rows {
+        assert_eq!(r[7], "0", "{r:?}");
+    }
+}
+
+/// The kernels that the host runs are those that a GPU gets, for every architecture.
+#[cfg(feature = "host-kernels")]
+#[test]
+fn host_and_gpu_have_the_same_kernels() {
+    let built = built();
+    let names = qformer::device::host::signatures().iter().map(|s| s.name.as_str());
+    let host: BTreeSet<&str> =
+        names.filter(|n| !n.starts_with("planted_") && !n.starts_with("wrapper_")).collect();
+    for architecture in ["sm_80", "sm_89", "sm_90a"] {
+        let gpu: BTreeSet<&str> =
+            rows(&built).iter().filter(|r| r[1] == architecture).map(|r| r[0]).collect();
+        assert_eq!(host, gpu, "{architecture}");
+    }
+}

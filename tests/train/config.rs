@@ -1,0 +1,233 @@
+//! Configurations: LAVIS's own file, ours, the command line, and what is refused.
+
+use super::world::{World, exists};
+
+/// lavis/projects/blip2/train/pretrain_stage1.yaml of LAVIS 1.0.2, without its comments, and with the storage that its
+/// users fill in.
+const LAVIS: &str = "\
+model:
+  arch: blip2
+  model_type: pretrain
+  load_pretrained: False #pretrain from scratch
+  freeze_vit: True
+
+
+datasets:
+  coco_caption:
+    vis_processor:
+        train:
+          name: \"blip2_image_train\"
+          image_size: 28
+    text_processor:
+        train:
+          name: \"blip_caption\"
+    build_info:
+        annotations:
+          train:
+            storage: captions.json
+        images:
+            storage: 'images'
+  vg_caption: # name of the dataset builder
+    vis_processor:
+        train:
+          name: \"blip_image_train\"
+          image_size: 28
+    text_processor:
+        train:
+          name: \"blip_caption\"
+    build_info:
+        annotations:
+          train:
+            storage: [captions.json]
+        images:
+            storage: images/
+
+run:
+  task: image_text_pretrain
+  # optimizer
+  lr_sched: \"linear_warmup_cosine_lr\"
+  init_lr: 1e-4
+  min_lr: 1e-5
+  warmup_lr: 1e-6
+
+  weight_decay: 0.05
+  max_epoch: 10
+  batch_size_train: 12
+  batch_size_eval: 64
+  num_workers: 4
+  warmup_steps: 5000
+  accum_grad_iters: 2
+
+  seed: 42
+  output_dir: \"output/BLIP2/Pretrain_stage1\"
+
+  amp: True
+  resume_ckpt_path: null
+
+  evaluate: False 
+  train_splits: [\"train\"]
+
+  device: \"cuda\"
+  world_size: 1
+  dist_url: \"env://\"
+  distributed: True
+";
+
+#[test]
+fn lavis_own_file_works_or_says_what_to_change() {
+    let world = World::new();
+    world.write("stage1.yaml", LAVIS);
+    let dry = |more: &[&str]| world.run(&[&["train", "stage1.yaml", "--dry-run"], more].concat());
+    // frozen, but nothing to freeze
+    dry(&[]).refused(2, &["train_vit", "start directory", "qformer convert", "freeze_vit: False"]);
+    let scratch = ["--set", "model.freeze_vit=false", "--size", "tiny", "--set", "max_txt_len=12"];
+    let shown = dry(&scratch).good();
+    let text = shown.text();
+    for line in [
+        "out: \"output/BLIP2/Pretrain_stage1\"",
+        "batch: 12",
+        "accumulate: 2",
+        "epochs: 10",
+        "warmup_steps: 2500",
+        "init_lr: 0.0001",
+        "weight_decay: 0.05",
+        "workers: 4",
+        "coco_caption: captions.json: 24 pictures, 48 captions",
+        "vg_caption: captions.json: 24 pictures, 48 captions",
+        // 96 captions in micro-batches of 12: 8; two of them a step
+        "40 of 2 x 12 captions; 4 in an epoch",
+    ] {
+        assert!(text.contains(line), "no {line:?} in {text}");
+    }
+    assert!(shown.errors().contains("RandAugment is left out") && shown.errors().contains("runs on the CPU"));
+    assert!(!exists(world.path("output")), "a dry run writes nothing");
+    dry(&[&scratch[..4], &["--set", "model.image_size=56"]].concat())
+        .refused(2, &["image_size of data set coco_caption", "line 12", "expected 56, got 28"]);
+
+    let broken = |from: &str, to: &str| {
+        world.write("stage1.yaml", LAVIS.replacen(from, to, 1));
+        dry(&scratch)
+    };
+    let line = |text: &str| LAVIS.lines().position(|l| l.contains(text)).unwrap() + 1;
+    let words = |name: &str| format!("stage1.yaml line {}", line(name));
+    broken("batch_size_train", "batch_size_trian")
+        .refused(2, &["did you mean run.batch_size_train", &words("batch_size_train")]);
+    broken("storage: captions.json", "storge: captions.json")
+        .refused(2, &["did you mean datasets.coco_caption.build_info.annotations.train.storage"]);
+    broken("resume_ckpt_path: null", "resume_ckpt_path: x.pth")
+        .refused(2, &["--resume", &words("resume_ckpt_path")]);
+    broken("evaluate: False", "evaluate: True").refused(2, &["qformer evaluate"]);
+    broken("linear_warmup_cosine_lr", "constant_lr").refused(2, &["expected linear_warmup_cosine_lr"]);
+    broken("init_lr: 1e-4", "init_lr: fast").refused(2, &["run.init_lr", "a number", "fast"]);
+    broken("world_size: 1", "world_size: 8").refused(2, &["world_size"]);
+    broken("load_pretrained: False", "pretrained: 'https://x/y.pth'")
+        .refused(2, &["qformer convert", "start"]);
+    broken("            storage: 'images'", "            url: 'images'").refused(2, &["url"]);
+    broken("freeze_vit: True", "freeze_vit: [").refused(3, &["stage1.yaml"]);
+}
+
+#[test]
+fn unknown_settings_get_a_line_and_a_suggestion() {
+    let world = World::new();
+    let base = "images: images\ncaptions: captions.json\nsize: tiny\n";
+    for (line, suggestion) in [
+        ("inti_lr: 1e-4", "init_lr"),
+        ("model:\n  hiden: 32", "hidden"),
+        ("batchsize: 3", "batch"),
+        ("warmup_step: 3", "warmup_steps"),
+        ("validation:\n  image: images", "validation.images"),
+        ("run:\n  max_epochs: 3", "run.max_epoch"),
+    ] {
+        world.write("c.yaml", format!("{base}{line}\n"));
+        let n = 3 + line.lines().count();
+        let done = world.run(&["train", "c.yaml", "--dry-run"]);
+        done.refused(
+            2,
+            &["an unknown one", &format!("c.yaml line {n}"), &format!("did you mean {suggestion}?")],
+        );
+    }
+    world.write("c.yaml", format!("{base}zzzz: 1\n"));
+    world.run(&["train", "c.yaml", "--dry-run"]).refused(2, &["zzzz (c.yaml line 4)", "--keys"]);
+    world.run(&["train", "--set", "bathc=3"]).refused(2, &["--set", "did you mean batch?"]);
+    world.run(&["train", "c.yaml", "--set", "zzzz"]).refused(2, &["name=value"]);
+    world.run(&["train", "nowhere.yaml"]).refused(3, &["nowhere.yaml"]);
+    world.run(&["train"]).refused(2, &["pictures and captions", "--images"]);
+    let keys = world.run(&["train", "--keys"]).good().text();
+    assert!(
+        keys.contains("init_lr") && keys.contains("(LAVIS: run.init_lr)") && keys.contains("[0.0001]"),
+        "{keys}"
+    );
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let world = World::new();
+    for (set, words) in [
+        ("batch=1", "2 or more"),
+        ("batch=2.5", "a whole number"),
+        ("batch=49", "at most 48"),
+        ("init_lr=-1", "0 or more"),
+        ("init_lr=.nan", "a number"),
+        ("min_lr=1", "at most init_lr"),
+        ("dropout=1", "0 to 0.99"),
+        ("crop_scale=[1, 0.5]", "scale"),
+        ("crop_scale=3", "two numbers"),
+        ("profile=diagonal", "lavis-diagonal or lavis-image-id"),
+        ("size=huge", "small, tiny"),
+        ("model.heads=5", "heads"),
+        ("model.vocab=5", "unknown"),
+        ("images=https://x/y", "download"),
+        ("epochs=0", "1 or more"),
+        ("seed=-1", "0 or more"),
+        ("contrast=accumulated", "image encoder is trained"),
+        ("keep_last=0", "1 or more"),
+    ] {
+        world.train("no", &["--dry-run", "--set", set]).refused(2, &[words]);
+    }
+    assert!(!exists(world.path("no")));
+}
+
+#[test]
+fn several_data_sets_are_drawn_from_by_their_ratios() {
+    let world = World::new();
+    let sets = "datasets:\n  a: {images: images, captions: captions.json, ratio: 3}\n  b: {images: images, \
+                captions: captions.json, ratio: 1}\nsize: tiny\nbatch: 6\n";
+    world.write("c.yaml", sets);
+    world.run(&["train", "c.yaml", "--out", "run", "--steps", "2", "--set", "model.layers=1"]).good();
+    // the resolved settings are a configuration of their own
+    let resolved = std::fs::read_to_string(world.path("run/config.yaml")).unwrap();
+    world.write("again.yaml", &resolved);
+    let text = world.run(&["train", "again.yaml", "--dry-run"]).good().text();
+    assert!(text.contains(&resolved), "{text}\n{resolved}");
+    assert!(text.contains("a: captions.json: 24 pictures") && text.contains("ratio: 3"), "{text}");
+    world.write("c.yaml", sets.replace(", ratio: 1", ""));
+    world.run(&["train", "c.yaml", "--dry-run"]).refused(2, &["ratio", "1 of 2"]);
+    world.write("c.yaml", sets.replace("ratio: 1", "ratio: 0"));
+    world.run(&["train", "c.yaml", "--dry-run"]).refused(2, &["datasets.b.ratio", "above 0"]);
+    world.write("c.yaml", "datasets:\n  a:\n  b: {captions: captions.json}\n");
+    world
+        .run(&["train", "c.yaml", "--dry-run"])
+        .refused(2, &["data set a (c.yaml line 2)", "build_info.images.storage"]);
+}
+
+#[test]
+fn a_plan_counts_parameters_and_finds_the_largest_batch() {
+    let world = World::new();
+    let text = world.train("no", &["--dry-run"]).good().text();
+    for part in [
+        "parameters",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "together",
+        "free: a batch of",
+        "epoch",
+    ] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+    assert!(
+        text.contains("16 of 1 x 6 captions; 8 in an epoch; warm-up over 4; schedule of 2 epochs"),
+        "{text}"
+    );
+}
