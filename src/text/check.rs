@@ -43,14 +43,14 @@ pub fn dictionary(raw: &[u8]) -> Found<()> {
     let postings = list(&mut c, 4, "the postings")?;
     let words = list(&mut c, 6, "the words")?;
     let features = strings(&mut c, "the features")?;
-    expect(c.u32("the kind of lexicon")?, 0, "the kind of lexicon")?;
-    expect(c.u8("the user's lexicon")?.into(), 0, "the user's lexicon")?;
+    must_be(c.u32("the kind of lexicon")?, 0, "the kind of lexicon")?;
+    must_be(c.u8("the user's lexicon")?.into(), 0, "the user's lexicon")?;
     let ids = matrix(&mut c)?;
-    expect(c.u8("the mapping of ids")?.into(), 0, "the mapping of ids")?;
+    must_be(c.u8("the mapping of ids")?.into(), 0, "the mapping of ids")?;
     let characters = list(&mut c, 4, "the characters")?;
     let categories = strings(&mut c, "the categories")?;
     unknown(&mut c, characters, categories.len(), &ids)?;
-    expect(u32::from(c.left() > 0), 0, "bytes after the end")?;
+    must_be(u32::from(c.left() > 0), 0, "bytes after the end")?;
 
     if !categories.contains(&"SPACE") {
         return Err("no category SPACE".into());
@@ -66,7 +66,7 @@ pub fn dictionary(raw: &[u8]) -> Found<()> {
     nodes(trie, &u32s(postings).collect::<Vec<_>>(), count)
 }
 
-fn expect(got: u32, expected: u32, what: &str) -> Found<()> {
+fn must_be(got: u32, expected: u32, what: &str) -> Found<()> {
     if got == expected { Ok(()) } else { Err(format!("{got} for {what} where {expected} must be")) }
 }
 
@@ -88,7 +88,7 @@ fn strings<'a>(c: &mut Cursor<'a>, what: &str) -> Found<Vec<&'a str>> {
 }
 
 fn matrix(c: &mut Cursor) -> Found<Ids> {
-    expect(c.u32("the kind of matrix")?, 0, "the kind of matrix")?;
+    must_be(c.u32("the kind of matrix")?, 0, "the kind of matrix")?;
     let costs = list(c, 2, "the matrix")?.len() as u64 / 2;
     let (right, left) = (c.u64("right ids")?, c.u64("left ids")?);
     if costs == 0 || right.checked_mul(left) != Some(costs) || right.max(left) > 1 << 16 {
@@ -135,7 +135,7 @@ fn nodes(trie: &[u8], postings: &[u32], words: usize) -> Found<()> {
     c.u32(what)?;
     let count = c.u32(what)?;
     let nodes: Vec<u32> = u32s(c.list(count.into(), 8, what)?).collect();
-    expect(u32::from(c.left() > 0), 0, "bytes after the trie")?;
+    must_be(u32::from(c.left() > 0), 0, "bytes after the trie")?;
     // base ^ code stays below `reach` if both do, as `reach` is a power of two.
     let reach = u32s(codes).filter(|&k| k != NO_CODE).max().unwrap_or(0).checked_add(1);
     let reach = reach.and_then(u32::checked_next_power_of_two);
