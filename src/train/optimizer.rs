@@ -80,7 +80,8 @@ impl AdamW {
                 let p = value.data_mut::<T>().ok_or_else(|| {
                     Error::argument("AdamW", name, "a parameter nothing else uses", "one that a tape still holds")
                 })?;
-                let by = [keep, unscale, b1, b2, step_size, root, self.hyper.eps].map(T::of);
+                // 1 - beta is rounded once, as PyTorch has it: in f32, 1 - 0.999f is off by 1.3e-5.
+                let by = [keep, unscale, 1.0 - b1, b2, 1.0 - b2, step_size, root, self.hyper.eps].map(T::of);
                 update(p, g.slice::<T>(), m.exp_avg.slice_mut::<T>(), m.exp_avg_sq.slice_mut::<T>(), by);
             });
         }
@@ -89,9 +90,9 @@ impl AdamW {
     }
 }
 
-fn update<T: Real>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], by: [T; 7]) {
+fn update<T: Real>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], by: [T; 8]) {
     const PIECE: usize = 1 << 14;
-    let [keep, unscale, b1, b2, step_size, root, eps] = by;
+    let [keep, unscale, fresh1, b2, fresh2, step_size, root, eps] = by;
     let pieces = p.par_chunks_mut(PIECE).zip(g.par_chunks(PIECE));
     let moments = m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE));
     pieces.zip(moments).for_each(|((p, g), (m, v))| {
@@ -100,8 +101,8 @@ fn update<T: Real>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], by: [T; 7]) {
             || {
                 for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
                     let g = *g * unscale;
-                    *m += (g - *m) * (T::ONE - b1);
-                    *v = *v * b2 + g * g * (T::ONE - b2);
+                    *m += (g - *m) * fresh1;
+                    *v = *v * b2 + g * g * fresh2;
                     *p = *p * keep - step_size * (*m / (v.sqrt() / root + eps));
                 }
             },

@@ -1,0 +1,50 @@
+//! `qformer demo` from end to end, with too few steps to learn anything: what it leaves behind, and that it repeats itself.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn demo(out: &Path, more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qformer"));
+    command.args(["demo", "--steps", "2", "--json", "--quiet", "--out"]).arg(out).args(more);
+    command.output().unwrap()
+}
+
+fn last_line(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
+#[test]
+fn it_leaves_a_model_and_a_report_and_repeats_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
+    let [a, b] = [&first, &second].map(|out| last_line(&demo(out, &[])));
+    for key in ["caption_exact", "recall_at_1"] {
+        let share = a[key].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&share), "{a}");
+        assert_eq!(a[key], b[key]);
+    }
+    assert!(a["seconds"].as_f64().unwrap() > 0.0);
+    for name in ["model/model.safetensors", "model/vit.safetensors", "train.json", "held-out.json"] {
+        assert_eq!(
+            std::fs::read(first.join(name)).unwrap(),
+            std::fs::read(second.join(name)).unwrap(),
+            "{name}"
+        );
+    }
+    let page = std::fs::read_to_string(first.join("report.html")).unwrap();
+    assert!(page.contains("qformer demo") && !page.contains("src=\"http") && !page.contains("href=\"http"));
+}
+
+#[test]
+fn a_folder_with_files_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mine"), "1").unwrap();
+    let output = demo(folder.path(), &[]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("--out") && text.contains("holds files"), "{text}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
