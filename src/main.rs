@@ -1,3 +1,5 @@
+//! The command `qformer`: everything is in the library.
+
 use clap::Parser;
 use std::process::ExitCode;
 
