@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Learns 128 photographs with Japanese captions by heart, then captions and searches them: training recall@1 and the share
-# of photographs captioned with one of their own captions. About five minutes on two cores.
+# of photographs captioned with one of their own captions. Three to four minutes on two quiet cores.
 #
 #   benches/coco128/run.sh DATA OUT      DATA holds train.json and images/, OUT is a new folder
 set -euo pipefail
