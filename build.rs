@@ -201,8 +201,25 @@ fn build_cuda(out: &Path) -> Outcome<()> {
     let path = out.join("resources.txt");
     fs::write(&path, table.join("\n") + "\n").map_err(|e| format!("cannot write {}: {e}", path.display()))?;
     println!("cargo::rustc-env=QFORMER_KERNEL_RESOURCES={}", path.display());
-    println!("cargo::rustc-env=QFORMER_KERNEL_BINARIES={}", out.display());
-    Ok(())
+    embed(&jobs, out)
+}
+
+/// `IMAGES`, which `src/device/cuda` includes: what was compiled for every architecture; PTX ends with a zero.
+fn embed(jobs: &[Job], out: &Path) -> Outcome<()> {
+    let mut text = String::from("static IMAGES: &[(&str, &[u8])] = &[\n");
+    for job in jobs {
+        let path = job.output(out);
+        let name = if job.kind == "ptx" { "ptx" } else { job.architecture };
+        if job.kind == "ptx" {
+            let mut ptx = fs::read(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+            ptx.retain(|b| *b != 0);
+            ptx.push(0);
+            fs::write(&path, ptx).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+        }
+        text += &format!("    ({name:?}, include_bytes!({path:?})),\n");
+    }
+    let path = out.join("kernel_images.rs");
+    fs::write(&path, text + "];\n").map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
 
 /// Runs the jobs on as many threads as cargo gives this build; the first failure is reported.

@@ -16,6 +16,8 @@ pub enum Kind {
     Write,
     /// The numbers differ from the recorded ones. Exit code 5.
     Parity,
+    /// A GPU that is not there, has no memory left, or failed. Exit code 6.
+    Device,
     /// A loss or a gradient is not finite. Exit code 7.
     NonFinite,
     /// Stopped by a signal after saving. Exit code 128 + the signal's number.
@@ -129,6 +131,7 @@ impl Error {
             Kind::File | Kind::Data => 3,
             Kind::Write => 4,
             Kind::Parity => 5,
+            Kind::Device => 6,
             Kind::NonFinite => 7,
             Kind::Signal(n) => u8::try_from(128 + n).unwrap_or(1),
         }

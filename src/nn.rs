@@ -4,7 +4,7 @@
 //! constants otherwise. So frozen parameters never get a gradient buffer.
 
 use crate::ops;
-use crate::tensor::{DType, Dropout, HalfMatrix, Stream, Tape, Tensor};
+use crate::tensor::{DType, Device, Dropout, HalfMatrix, Storage, Stream, Tape, Tensor};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -23,6 +23,38 @@ pub struct Spec {
     pub shape: Vec<usize>,
     pub init: Init,
     pub trained: bool,
+    /// It is an operand of products (or a table of rows): on a GPU they run in the storage that a [`Precision`] says.
+    pub dense: bool,
+}
+
+/// How a GPU stores what dense layers work on: weights and activations of the image encoder, and of everything behind it.
+/// The image encoder's residual stream, norms, statistics, losses, master weights and moments are in f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Precision {
+    pub vit: Storage,
+    pub rest: Storage,
+}
+
+impl Precision {
+    /// The oracle.
+    pub const F32: Precision = Precision { vit: Storage::F32, rest: Storage::F32 };
+    /// As LAVIS trains; needs loss scaling.
+    pub const F16: Precision = Precision { vit: Storage::F16, rest: Storage::F16 };
+    /// EVA's weights are published in f16, which bf16 would round.
+    pub const BF16: Precision = Precision { vit: Storage::F16, rest: Storage::BF16 };
+
+    pub fn named(name: &str) -> Result<Precision> {
+        match name {
+            "f32" => Ok(Precision::F32),
+            "f16" => Ok(Precision::F16),
+            "bf16" => Ok(Precision::BF16),
+            _ => Err(Error::argument("precision", "name", "f32, f16 or bf16", name)),
+        }
+    }
+
+    fn of(self, name: &str) -> Storage {
+        if name.starts_with("visual_encoder.") { self.vit } else { self.rest }
+    }
 }
 
 /// Index of a parameter.
@@ -43,14 +75,22 @@ impl Builder {
     }
 
     pub fn param(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Id {
-        self.specs.push(Spec { name: name.into(), shape: shape.to_vec(), init, trained: self.trained });
+        let (name, shape) = (name.into(), shape.to_vec());
+        self.specs.push(Spec { name, shape, init, trained: self.trained, dense: false });
         Id(self.specs.len() - 1)
+    }
+
+    /// An operand of products.
+    pub fn dense(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Id {
+        let id = self.param(name, shape, init);
+        self.specs[id.0].dense = true;
+        id
     }
 
     pub fn linear(&mut self, name: &str, input: usize, output: usize) -> Linear {
         Linear {
-            weight: self.param(format!("{name}.weight"), &[output, input], Init::Normal(0.02)),
-            bias: self.param(format!("{name}.bias"), &[output], Init::Constant(0.0)),
+            weight: self.dense(format!("{name}.weight"), &[output, input], Init::Normal(0.02)),
+            bias: self.dense(format!("{name}.bias"), &[output], Init::Constant(0.0)),
         }
     }
 
@@ -99,6 +139,10 @@ pub struct Params {
     values: Vec<Tensor>,
     /// Instead of the value, which is then an empty tensor.
     halves: Vec<Option<HalfMatrix>>,
+    /// On a GPU in less than f32: what products use in place of trained values, which are their masters.
+    copies: Vec<Option<Tensor>>,
+    device: Device,
+    precision: Precision,
 }
 
 impl Params {
@@ -141,7 +185,52 @@ impl Params {
                 }
             }
         }
-        Ok(Params { specs, values, halves })
+        let copies = specs.iter().map(|_| None).collect();
+        Ok(Params { specs, values, halves, copies, device: Device::Cpu, precision: Precision::F32 })
+    }
+
+    /// The same parameters on a device.
+    pub fn to(mut self, device: &Device, precision: Precision) -> Result<Params> {
+        let Device::Gpu(gpu) = device else {
+            for value in &mut self.values {
+                *value = value.to_cpu()?;
+            }
+            self.copies.fill(None);
+            self.device = Device::Cpu;
+            return Ok(self);
+        };
+        for (i, spec) in self.specs.iter().enumerate() {
+            let storage = if spec.dense { precision.of(&spec.name) } else { Storage::F32 };
+            if let Some(half) = self.halves[i].take() {
+                let bytes = gpu.upload("load weights", Storage::F16, half.bytes())?;
+                // From one 16-bit storage to another by way of f32.
+                let bytes =
+                    if storage == Storage::F16 { bytes } else { bytes.cast("load weights", Storage::F32)? };
+                self.values[i] = Tensor::of_array(bytes.cast("load weights", storage)?, &spec.shape)?;
+                continue;
+            }
+            let frozen = if spec.trained { Storage::F32 } else { storage };
+            self.values[i] = self.values[i].to(device, frozen)?;
+            self.copies[i] = match spec.trained && storage != Storage::F32 {
+                true => Some(self.values[i].to(device, storage)?),
+                false => None,
+            };
+        }
+        (self.device, self.precision) = (device.clone(), precision);
+        Ok(self)
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// What products use in place of a trained value on a GPU, if that is something else.
+    pub fn copy(&self, id: Id) -> Option<&Tensor> {
+        self.copies[id.0].as_ref()
     }
 
     /// Random values as a model's training begins, from a seed.
@@ -180,6 +269,21 @@ impl Params {
         &mut self.values[id.0]
     }
 
+    /// Puts in another value of the same shape, on whatever device the parameters are.
+    pub fn set(&mut self, id: Id, value: &Tensor) -> Result<()> {
+        let own = &self.values[id.0];
+        if value.shape() != own.shape() {
+            let name = &self.specs[id.0].name;
+            return Err(Error::argument("model weights", name, own.shape(), value.shape()));
+        }
+        let storage = own.array().map_or(Storage::F32, |a| a.storage());
+        self.values[id.0] = value.to(&self.device, storage)?;
+        if let Some(copy) = &mut self.copies[id.0] {
+            *copy = self.values[id.0].to(&self.device, copy.array().map_or(storage, |a| a.storage()))?;
+        }
+        Ok(())
+    }
+
     pub fn find(&self, name: &str) -> Option<Id> {
         self.specs.iter().position(|s| s.name == name).map(Id)
     }
@@ -201,7 +305,8 @@ pub struct DropoutPlan {
 pub struct Pass<'a> {
     params: &'a Params,
     tape: Option<&'a Tape>,
-    leaves: RefCell<Vec<Option<Tensor>>>,
+    /// Of the values, and of their copies.
+    leaves: RefCell<[Vec<Option<Tensor>>; 2]>,
     drop: Option<DropoutPlan>,
     /// Added to every site, so that the micro-batches of a step draw different masks.
     site: u32,
@@ -217,7 +322,7 @@ impl<'a> Pass<'a> {
         Pass {
             tape: Some(tape),
             drop,
-            leaves: RefCell::new(vec![None; params.len()]),
+            leaves: RefCell::new([vec![None; params.len()], vec![None; params.len()]]),
             ..Pass::inference(params)
         }
     }
@@ -250,13 +355,40 @@ impl<'a> Pass<'a> {
 
     /// The parameter, tracked if it is trained and a tape records.
     pub fn param(&self, id: Id) -> Tensor {
-        let value = self.params.get(id);
+        match self.params.copy(id) {
+            Some(copy) => self.leaf(id, copy, 1),
+            None => self.master(id),
+        }
+    }
+
+    /// The same in f32 also where products use less.
+    pub fn master(&self, id: Id) -> Tensor {
+        self.leaf(id, self.params.get(id), 0)
+    }
+
+    fn leaf(&self, id: Id, value: &Tensor, which: usize) -> Tensor {
         match self.tape {
             Some(tape) if self.params.specs[id.0].trained => {
                 let mut leaves = self.leaves.borrow_mut();
-                leaves[id.0].get_or_insert_with(|| tape.leaf(value, id.0)).clone()
+                leaves[which][id.0].get_or_insert_with(|| tape.leaf(value, id.0)).clone()
             }
             _ => value.clone(),
+        }
+    }
+
+    /// A constant where the parameters are: in f32 if it has to be moved there.
+    pub fn here(&self, t: &Tensor) -> Result<Tensor> {
+        match &self.params.device {
+            Device::Gpu(_) if t.array().is_none() => t.to(&self.params.device, Storage::F32),
+            _ => Ok(t.clone()),
+        }
+    }
+
+    /// How the part of the model to which a parameter belongs stores its activations on a GPU.
+    pub fn storage(&self, id: Id) -> Option<Storage> {
+        match self.params.device {
+            Device::Gpu(_) => Some(self.params.precision.of(&self.params.specs[id.0].name)),
+            Device::Cpu => None,
         }
     }
 
@@ -308,6 +440,34 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        ops::layer_norm(x, &pass.param(self.weight), &pass.param(self.bias), self.eps)
+        let (w, b) = (pass.param(self.weight), pass.param(self.bias));
+        ops::layer_norm_as(x, &w, &b, self.eps, pass.storage(self.weight))
+    }
+
+    /// LayerNorm(stream + drop(branch)): the end of a sublayer that is normalised behind the sum. One kernel on a GPU.
+    pub fn after(
+        &self,
+        pass: &Pass,
+        branch: &Tensor,
+        stream: &Tensor,
+        drop: Option<Dropout>,
+    ) -> Result<Tensor> {
+        if branch.array().is_some() {
+            let (w, b) = (pass.param(self.weight), pass.param(self.bias));
+            return Ok(ops::residual_norm(branch, stream, &w, &b, self.eps, drop)?.0);
+        }
+        self.forward(pass, &ops::add(&ops::dropout(branch, drop)?, stream)?)
+    }
+
+    /// stream + branch, and its LayerNorm: between two sublayers that are normalised in front.
+    pub fn between(&self, pass: &Pass, branch: &Tensor, stream: &Tensor) -> Result<(Tensor, Tensor)> {
+        if branch.array().is_some() && !branch.tracked() && !stream.tracked() {
+            let (w, b) = (pass.param(self.weight), pass.param(self.bias));
+            let (y, sum) = ops::residual_norm(branch, stream, &w, &b, self.eps, None)?;
+            return Ok((sum, y));
+        }
+        let sum = ops::add(stream, branch)?;
+        let y = self.forward(pass, &sum)?;
+        Ok((sum, y))
     }
 }

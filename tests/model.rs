@@ -398,7 +398,7 @@ fn accuracies_count_the_largest() {
         share(&trace.sim_i2t, &|i| i),
         share(&trace.itm_logits, &|i| usize::from(i < 3)),
     ];
-    assert_eq!(out.accuracy[..3], want);
+    assert_eq!(out.accuracy.shares().unwrap()[..3], want);
     // Next tokens: the rows of the trace are whole captions, whose last row predicts nothing.
     let logits = trace.lm_logits.unwrap();
     let v = logits.rows().1;
@@ -411,7 +411,7 @@ fn accuracies_count_the_largest() {
         }
         row += 1;
     }
-    assert_eq!(out.accuracy[3], right as f64 / all as f64);
+    assert_eq!(out.accuracy.shares().unwrap()[3], right as f64 / all as f64);
 }
 
 /// How often each negative is drawn in many steps, against its weight: softmax + 1e-4 without the diagonal, or softmax

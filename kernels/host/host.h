@@ -22,6 +22,7 @@ int qformer_host_launch(const char *name, const uint32_t grid[3], const uint32_t
 
 void *qformer_host_alloc(size_t bytes); /* null when there is no memory */
 void qformer_host_free(void *p);
+void qformer_host_forget(void *p, size_t bytes);                 /* it is used anew: filled with NaN, written by nobody */
 void qformer_host_written(const void *p, size_t bytes);          /* the host wrote there */
 size_t qformer_host_unwritten(const void *p, size_t bytes);      /* bytes never written; 0 without the checker */
 int qformer_host_checked(void);                                  /* is the checker linked? */

@@ -172,5 +172,10 @@ void qformer_host_free(void *p) {
     munmap(it->map, it->map_bytes);
     allocations.erase(it);
 }
+void qformer_host_forget(void *p, size_t bytes) {
+    memset(p, 0xff, bytes);
+    tell(Event::FREE, p, 0, 0);
+    tell(Event::ALLOCATE, p, bytes, 0);
+}
 void qformer_host_written(const void *p, size_t bytes) { tell(Event::HOST_WRITE, p, bytes, 0); }
 }

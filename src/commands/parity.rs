@@ -1,6 +1,8 @@
 //! `qformer parity`: recorded LAVIS cases, number by number.
 
-use crate::tensor::DType;
+use crate::nn::Precision;
+use crate::parity::Place;
+use crate::tensor::{DType, Device};
 use crate::text::Tokenizer;
 use crate::{Error, Kind, Result, parity};
 use serde::Serialize;
@@ -23,11 +25,12 @@ pub struct Args {
     /// Compare what the tokenizer of this vocab.txt makes of texts (a tokenizer_config.json beside it is followed)
     #[arg(long, value_name = "FILE")]
     vocab: Option<PathBuf>,
-    /// Precision to compute in
-    #[arg(long, default_value = "f32", value_parser = ["f32", "f64"])]
+    /// Precision to compute in: f32; f64 on the CPU; f16 or bf16 (dense layers and attention, as --help of train says) on a
+    /// GPU
+    #[arg(long, default_value = "f32", value_parser = ["f32", "f64", "f16", "bf16"])]
     dtype: String,
-    /// Where to compute
-    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
+    /// Where to compute: cpu, cuda (cuda:1, ..), or host (the kernels of the GPU, emulated on the CPU)
+    #[arg(long, default_value = "cpu")]
     device: String,
     /// One JSON object per file instead of lines
     #[arg(long)]
@@ -38,7 +41,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let dtype = if args.dtype == "f64" { DType::F64 } else { DType::F32 };
+    let place = place(&args.device, &args.dtype)?;
     let tokenizer = args.vocab.as_deref().map(Tokenizer::open_vocabulary).transpose()?;
     let mut failed = 0;
     for file in &args.files {
@@ -49,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
                 report.pass
             }
             None => {
-                let report = parity::run(file, dtype)?;
+                let report = parity::run(file, &place)?;
                 print(&report, &report.file, args)?;
                 report.pass
             }
@@ -61,6 +64,20 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::new(Kind::Parity, "parity").expected("all cases to agree").got(got));
     }
     Ok(())
+}
+
+fn place(device: &str, dtype: &str) -> Result<Place> {
+    let device = Device::open(device)?;
+    match (&device, dtype) {
+        (Device::Cpu, "f32") => Ok(Place::cpu(DType::F32)),
+        (Device::Cpu, "f64") => Ok(Place::cpu(DType::F64)),
+        (Device::Cpu, _) => Err(Error::argument("parity", "--dtype", "f32 or f64 on the CPU", dtype)
+            .fix("16 bits run with --device cuda or --device host")),
+        (Device::Gpu(_), "f64") => {
+            Err(Error::argument("parity", "--dtype", "f32, f16 or bf16 on a GPU", "f64"))
+        }
+        (Device::Gpu(_), name) => Ok(Place { dtype: DType::F32, precision: Precision::named(name)?, device }),
+    }
 }
 
 fn print(report: &(impl Serialize + Display), file: &str, args: &Args) -> Result<()> {

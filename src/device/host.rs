@@ -92,6 +92,7 @@ unsafe extern "C" {
     fn qformer_host_alloc(bytes: usize) -> *mut c_void;
     fn qformer_host_free(p: *mut c_void);
     fn qformer_host_written(p: *const c_void, bytes: usize);
+    fn qformer_host_forget(p: *mut c_void, bytes: usize);
     fn qformer_host_unwritten(p: *const c_void, bytes: usize) -> usize;
     fn qformer_host_checked() -> c_int;
 }
@@ -177,6 +178,41 @@ pub unsafe fn launch(launch: &Launch, args: &[Arg], schedule: Schedule) -> Resul
     // SAFETY: the C side ends its message with a zero within the capacity it was given.
     let message = unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned();
     Err(Error::new(Kind::Argument, operation()).got(message))
+}
+
+/// Memory for kernels, as [`Memory`] has it but without an owner; None where there is none left.
+pub(super) fn allocate(bytes: usize) -> Option<*mut c_void> {
+    // SAFETY: takes any size and returns null when there is no memory.
+    NonNull::new(unsafe { qformer_host_alloc(bytes) }).map(NonNull::as_ptr)
+}
+
+pub(super) fn free(at: *mut c_void) {
+    // SAFETY: an address that is not an allocation's is ignored.
+    unsafe { qformer_host_free(at) }
+}
+
+/// Memory that is used anew: filled with NaN, and to the checker nobody has written there.
+pub(super) fn forget(at: *mut c_void, bytes: usize) {
+    // SAFETY: an allocation of that size, whose last user is done.
+    unsafe { qformer_host_forget(at, bytes) }
+}
+
+/// Tells the checker that the host wrote there.
+pub(super) fn written(at: *mut c_void, bytes: usize) {
+    // SAFETY: only the checker's own tables are touched.
+    unsafe { qformer_host_written(at, bytes) }
+}
+
+/// An error if the host is about to read what nobody wrote.
+pub(super) fn check_written(at: *mut c_void, bytes: usize, op: &str) -> Result<()> {
+    // SAFETY: only the checker's own tables are read.
+    match unsafe { qformer_host_unwritten(at, bytes) } {
+        0 => Ok(()),
+        n => {
+            let got = format!("{n} of {bytes} bytes were never written");
+            Err(Error::argument(op, "memory", "written memory", got))
+        }
+    }
 }
 
 /// A buffer that kernels can use. Its end lies against an inaccessible page.

@@ -1,9 +1,12 @@
-//! What computes: the CPU's loops and matrix products, and what it means to launch a kernel on a GPU or, through the
-//! emulator, on the host.
+//! What computes: the CPU's loops and matrix products, and GPUs: real ones (`cuda`), and the CPU as one, through the
+//! emulator (`host`).
 
 pub mod attention;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod gemm;
+pub mod gpu;
 #[cfg(feature = "host-kernels")]
 pub mod host;
 pub mod launch;
@@ -11,3 +14,17 @@ pub mod meter;
 mod real;
 
 pub use real::{DType, Real};
+
+/// Where tensors are and operations run.
+#[derive(Clone, Debug)]
+pub enum Device {
+    Cpu,
+    Gpu(gpu::Gpu),
+}
+
+impl Device {
+    /// `cpu`, `cuda`, `cuda:1`, .. or `host`.
+    pub fn open(name: &str) -> crate::Result<Device> {
+        if name == "cpu" { Ok(Device::Cpu) } else { gpu::Gpu::open(name).map(Device::Gpu) }
+    }
+}

@@ -10,9 +10,9 @@
 use super::negatives::NegativeWeights;
 use super::{Batch, Model, Profile, Sampling};
 use crate::nn::{DropoutPlan, Params, Pass};
-use crate::ops;
+use crate::ops::{self, Right};
 use crate::tensor::{Gradients, Tape, Tensor};
-use crate::{Error, Result, on};
+use crate::{Error, Result};
 
 /// Sites of one micro-batch; the next one's begin behind them.
 pub const MICRO_SITES: u32 = 1 << 16;
@@ -51,7 +51,11 @@ impl Model {
             let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
             let out = self.stage1(&pass, batch, plan.profile, sampling, None)?;
             tape.backward(&out.loss, share * plan.scale, grads)?;
-            sum.add(share, [&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item), out.accuracy);
+            sum.add(
+                share,
+                [&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item),
+                out.accuracy.shares()?,
+            );
         }
         Ok(sum)
     }
@@ -95,15 +99,16 @@ impl Model {
             let itm = self.itm_loss(&pass, &merged.keys, batch, &negatives, true)?;
             let (lm, lm_right) = self.lm_loss(&pass, &merged, batch.text)?;
             let both = ops::add(&itm.loss, &lm)?;
-            let seed = Tensor::of(both.dtype(), &[share * plan.scale], &[])?;
+            let seed = pass.here(&Tensor::of(both.dtype(), &[share * plan.scale], &[])?)?;
             let (image_grad, text_grad) = itc.gradients[i].clone();
             tape.backward_from(&[(&both, seed), (&image, image_grad), (&text, text_grad)], grads)?;
             let (m, l) = (itm.loss.item(), lm.item());
-            sum.add(share, [m + l, 0.0, m, l], [0.0, 0.0, itm.right, lm_right]);
+            sum.add(share, [m + l, 0.0, m, l], [0.0, 0.0, itm.right.share()?, lm_right.share()?]);
         }
         sum.losses[0] += itc.loss;
         sum.losses[1] = itc.loss;
-        sum.accuracy[..2].copy_from_slice(&itc.right);
+        let [a, b] = itc.right.each_ref().map(Right::share);
+        (sum.accuracy[0], sum.accuracy[1]) = (a?, b?);
         Ok(sum)
     }
 
@@ -133,8 +138,10 @@ impl Model {
         let part = |which: usize, all: &Tensor, from: usize, like: &Tensor| -> Result<Tensor> {
             let none = || Error::argument("train", "contrastive gradient", "one per feature", "none");
             let grad = own.get(params.len() + which).ok_or_else(none)?;
-            let n = all.rows().1;
-            on!(like.dtype(), T => Tensor::new(grad.slice::<T>()[from * n..(from + like.rows().0) * n].to_vec(), like.shape().sizes()))
+            let (rows, n) = all.rows();
+            let whole = Tensor::of_buffer(grad.clone(), &[rows, n])?;
+            let own = whole.slice_rows(from..from + like.rows().0)?;
+            own.like(like)?.reshape(like.shape().sizes())
         };
         let (mut gradients, mut at) = (Vec::new(), [0, 0]);
         for (i, t) in features {
@@ -147,7 +154,7 @@ impl Model {
 
 struct Joint {
     loss: f64,
-    right: [f64; 2],
+    right: [Right; 2],
     gradients: Vec<(Tensor, Tensor)>,
 }
 

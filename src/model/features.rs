@@ -133,7 +133,7 @@ impl Model {
 
     /// `itc` of all images and texts [images][texts]; `text_proj` holds the [CLS] rows [T,E].
     pub fn itc_scores(&self, image_proj: &Tensor, text_proj: &Tensor) -> Result<Tensor> {
-        ops::max_similarity(image_proj, text_proj, self.config.num_query)
+        ops::max_similarity(image_proj, &text_proj.like(image_proj)?, self.config.num_query)
     }
 
     fn check_texts(&self, texts: &[Vec<u32>]) -> Result<()> {

@@ -45,7 +45,7 @@ impl Model {
         let c = &config;
         let mut b = Builder::default();
         b.trained(true);
-        let query_tokens = b.param("query_tokens", &[1, c.num_query, c.hidden], Init::Normal(0.02));
+        let query_tokens = b.dense("query_tokens", &[1, c.num_query, c.hidden], Init::Normal(0.02));
         let temp = b.param("temp", &[], Init::Constant(0.07));
         b.trained(train_vit);
         let vit = Vit::new(&mut b, c);

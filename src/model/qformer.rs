@@ -57,9 +57,9 @@ pub enum ImageTokens<'a> {
 impl Qformer {
     pub fn new(b: &mut Builder, c: &Config) -> Qformer {
         let (bert, normal) = ("Qformer.bert", Init::Normal(0.02));
-        let word = b.param(format!("{bert}.embeddings.word_embeddings.weight"), &[c.vocab, c.hidden], normal);
+        let word = b.dense(format!("{bert}.embeddings.word_embeddings.weight"), &[c.vocab, c.hidden], normal);
         let position =
-            b.param(format!("{bert}.embeddings.position_embeddings.weight"), &[c.max_pos, c.hidden], normal);
+            b.dense(format!("{bert}.embeddings.position_embeddings.weight"), &[c.max_pos, c.hidden], normal);
         let norm = b.norm(&format!("{bert}.embeddings.LayerNorm"), c.hidden, EPS);
         let layers = (0..c.layers).map(|i| Layer::new(b, c, i)).collect();
         let head = "Qformer.cls.predictions";
@@ -70,7 +70,7 @@ impl Qformer {
             layers,
             transform: b.linear(&format!("{head}.transform.dense"), c.hidden, c.hidden),
             transform_norm: b.norm(&format!("{head}.transform.LayerNorm"), c.hidden, EPS),
-            head_bias: b.param(format!("{head}.bias"), &[c.vocab], Init::Constant(0.0)),
+            head_bias: b.dense(format!("{head}.bias"), &[c.vocab], Init::Constant(0.0)),
             heads: c.heads,
             scale: ((c.hidden / c.heads) as f64).powf(-0.5),
         }
@@ -80,7 +80,7 @@ impl Qformer {
     pub fn image_keys(&self, pass: &Pass, tokens: &ImageTokens) -> Result<ImageKeys> {
         let project = |l: &Linear| match tokens {
             ImageTokens::Frozen { normalized, norm } => {
-                let [g, b, w, wb] = [norm.weight, norm.bias, l.weight, l.bias].map(|id| pass.param(id));
+                let [g, b, w, wb] = [norm.weight, norm.bias, l.weight, l.bias].map(|id| pass.master(id));
                 ops::norm_linear(normalized, &g, &b, &w, &wb)
             }
             ImageTokens::Tracked(x) => l.forward(pass, x),
@@ -206,8 +206,7 @@ impl Attention {
     }
 
     pub fn output(&self, pass: &Pass, y: &Tensor, residual: &Tensor, site: u32) -> Result<Tensor> {
-        let y = ops::dropout(&self.dense.forward(pass, y)?, pass.dropout(site))?;
-        self.norm.forward(pass, &ops::add(&y, residual)?)
+        self.norm.after(pass, &self.dense.forward(pass, y)?, residual, pass.dropout(site))
     }
 }
 
@@ -222,7 +221,6 @@ impl FeedForward {
 
     pub fn forward(&self, pass: &Pass, x: &Tensor, site: u32) -> Result<Tensor> {
         let y = self.down.forward(pass, &ops::gelu(&self.up.forward(pass, x)?)?)?;
-        let y = ops::dropout(&y, pass.dropout(site))?;
-        self.norm.forward(pass, &ops::add(&y, x)?)
+        self.norm.after(pass, &y, x, pass.dropout(site))
     }
 }

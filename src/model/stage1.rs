@@ -9,9 +9,9 @@ use super::negatives::{NegativeWeights, Negatives, Sampling};
 use super::qformer::{ImageKeys, ImageTokens};
 use super::{Layout, Model};
 use crate::nn::Pass;
-use crate::ops::{self, Targets};
+use crate::ops::{self, Right, Targets};
 use crate::tensor::{DType, Tensor};
-use crate::{Error, Result, on};
+use crate::{Error, Result};
 
 /// Label smoothing of the contrastive and the captioning loss.
 const SMOOTHING: f64 = 0.1;
@@ -56,8 +56,18 @@ pub struct Outputs {
     pub itm: Tensor,
     pub lm: Tensor,
     pub negatives: Negatives,
-    /// Shares of right answers: text to image, image to text, matching, next token.
-    pub accuracy: [f64; 4],
+    pub accuracy: Accuracy,
+}
+
+/// Right answers: text to image, image to text, matching, next token.
+pub struct Accuracy(pub(super) [Right; 4]);
+
+impl Accuracy {
+    /// Their shares.
+    pub fn shares(&self) -> Result<[f64; 4]> {
+        let [a, b, c, d] = self.0.each_ref().map(Right::share);
+        Ok([a?, b?, c?, d?])
+    }
 }
 
 /// What the first pass hands to the losses.
@@ -98,7 +108,8 @@ impl Model {
         let tokens = if tokens.tracked() || !pass.tracks() {
             ImageTokens::Tracked(self.image_embeds(pass, tokens)?)
         } else {
-            let normalized = ops::normalize_rows(tokens, self.ln_vision.eps)?;
+            let storage = pass.storage(self.ln_vision.weight);
+            let normalized = ops::normalize_rows_as(tokens, self.ln_vision.eps, storage)?;
             ImageTokens::Frozen { normalized, norm: &self.ln_vision }
         };
         self.qformer.image_keys(pass, &tokens)
@@ -153,7 +164,8 @@ impl Model {
         let itm = self.itm_loss(pass, &merged.keys, batch, &negatives, trace.is_none())?;
         let (lm, lm_right) = self.lm_loss(pass, &merged, batch.text)?;
         let loss = ops::add(&ops::add(&itc, &itm.loss)?, &lm)?;
-        let accuracy = [itc_right[0], itc_right[1], itm.right, lm_right];
+        let [t2i_right, i2t_right] = itc_right;
+        let accuracy = Accuracy([t2i_right, i2t_right, itm.right, lm_right]);
         if let Some(t) = trace {
             [t.weights_i2t, t.weights_t2i] = weights.tensors()?.map(Some);
             (t.image_feats, t.text_feat) = (Some(image_feats), Some(text_feat));
@@ -254,7 +266,7 @@ impl Model {
         t2i: &Tensor,
         profile: Profile,
         ids: Option<&[i64]>,
-    ) -> Result<(Tensor, [f64; 2])> {
+    ) -> Result<(Tensor, [Right; 2])> {
         let n = i2t.rows().0;
         let diagonal: Vec<Option<u32>> = (0..n as u32).map(Some).collect();
         let loss = |sim: &Tensor| match (profile, ids) {
@@ -264,7 +276,7 @@ impl Model {
             _ => ops::cross_entropy(sim, Targets::Classes(&diagonal, SMOOTHING)),
         };
         let both = ops::add(&loss(i2t)?, &loss(t2i)?)?;
-        Ok((ops::scale(&both, 0.5)?, [accuracy(t2i, &diagonal), accuracy(i2t, &diagonal)]))
+        Ok((ops::scale(&both, 0.5)?, [ops::right(t2i, &diagonal)?, ops::right(i2t, &diagonal)?]))
     }
 
     /// Matching of every own pair and two negative ones each.
@@ -285,7 +297,7 @@ impl Model {
         let logits = self.itm_logits(pass, &hidden, layout.query_rows)?;
         let labels: Vec<Option<u32>> = (0..3 * n).map(|i| Some(u32::from(i < n))).collect();
         let loss = ops::cross_entropy(&logits, Targets::Classes(&labels, 0.0))?;
-        let right = accuracy(&logits, &labels);
+        let right = ops::right(&logits, &labels)?;
         Ok(Matching { loss, right, hidden, layout, logits })
     }
 
@@ -311,7 +323,7 @@ impl Model {
         ops::mean_rows(&logits, self.config.num_query)
     }
 
-    pub(super) fn lm_loss(&self, pass: &Pass, m: &Merged, text: &[Vec<u32>]) -> Result<(Tensor, f64)> {
+    pub(super) fn lm_loss(&self, pass: &Pass, m: &Merged, text: &[Vec<u32>]) -> Result<(Tensor, Right)> {
         let trimmed = m.layout.last.is_some();
         let labels: Vec<Option<u32>> = text.iter().flat_map(|t| &t[1..]).map(|id| Some(*id)).collect();
         let rows = if trimmed {
@@ -323,7 +335,7 @@ impl Model {
         };
         let logits = self.qformer.logits(pass, &rows)?;
         let loss = ops::cross_entropy(&logits, Targets::Classes(&labels, SMOOTHING))?;
-        let right = accuracy(&logits, &labels);
+        let right = ops::right(&logits, &labels)?;
         Ok((loss, right))
     }
 }
@@ -342,19 +354,8 @@ fn same_id_targets(dtype: DType, ids: &[i64]) -> Result<Tensor> {
 /// The matching loss with what `parity` compares.
 pub(super) struct Matching {
     pub loss: Tensor,
-    pub right: f64,
+    pub right: Right,
     hidden: Tensor,
     layout: Layout,
     logits: Tensor,
-}
-
-/// The share of rows whose largest entry is their class.
-fn accuracy(x: &Tensor, classes: &[Option<u32>]) -> f64 {
-    let (r, v) = x.rows();
-    let right = on!(x.dtype(), T => {
-        let largest = |row: &[T]| (0..v).fold(0, |best, j| if row[j] > row[best] { j } else { best });
-        let rows = x.data::<T>().chunks(v.max(1)).zip(classes);
-        rows.filter(|(row, t)| t.is_some_and(|t| largest(row) == t as usize)).count()
-    });
-    right as f64 / r.max(1) as f64
 }

@@ -4,7 +4,7 @@ use super::Config;
 use crate::Result;
 use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Pass};
 use crate::ops::{self, Heads, Segment, Segments};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use std::sync::Arc;
 
 pub struct Vit {
@@ -35,7 +35,7 @@ impl Vit {
             cls_token: b.param(format!("{v}.cls_token"), &[1, 1, w], Init::Normal(0.02)),
             pos_embed: b.param(format!("{v}.pos_embed"), &[1, c.image_tokens(), w], Init::Normal(0.02)),
             patch: Linear {
-                weight: b.param(format!("{v}.patch_embed.proj.weight"), &[w, 3, p, p], Init::Normal(0.02)),
+                weight: b.dense(format!("{v}.patch_embed.proj.weight"), &[w, 3, p, p], Init::Normal(0.02)),
                 bias: b.param(format!("{v}.patch_embed.proj.bias"), &[w], Init::Constant(0.0)),
             },
             blocks: (0..c.vit_depth).map(|i| Block::new(b, c, &format!("{v}.blocks.{i}"))).collect(),
@@ -53,11 +53,17 @@ impl Vit {
     ) -> Result<Tensor> {
         let [w, b, cls, pos] =
             [self.patch.weight, self.patch.bias, self.cls_token, self.pos_embed].map(|id| pass.param(id));
-        let mut x = ops::patch_embed(image, &w, &b, &cls, &pos)?;
+        let mut x = ops::patch_embed(&pass.here(image)?, &w, &b, &cls, &pos)?;
         let images = x.rows().0 / self.tokens;
         let segments = per_image(images, self.tokens)?;
+        let Some(first) = self.blocks.first() else { return Ok(x) };
+        let mut n = first.norm1.forward(pass, &x)?;
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(pass, &x, &segments, self.heads)?;
+            let up = block.forward(pass, &mut x, &n, &segments, self.heads)?;
+            match self.blocks.get(i + 1) {
+                Some(next) => (x, n) = next.norm1.between(pass, &up, &x)?,
+                None => x = ops::add(&x, &up)?,
+            }
             each(i, &x);
         }
         Ok(x)
@@ -76,9 +82,9 @@ impl Block {
         let w = c.vit_width;
         Block {
             norm1: b.norm(&format!("{name}.norm1"), w, 1e-6),
-            qkv: b.param(format!("{name}.attn.qkv.weight"), &[3 * w, w], Init::Normal(0.02)),
-            q_bias: b.param(format!("{name}.attn.q_bias"), &[w], Init::Constant(0.0)),
-            v_bias: b.param(format!("{name}.attn.v_bias"), &[w], Init::Constant(0.0)),
+            qkv: b.dense(format!("{name}.attn.qkv.weight"), &[3 * w, w], Init::Normal(0.02)),
+            q_bias: b.dense(format!("{name}.attn.q_bias"), &[w], Init::Constant(0.0)),
+            v_bias: b.dense(format!("{name}.attn.v_bias"), &[w], Init::Constant(0.0)),
             proj: b.linear(&format!("{name}.attn.proj"), w, w),
             norm2: b.norm(&format!("{name}.norm2"), w, 1e-6),
             fc1: b.linear(&format!("{name}.mlp.fc1"), w, c.vit_mlp),
@@ -86,22 +92,30 @@ impl Block {
         }
     }
 
-    fn forward(&self, pass: &Pass, x: &Tensor, segments: &Arc<Segments>, heads: usize) -> Result<Tensor> {
+    /// From the stream x and its norm n to the branch that is to be added to x, which has the attention's by then.
+    fn forward(
+        &self,
+        pass: &Pass,
+        x: &mut Tensor,
+        n: &Tensor,
+        segments: &Arc<Segments>,
+        heads: usize,
+    ) -> Result<Tensor> {
         let w = x.rows().1;
-        let n = self.norm1.forward(pass, x)?;
-        let qkv = pass.linear_with(&n, self.qkv, &self.qkv_bias(pass, w, x.dtype())?)?;
+        let qkv = pass.linear_with(n, self.qkv, &self.qkv_bias(pass, w)?)?;
         let [q, k, v] = [0, 1, 2].map(|i| Heads { tensor: &qkv, column: i * w });
         let scale = ((w / heads) as f64).powf(-0.5);
         let y = ops::attention([q, k, v], segments, heads, scale, None)?;
-        let x = ops::add(x, &self.proj.forward(pass, &y)?)?;
-        let n = self.norm2.forward(pass, &x)?;
-        let up = ops::gelu(&self.fc1.forward(pass, &n)?)?;
-        ops::add(&x, &self.fc2.forward(pass, &up)?)
+        let (sum, n) = self.norm2.between(pass, &self.proj.forward(pass, &y)?, x)?;
+        *x = sum;
+        self.fc2.forward(pass, &ops::gelu(&self.fc1.forward(pass, &n)?)?)
     }
 
     /// Keys have no bias.
-    fn qkv_bias(&self, pass: &Pass, w: usize, dtype: DType) -> Result<Tensor> {
+    fn qkv_bias(&self, pass: &Pass, w: usize) -> Result<Tensor> {
         let [q, v] = [self.q_bias, self.v_bias].map(|id| pass.param(id).reshape(&[w, 1]));
-        ops::concat_rows(&[&q?, &Tensor::zeros(dtype, &[w, 1]), &v?])?.reshape(&[3 * w])
+        let (q, v) = (q?, v?);
+        let none = ops::scale(&q.detach(), 0.0)?;
+        ops::concat_rows(&[&q, &none, &v])?.reshape(&[3 * w])
     }
 }

@@ -5,7 +5,7 @@
 
 use super::{check_dtype, check_shape};
 use crate::device::cpu;
-use crate::tensor::{Real, Tensor, constant};
+use crate::tensor::{Array, Real, Storage, Tensor, constant, constant_tensor};
 use crate::{Error, Result, on};
 
 const OP: &str = "attend_rows";
@@ -28,10 +28,35 @@ pub fn attend_rows([q, k, v]: [&Tensor; 3], lists: &[Vec<u32>], heads: usize, sc
     if let Some(row) = lists.iter().flatten().find(|row| **row as usize >= n) {
         return Err(Error::argument(OP, "lists", format!("rows below {n}"), row));
     }
+    if let Some(arrays) = super::arrays(OP, [q, k, v])? {
+        let y = on_gpu(&arrays, lists, (r, c, heads), scale as f32)?;
+        return constant_tensor(OP, &[q, k, v], Tensor::of_array(y, &[r, c])?);
+    }
     on!(q.dtype(), T => {
         let y = forward::<T>([q, k, v], lists, heads, T::of(scale));
         constant(OP, &[q, k, v], y, &[r, c])
     })
+}
+
+fn on_gpu(
+    [q, k, v]: &[Array; 3],
+    lists: &[Vec<u32>],
+    (r, c, heads): (usize, usize, usize),
+    scale: f32,
+) -> Result<Array> {
+    let (mut rows, mut starts) = (Vec::new(), vec![0]);
+    for list in lists {
+        rows.extend(list.iter().map(|l| super::int(*l as usize)));
+        starts.push(super::int(rows.len()));
+    }
+    let table = |values: &[i32]| q.gpu().upload(OP, Storage::I32, values);
+    let (rows, starts) = (table(&rows)?, table(&starts)?);
+    let y = q.gpu().array(OP, q.storage(), r * c)?;
+    let width = super::int(c);
+    let args = crate::args![q, k, width, v, width, &rows, &starts, &y, super::int(c / heads), scale];
+    let kernel = format!("attend_rows_{}", q.storage().name());
+    q.gpu().launch(&kernel, (r, heads), (128, 1), 0, args)?;
+    Ok(y)
 }
 
 fn forward<T: Real>([q, k, v]: [&Tensor; 3], lists: &[Vec<u32>], heads: usize, scale: T) -> Vec<T> {

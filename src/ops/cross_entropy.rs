@@ -6,7 +6,7 @@
 
 use super::check_dtype;
 use crate::device::cpu;
-use crate::tensor::{Real, Tensor, record};
+use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 
 const OP: &str = "cross_entropy";
@@ -21,6 +21,9 @@ pub enum Targets<'a> {
 
 pub fn cross_entropy(x: &Tensor, targets: Targets) -> Result<Tensor> {
     let (r, v) = x.rows();
+    if let Some([logits]) = super::arrays(OP, [x])? {
+        return on_gpu(x, logits, &targets, (r, v));
+    }
     on!(x.dtype(), T => {
         let (rows, smooth) = targets_of::<T>(x, &targets, r, v)?;
         let counted = rows.iter().filter(|t| !matches!(t, Row::Ignored)).count().max(1);
@@ -44,6 +47,126 @@ pub fn cross_entropy(x: &Tensor, targets: Targets) -> Result<Tensor> {
     })
 }
 
+/// In how many of the rows the first largest entry is the class; on a GPU counted when it is asked for.
+pub struct Right {
+    rows: usize,
+    found: Found,
+}
+
+enum Found {
+    Counted(usize),
+    OnGpu(Array),
+}
+
+impl Right {
+    pub fn share(&self) -> Result<f64> {
+        let n = match &self.found {
+            Found::Counted(n) => *n,
+            Found::OnGpu(rows) => rows.read::<i32>()?.iter().filter(|r| **r != 0).count(),
+        };
+        Ok(n as f64 / self.rows.max(1) as f64)
+    }
+}
+
+pub fn right(x: &Tensor, classes: &[Option<u32>]) -> Result<Right> {
+    let (r, v) = x.rows();
+    if let Some([logits]) = super::arrays(OP, [x])? {
+        check_classes(classes, 0.0, r, v)?;
+        let kernel = OnGpu::new(&logits, &Targets::Classes(classes, 0.0), (r, v))?;
+        let found = logits.gpu().array(OP, Storage::I32, r)?;
+        kernel.launch(&logits, Some(&found), None)?;
+        return Ok(Right { rows: r, found: Found::OnGpu(found) });
+    }
+    let found = Found::Counted(on!(x.dtype(), T => {
+        let largest = |row: &[T]| (0..v).fold(0, |best, j| if row[j] > row[best] { j } else { best });
+        let rows = x.data::<T>().chunks(v.max(1)).zip(classes);
+        rows.filter(|(row, t)| t.is_some_and(|t| largest(row) == t as usize)).count()
+    }));
+    Ok(Right { rows: r, found })
+}
+
+/// What the kernel is given beside the logits.
+struct OnGpu {
+    classes: Option<Array>,
+    soft: Option<Array>,
+    losses: Array,
+    smooth: f32,
+    counted: usize,
+    sizes: (usize, usize),
+}
+
+impl OnGpu {
+    fn new(x: &Array, targets: &Targets, (r, v): (usize, usize)) -> Result<OnGpu> {
+        let (mut kernel, gpu) = (
+            OnGpu { classes: None, soft: None, losses: x.clone(), smooth: 0.0, counted: r, sizes: (r, v) },
+            x.gpu(),
+        );
+        kernel.losses = gpu.array(OP, Storage::F32, r)?;
+        match targets {
+            Targets::Classes(classes, smooth) => {
+                let table: Vec<i32> =
+                    classes.iter().map(|c| c.map_or(-1, |c| super::int(c as usize))).collect();
+                kernel.classes = Some(gpu.upload(OP, Storage::I32, &table)?);
+                (kernel.smooth, kernel.counted) = (*smooth as f32, classes.iter().flatten().count());
+            }
+            Targets::Soft(t) => {
+                let t = match t.array() {
+                    Some(t) => t.cast(OP, Storage::F32)?,
+                    None => gpu.upload(OP, Storage::F32, &t.to_f32())?,
+                };
+                kernel.soft = Some(t);
+            }
+        }
+        Ok(kernel)
+    }
+
+    /// With an upstream gradient, x becomes its gradient.
+    fn launch(&self, x: &Array, right: Option<&Array>, upstream: Option<&Array>) -> Result<()> {
+        let (r, v) = self.sizes;
+        let by = 1.0 / self.counted.max(1) as f32;
+        let (classes, soft) = (self.classes.as_ref(), self.soft.as_ref());
+        let gradient = i32::from(upstream.is_some());
+        let args = crate::args![
+            x,
+            classes,
+            soft,
+            &self.losses,
+            right,
+            super::int(v),
+            self.smooth,
+            by,
+            upstream,
+            gradient
+        ];
+        let threads = u32::try_from(v.next_multiple_of(32).clamp(32, 512)).unwrap_or(512);
+        let kernel = format!("cross_entropy_{}", x.storage().name());
+        x.gpu().launch(&kernel, (r, 1), (threads, 1), 0, args)
+    }
+}
+
+fn on_gpu(x: &Tensor, logits: Array, targets: &Targets, (r, v): (usize, usize)) -> Result<Tensor> {
+    check_targets(x, targets, r, v)?;
+    let kernel = OnGpu::new(&logits, targets, (r, v))?;
+    kernel.launch(&logits, None, None)?;
+    let (gpu, by) = (logits.gpu().clone(), 1.0 / kernel.counted.max(1) as f32);
+    let sum = if r == 0 {
+        gpu.zeros(OP, Storage::F32, 1)?
+    } else {
+        super::sum_partial(OP, &super::column_partial(OP, &kernel.losses, r, 1)?, 1)?
+    };
+    let loss = gpu.array(OP, Storage::F32, 1)?;
+    gpu.launch("scale_fwd_f32", (1, 1), (256, 1), 0, crate::args![&sum, &loss, 1u64, by])?;
+    let kept = x.detach();
+    record_tensor(OP, &[x], Tensor::of_array(loss, &[])?, move |dy, grads| {
+        let dy = super::gradient(OP, dy)?;
+        // In place if nobody else looks at the logits any more.
+        drop(kept);
+        let dx = if logits.is_unique() { logits } else { logits.duplicate(OP)? };
+        kernel.launch(&dx, None, Some(&dy))?;
+        grads.add_array(0, dx)
+    })
+}
+
 enum Row<T> {
     Ignored,
     Class(usize),
@@ -51,20 +174,35 @@ enum Row<T> {
 }
 
 fn targets_of<T: Real>(x: &Tensor, targets: &Targets, r: usize, v: usize) -> Result<(Vec<Row<T>>, T)> {
+    check_targets(x, targets, r, v)?;
     match targets {
         Targets::Classes(classes, smooth) => {
-            if classes.len() != r {
-                return Err(Error::argument(OP, "classes", format!("{r} of them"), classes.len()));
-            }
-            if !(0.0..=1.0).contains(smooth) {
-                return Err(Error::argument(OP, "label smoothing", "0 to 1", smooth));
-            }
-            if let Some(bad) = classes.iter().flatten().find(|t| **t as usize >= v) {
-                return Err(Error::argument(OP, "classes", format!("below {v}"), bad));
-            }
             let row = |t: &Option<u32>| t.map_or(Row::Ignored, |t| Row::Class(t as usize));
             Ok((classes.iter().map(row).collect(), T::of(*smooth)))
         }
+        Targets::Soft(t) => {
+            let rows = t.data::<T>().chunks(v.max(1)).map(|t| Row::Soft(t.to_vec())).collect();
+            Ok((rows, T::ZERO))
+        }
+    }
+}
+
+fn check_classes(classes: &[Option<u32>], smooth: f64, r: usize, v: usize) -> Result<()> {
+    if classes.len() != r {
+        return Err(Error::argument(OP, "classes", format!("{r} of them"), classes.len()));
+    }
+    if !(0.0..=1.0).contains(&smooth) {
+        return Err(Error::argument(OP, "label smoothing", "0 to 1", smooth));
+    }
+    match classes.iter().flatten().find(|t| **t as usize >= v) {
+        Some(bad) => Err(Error::argument(OP, "classes", format!("below {v}"), bad)),
+        None => Ok(()),
+    }
+}
+
+fn check_targets(x: &Tensor, targets: &Targets, r: usize, v: usize) -> Result<()> {
+    match targets {
+        Targets::Classes(classes, smooth) => check_classes(classes, *smooth, r, v),
         Targets::Soft(t) => {
             super::check_shape(OP, "soft targets", t, x.shape().sizes())?;
             check_dtype(OP, x, &[("soft targets", t)])?;
@@ -73,8 +211,7 @@ fn targets_of<T: Real>(x: &Tensor, targets: &Targets, r: usize, v: usize) -> Res
                     Error::argument(OP, "soft targets", "a constant", "a tracked tensor").fix("detach it")
                 );
             }
-            let rows = t.data::<T>().chunks(v.max(1)).map(|t| Row::Soft(t.to_vec())).collect();
-            Ok((rows, T::ZERO))
+            Ok(())
         }
     }
 }

@@ -3,16 +3,30 @@
 
 use super::check_dropout;
 use crate::device::cpu;
-use crate::tensor::{Dropout, Real, Tensor, record};
+use crate::tensor::{Array, Dropout, Real, Tensor, record, record_tensor};
 use crate::{Result, on};
 
 pub fn dropout(x: &Tensor, drop: Option<Dropout>) -> Result<Tensor> {
     let Some(drop) = drop else { return Ok(x.clone()) };
     check_dropout("dropout", drop)?;
+    if let Some([data]) = super::arrays("dropout", [x])? {
+        let y = masked_on_gpu(&data, drop)?;
+        return record_tensor("dropout", &[x], Tensor::of_array(y, x.shape().sizes())?, move |dy, grads| {
+            grads.add_array(0, masked_on_gpu(&super::gradient("dropout", dy)?, drop)?)
+        });
+    }
     on!(x.dtype(), T => {
         let y = masked(x.data::<T>(), drop);
         record("dropout", [x], y, x.shape().sizes(), move |dy, grads| grads.add(0, masked(dy.data::<T>(), drop)))
     })
+}
+
+fn masked_on_gpu(x: &Array, drop: Dropout) -> Result<Array> {
+    let y = x.gpu().array("dropout", x.storage(), x.len())?;
+    let args = [crate::args![x, &y, x.len() as u64], &super::drop_args(Some(drop))[..]].concat();
+    let kernel = format!("dropout_fwd_{}", x.storage().name());
+    x.gpu().launch(&kernel, (x.len().div_ceil(2048), 1), (256, 1), 0, &args)?;
+    Ok(y)
 }
 
 fn masked<T: Real>(x: &[T], drop: Dropout) -> Vec<T> {

@@ -2,7 +2,7 @@
 //!   y[i] = table[ids[i]];     dtable[v] = sum of dy[i] with ids[i] = v, in order of i; none for `padding` (as in PyTorch)
 
 use crate::device::cpu;
-use crate::tensor::{Tensor, record};
+use crate::tensor::{Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 use std::sync::Arc;
 
@@ -13,6 +13,20 @@ pub fn embedding(table: &Tensor, ids: &[u32], padding: Option<u32>) -> Result<Te
     if let Some(bad) = ids.iter().find(|i| **i as usize >= v) {
         return Err(Error::argument("embedding", "ids", format!("ids below {v}"), bad)
             .fix("use the vocabulary that belongs to this model"));
+    }
+    if let Some([data]) = super::arrays("embedding", [table])? {
+        let y = data.gpu().array("embedding", data.storage(), ids.len() * c)?;
+        let index = super::index_table("embedding", &data, ids)?;
+        let kernel = format!("embedding_fwd_{}", data.storage().name());
+        let args = crate::args![&data, &index, None, None, &y, super::int(c)];
+        data.gpu().launch(&kernel, (ids.len(), 1), (128, 1), 0, args)?;
+        let ids: Arc<[u32]> = ids.into();
+        let y = Tensor::of_array(y, &[ids.len(), c])?;
+        return record_tensor("embedding", &[table], y, move |dy, grads| {
+            let dy = super::gradient("embedding", dy)?;
+            let rows = super::SortedRows::new("embedding", &dy, &ids, padding)?;
+            grads.accumulate_array(0, |dt, fresh| rows.add(&dy, dt, c, fresh))
+        });
     }
     on!(table.dtype(), T => {
         let data = table.data::<T>();

@@ -3,12 +3,23 @@
 //!   dx = dy (F(x) + x f(x)),   f(x) = e^(-x^2/2) / sqrt(2 pi)
 
 use crate::device::cpu;
-use crate::tensor::{Real, Tensor, record};
+use crate::tensor::{Array, Real, Tensor, record, record_tensor};
 use crate::{Result, on};
 
 const SQRT_2_PI: f64 = 2.506_628_274_631_000_5;
 
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    if let Some([u]) = super::arrays("gelu", [x])? {
+        let (r, c) = x.rows();
+        let y = u.gpu().array("gelu", u.storage(), u.len())?;
+        launch("fwd", &u, None, &y, (r, c))?;
+        return record_tensor("gelu", &[x], Tensor::of_array(y, x.shape().sizes())?, move |dy, grads| {
+            let dy = super::gradient("gelu", dy)?.cast("gelu", u.storage())?;
+            let dx = u.gpu().array("gelu", u.storage(), u.len())?;
+            launch("bwd", &u, Some(&dy), &dx, (r, c))?;
+            grads.add_array(0, dx)
+        });
+    }
     on!(x.dtype(), T => {
         let half = T::of(0.5);
         let y = cpu::map(x.data::<T>(), #[inline(always)] |x| x * cdf(x, half));
@@ -21,6 +32,17 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
             grads.add(0, dx)
         })
     })
+}
+
+/// fwd: out = y;   bwd, from dy: out = dx.
+fn launch(pass: &str, x: &Array, dy: Option<&Array>, out: &Array, (r, c): (usize, usize)) -> Result<()> {
+    let (n, columns) = (super::int(r), super::int(c));
+    let args = match dy {
+        None => crate::args![x, None, out, n, columns].to_vec(),
+        Some(dy) => crate::args![x, None, dy, out, n, columns].to_vec(),
+    };
+    let kernel = format!("gelu_{pass}_{}", x.storage().name());
+    x.gpu().launch(&kernel, ((r * c.div_ceil(8)).div_ceil(256), 1), (256, 1), 0, &args)
 }
 
 #[inline(always)]

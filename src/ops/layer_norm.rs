@@ -4,17 +4,40 @@
 
 use super::{check_dtype, check_shape};
 use crate::device::cpu;
-use crate::tensor::{Real, Tensor, constant, record};
+use crate::tensor::{
+    Array, Dropout, Real, Storage, Tensor, constant, constant_tensor, record, record_tensor,
+};
 use crate::{Error, Result, on};
 
 const OP: &str = "layer_norm";
 
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    layer_norm_as(x, weight, bias, eps, None)
+}
+
+/// The same, y stored as told on a GPU (else as x is): a residual stream in f32 is normalised into 16 bits.
+pub fn layer_norm_as(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+    storage: Option<Storage>,
+) -> Result<Tensor> {
     let (r, c) = x.rows();
     check_shape(OP, "weight", weight, &[c])?;
     check_shape(OP, "bias", bias, &[c])?;
     check_dtype(OP, x, &[("weight", weight), ("bias", bias)])?;
     check_eps(eps)?;
+    if let Some([z, w, b]) = super::arrays(OP, [x, weight, bias])? {
+        let storage = storage.unwrap_or(z.storage());
+        let norm = OnGpu::new(None, z, [&w, &b], c, eps, storage, None)?;
+        let y = Tensor::of_array(norm.y.clone(), x.shape().sizes())?;
+        return record_tensor(OP, &[x, weight, bias], y, move |dy, grads| {
+            let found = norm.backward(&super::gradient(OP, dy)?, &w, grads.wants(1) || grads.wants(2))?;
+            grads.add_array(0, found.residual.clone())?;
+            found.add_affine(grads, [1, 2], c)
+        });
+    }
     on!(x.dtype(), T => {
         let (data, w, b) = (x.data::<T>(), weight.data::<T>(), bias.data::<T>());
         let (mut y, mut stats) = (vec![T::ZERO; r * c], vec![T::ZERO; r * 2]);
@@ -42,10 +65,149 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     })
 }
 
+/// z = residual + drop(x),   y = LayerNorm(z): what ends every sublayer of a transformer, in one kernel. On a GPU only; x is
+/// stored as y is.     -> y, and z for whoever needs the stream itself (a constant then)
+pub fn residual_norm(
+    x: &Tensor,
+    residual: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+    drop: Option<Dropout>,
+) -> Result<(Tensor, Tensor)> {
+    let (_, c) = x.rows();
+    check_shape(OP, "residual", residual, x.shape().sizes())?;
+    check_shape(OP, "weight", weight, &[c])?;
+    check_shape(OP, "bias", bias, &[c])?;
+    check_eps(eps)?;
+    if let Some(drop) = drop {
+        super::check_dropout(OP, drop)?;
+    }
+    let Some([a, z, w, b]) = super::arrays(OP, [x, residual, weight, bias])? else {
+        return Err(Error::argument(OP, "x", "a tensor on a GPU", "one on the CPU"));
+    };
+    let storage = a.storage();
+    let norm = OnGpu::new(Some(&a), z, [&w, &b], c, eps, storage, drop)?;
+    let sizes = x.shape();
+    let z = Tensor::of_array(norm.z.clone(), sizes.sizes())?;
+    let y = Tensor::of_array(norm.y.clone(), sizes.sizes())?;
+    let y = record_tensor(OP, &[x, residual, weight, bias], y, move |dy, grads| {
+        let found = norm.backward(&super::gradient(OP, dy)?, &w, grads.wants(2) || grads.wants(3))?;
+        if let Some(dx) = &found.branch {
+            grads.add_array(0, dx.clone())?;
+        }
+        grads.add_array(1, found.residual.clone())?;
+        found.add_affine(grads, [2, 3], c)
+    })?;
+    Ok((y, z))
+}
+
+/// The kernel's forward: what it keeps for its backward.
+struct OnGpu {
+    y: Array,
+    z: Array,
+    stats: [Array; 2],
+    kernel: String,
+    sizes: (usize, usize),
+    drop: Option<Dropout>,
+    branch: bool,
+}
+
+/// What its backward finds.
+struct Found {
+    residual: Array,
+    branch: Option<Array>,
+    /// [P,2,C], dweight and dbias.
+    partial: Option<Array>,
+}
+
+impl OnGpu {
+    fn new(
+        x: Option<&Array>,
+        residual: Array,
+        [w, b]: [&Array; 2],
+        c: usize,
+        eps: f64,
+        storage: Storage,
+        drop: Option<Dropout>,
+    ) -> Result<OnGpu> {
+        let (gpu, r) = (residual.gpu().clone(), residual.len() / c.max(1));
+        let kernel = match (storage, residual.storage()) {
+            (t, r) if t == r => t.name().to_string(),
+            (t, Storage::F32) => format!("{}_f32", t.name()),
+            (t, r) => {
+                return Err(Error::argument(OP, "x", format!("stored as f32 or {}", t.name()), r.name()));
+            }
+        };
+        let y = gpu.array(OP, storage, r * c)?;
+        let stats = [gpu.array(OP, Storage::F32, r)?, gpu.array(OP, Storage::F32, r)?];
+        let z = if x.is_some() { gpu.array(OP, residual.storage(), r * c)? } else { residual.clone() };
+        let written = x.is_some().then_some(&z);
+        let [mean, rstd] = &stats;
+        let args = crate::args![x, None, &residual, w, b, written, &y, mean, rstd, super::int(c), eps as f32];
+        let args = [args, &super::drop_args(drop)[..]].concat();
+        gpu.launch(&format!("layer_norm_fwd_{kernel}"), (r, 1), super::row_threads(c), 0, &args)?;
+        Ok(OnGpu { y, z, stats, kernel, sizes: (r, c), drop, branch: x.is_some() })
+    }
+
+    fn backward(&self, dy: &Array, w: &Array, affine: bool) -> Result<Found> {
+        let ((r, c), gpu) = (self.sizes, dy.gpu());
+        let dy = &dy.cast(OP, self.y.storage())?;
+        let shares = r.clamp(1, 2 * gpu.blocks());
+        let residual = gpu.array(OP, self.z.storage(), r * c)?;
+        let branch = if self.branch { Some(gpu.array(OP, self.y.storage(), r * c)?) } else { None };
+        let partial = if affine { Some(gpu.array(OP, Storage::F32, shares * 2 * c)?) } else { None };
+        let [mean, rstd] = &self.stats;
+        let (n, columns) = (super::int(r), super::int(c));
+        let args = crate::args![
+            dy,
+            &self.z,
+            mean,
+            rstd,
+            w,
+            None,
+            &residual,
+            branch.as_ref(),
+            partial.as_ref(),
+            n,
+            columns
+        ];
+        let args = [args, &super::drop_args(self.drop)[..]].concat();
+        let kernel = format!("layer_norm_bwd_{}", self.kernel);
+        if r > 0 {
+            gpu.launch(&kernel, (shares, 1), super::row_threads(c), 0, &args)?;
+        } else if let Some(partial) = &partial {
+            partial.zero()?;
+        }
+        Ok(Found { residual, branch, partial })
+    }
+}
+
+impl Found {
+    fn add_affine(&self, grads: &mut crate::tensor::Grads, [w, b]: [usize; 2], c: usize) -> Result<()> {
+        let Some(partial) = &self.partial else { return Ok(()) };
+        let sums = super::sum_partial(OP, partial, 2 * c)?;
+        grads.add_array(w, sums.part(0..c)?)?;
+        grads.add_array(b, sums.part(c..2 * c)?)
+    }
+}
+
 /// n = (x - mean) rstd without an affine part; a constant.
 pub fn normalize_rows(x: &Tensor, eps: f64) -> Result<Tensor> {
+    normalize_rows_as(x, eps, None)
+}
+
+/// The same, stored as told on a GPU.
+pub fn normalize_rows_as(x: &Tensor, eps: f64, storage: Option<Storage>) -> Result<Tensor> {
     let (_, c) = x.rows();
     check_eps(eps)?;
+    if let Some([z]) = super::arrays("normalize_rows", [x])? {
+        let storage = storage.unwrap_or(z.storage());
+        let rows = [1.0, 0.0].map(|v| z.gpu().row(OP, v, c));
+        let [w, b] = rows;
+        let y = OnGpu::new(None, z, [&w?, &b?], c, eps, storage, None)?.y;
+        return constant_tensor("normalize_rows", &[x], Tensor::of_array(y, x.shape().sizes())?);
+    }
     on!(x.dtype(), T => {
         let mut y = x.data::<T>().to_vec();
         cpu::each_row(&mut y, c, #[inline(always)] |_, row| {

@@ -3,8 +3,9 @@
 //!   dx = dy weight;   dweight = dy^T x;   dbias = sum_R(dy)
 
 use super::{check_dtype, check_shape};
+use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm, meter};
-use crate::tensor::{Real, Tensor, constant, record};
+use crate::tensor::{Array, Real, Tensor, constant, constant_tensor, record, record_tensor};
 use crate::{Error, Result, on};
 use rayon::prelude::*;
 
@@ -29,6 +30,19 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<(usize, u
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (r, n, k) = check(x, weight, bias)?;
     let has_bias = bias.is_some();
+    if let Some(y) = on_gpu(x, weight, bias, (r, n, k))? {
+        let (x2, w2) = (x.detach(), weight.detach());
+        return record_tensor(OP, &[x, weight, bias.unwrap_or(weight)], y, move |dy, grads| {
+            let dy = super::gradient(OP, dy)?;
+            if let Some([x, w]) = super::arrays(OP, [&x2, &w2])? {
+                backward_on_gpu(&dy, [&x, &w], (r, n, k), grads)?;
+            }
+            if has_bias && grads.wants(2) {
+                super::add_partial(OP, grads, 2, &super::column_partial(OP, &dy, r, n)?, n)?;
+            }
+            Ok(())
+        });
+    }
     on!(x.dtype(), T => {
         let y = forward::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
         let (x2, w2) = (x.detach(), weight.detach());
@@ -54,6 +68,55 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     })
 }
 
+/// y on a GPU, if x is there. All are stored alike, and so is y.
+fn on_gpu(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    (r, n, k): (usize, usize, usize),
+) -> Result<Option<Tensor>> {
+    let Some([x, w, b]) = super::arrays(OP, [x, weight, bias.unwrap_or(weight)])? else { return Ok(None) };
+    super::same_storage(OP, "weight", &w, x.storage())?;
+    super::same_storage(OP, "bias", &b, x.storage())?;
+    let y = x.gpu().array(OP, x.storage(), r * n)?;
+    x.gpu().product(&Product {
+        sizes: (r, n, k),
+        a: Operand::rows(&x, k),
+        b: Operand::rows(&w, k).transposed(),
+        c: Operand::rows(&y, n),
+        bias: bias.map(|_| b.pointer()),
+        add: false,
+    })?;
+    Tensor::of_array(y, &[r, n]).map(Some)
+}
+
+fn backward_on_gpu(
+    dy: &Array,
+    [x, w]: [&Array; 2],
+    (r, n, k): (usize, usize, usize),
+    grads: &mut crate::tensor::Grads,
+) -> Result<()> {
+    let gpu = dy.gpu();
+    let dy = &dy.cast(OP, x.storage())?;
+    if grads.wants(0) {
+        let dx = gpu.array(OP, x.storage(), r * k)?;
+        let (a, b, c) = (Operand::rows(dy, n), Operand::rows(w, k), Operand::rows(&dx, k));
+        gpu.product(&Product { sizes: (r, k, n), a, b, c, bias: None, add: false })?;
+        grads.add_array(0, dx)?;
+    }
+    if grads.wants(1) {
+        let (a, b) = (Operand::rows(dy, n).transposed(), Operand::rows(x, k));
+        grads.accumulate_array(1, |dw, fresh| {
+            if r == 0 && fresh {
+                return dw.zero();
+            }
+            let c = Operand::rows(dw, k);
+            gpu.product(&Product { sizes: (n, k, r), a, b, c, bias: None, add: !fresh })
+        })?;
+    }
+    Ok(())
+}
+
 fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {
     let mut y = b.map_or_else(|| vec![T::ZERO; r * n], |b| cpu::repeat_row(b, r));
     let beta = if b.is_some() { T::ONE } else { T::ZERO };
@@ -65,6 +128,9 @@ fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize,
 /// image's result is then the same bits in any batch. Made for few rows (decoding), where reading the weights is the cost.
 pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (r, n, k) = check(x, weight, bias)?;
+    if let Some(y) = on_gpu(x, weight, bias, (r, n, k))? {
+        return constant_tensor(OP, &[x, weight, bias.unwrap_or(weight)], y);
+    }
     on!(x.dtype(), T => {
         let y = exact::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
         constant(OP, &[x, weight, bias.unwrap_or(weight)], y, &[r, n])

@@ -4,7 +4,7 @@
 
 use super::check_dtype;
 use crate::device::{cpu, gemm::View, gemm::gemm};
-use crate::tensor::{Real, Tensor, record};
+use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 
 const OP: &str = "max_similarity";
@@ -18,6 +18,9 @@ pub fn max_similarity(a: &Tensor, b: &Tensor, q: usize) -> Result<Tensor> {
         return Err(Error::argument(OP, "b", format!("{e} columns"), b.shape()));
     }
     check_dtype(OP, a, &[("b", b)])?;
+    if let Some(arrays) = super::arrays(OP, [a, b])? {
+        return on_gpu([a, b], arrays, (ra / q, q, t, e));
+    }
     on!(a.dtype(), T => {
         let (y, best) = forward::<T>(a.data(), b.data(), (ra / q, q, t, e));
         let (a2, b2) = (a.detach(), b.detach());
@@ -41,6 +44,37 @@ pub fn max_similarity(a: &Tensor, b: &Tensor, q: usize) -> Result<Tensor> {
                 Ok(())
             })
         })
+    })
+}
+
+fn on_gpu(
+    tensors: [&Tensor; 2],
+    [a, b]: [Array; 2],
+    (n, q, t, e): (usize, usize, usize, usize),
+) -> Result<Tensor> {
+    super::same_storage(OP, "b", &b, a.storage())?;
+    let (gpu, storage) = (a.gpu().clone(), a.storage());
+    let y = gpu.array(OP, Storage::F32, n * t)?;
+    let best = gpu.array(OP, Storage::I32, n * t)?;
+    let [ti, ei, qi] = [t, e, q].map(super::int);
+    let name = move |pass: &str| format!("max_similarity_{pass}_{}", storage.name());
+    let args = crate::args![&a, &b, &y, &best, qi, ti, ei];
+    gpu.launch(&name("fwd"), (t.div_ceil(64), n), (128, 1), 0, args)?;
+    record_tensor(OP, &tensors, Tensor::of_array(y, &[n, t])?, move |dy, grads| {
+        let dy = super::gradient(OP, dy)?;
+        if grads.wants(0) {
+            let da = gpu.array(OP, storage, a.len())?;
+            let args = crate::args![&dy, &best, &b, &da, ti, ei];
+            gpu.launch(&name("bwd_a"), (q, n), (128, 1), 0, args)?;
+            grads.add_array(0, da)?;
+        }
+        if grads.wants(1) {
+            let db = gpu.array(OP, storage, b.len())?;
+            let args = crate::args![&dy, &best, &a, &db, super::int(n), qi, ti, ei];
+            gpu.launch(&name("bwd_b"), (t, 1), (128, 1), 0, args)?;
+            grads.add_array(1, db)?;
+        }
+        Ok(())
     })
 }
 

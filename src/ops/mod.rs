@@ -24,12 +24,12 @@ mod segments;
 pub use add::add;
 pub use attend_rows::attend_rows;
 pub use attention::{Heads, attention};
-pub use cross_entropy::{Targets, cross_entropy, log_softmax_row};
+pub use cross_entropy::{Right, Targets, cross_entropy, log_softmax_row, right};
 pub use dropout::dropout;
 pub use embedding::embedding;
 pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
-pub use layer_norm::{layer_norm, normalize_rows};
+pub use layer_norm::{layer_norm, layer_norm_as, normalize_rows, normalize_rows_as, residual_norm};
 pub use linear::{linear, linear_exact};
 pub use linear_half::linear_half;
 pub use max_similarity::max_similarity;
@@ -40,7 +40,8 @@ pub use rows::{concat_rows, gather_rows, transpose};
 pub use scale::{divide, scale};
 pub use segments::{Segment, Segments};
 
-use crate::tensor::{Dropout, Tensor};
+use crate::device::launch::Arg;
+use crate::tensor::{Array, Dropout, Grads, Storage, Tensor};
 use crate::{Error, Result};
 
 /// The shape an argument must have.
@@ -59,6 +60,128 @@ fn check_dtype(op: &str, first: &Tensor, others: &[(&str, &Tensor)]) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Where operands are that must be together: their arrays if all are on one GPU, None if all are on the CPU.
+fn arrays<const N: usize>(op: &'static str, tensors: [&Tensor; N]) -> Result<Option<[Array; N]>> {
+    let found: Vec<Array> = tensors.iter().filter_map(|t| t.array()).collect();
+    let apart = found.first().is_some_and(|a| found.iter().any(|b| !a.gpu().same(b.gpu())));
+    if apart || (!found.is_empty() && found.len() < N) {
+        let places: Vec<String> = tensors.iter().map(|t| place(t)).collect();
+        return Err(Error::argument(op, "inputs", "tensors on one device", places.join(", "))
+            .fix("move them with Tensor::to"));
+    }
+    Ok(found.try_into().ok())
+}
+
+fn place(t: &Tensor) -> String {
+    t.array().map_or_else(|| "the CPU".into(), |a| a.gpu().name())
+}
+
+/// The gradient of a result on a GPU, as its backward gets it.
+fn gradient(op: &'static str, dy: &Tensor) -> Result<Array> {
+    dy.array().ok_or_else(|| Error::argument(op, "gradient", "one on the GPU", "one on the CPU"))
+}
+
+/// An operand that must be stored as another one is.
+fn same_storage(op: &'static str, argument: &str, a: &Array, storage: Storage) -> Result<()> {
+    if a.storage() == storage {
+        return Ok(());
+    }
+    Err(Error::argument(op, argument, format!("stored as {}", storage.name()), a.storage().name()))
+}
+
+/// A kernel's integer.
+fn int(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+/// Threads for a row of `c` elements, eight a thread, in whole warps.
+fn row_threads(c: usize) -> (u32, u32) {
+    (u32::try_from(c.div_ceil(8).next_multiple_of(32)).unwrap_or(u32::MAX), 1)
+}
+
+/// What kernels want to know of a dropout: seed, site, step, threshold, factor.
+fn drop_args(drop: Option<Dropout>) -> [Arg; 5] {
+    let (seed, site, step, threshold, factor) = drop.map_or((0, 0, 0, 0, 1.0), |d| {
+        let s = d.stream;
+        (s.seed, s.site, s.step, d.threshold(), (1.0 / (1.0 - f64::from(d.p))) as f32)
+    });
+    [seed.into(), site.into(), step.into(), threshold.into(), factor.into()]
+}
+
+/// Sums of P rows of partial sums [P,C] in f32, into the gradient of input i.
+fn add_partial(op: &'static str, grads: &mut Grads, i: usize, partial: &Array, c: usize) -> Result<()> {
+    let p = partial.len() / c.max(1);
+    let sum = |to: &Array, add: bool| {
+        let args = crate::args![partial, to, int(p), int(c), i32::from(add)];
+        to.gpu().launch("partial_sum", (c.div_ceil(32), 1), (32, 8), 0, args)
+    };
+    if grads.storage(i) == Some(Storage::F32) {
+        return grads.accumulate_array(i, |to, fresh| sum(to, !fresh));
+    }
+    grads.add_array(i, sum_partial(op, partial, c)?)
+}
+
+/// Shares of the sums over the rows of x [R,C], as [P,C] in f32.
+fn column_partial(op: &'static str, x: &Array, r: usize, c: usize) -> Result<Array> {
+    let shares = r.div_ceil(64).clamp(1, x.gpu().blocks());
+    let partial = x.gpu().array(op, Storage::F32, shares * c)?;
+    let args = crate::args![x, &partial, int(r), int(c)];
+    let kernel = format!("column_sum_{}", x.storage().name());
+    x.gpu().launch(&kernel, (c.div_ceil(256), shares), (32, 8), 0, args)?;
+    Ok(partial)
+}
+
+/// Sums of the rows of partial sums [P,C] in f32.
+fn sum_partial(op: &'static str, partial: &Array, c: usize) -> Result<Array> {
+    let sums = partial.gpu().array(op, Storage::F32, c)?;
+    let args = crate::args![partial, &sums, int(partial.len() / c.max(1)), int(c), 0i32];
+    partial.gpu().launch("partial_sum", (c.div_ceil(32), 1), (32, 8), 0, args)?;
+    Ok(sums)
+}
+
+/// Rows sorted by their target, as `kernels/sorted_rows.cuh` wants them; rows with `skip` as their target left out.
+struct SortedRows {
+    order: Array,
+    starts: Array,
+    targets: Array,
+}
+
+impl SortedRows {
+    fn new(op: &'static str, like: &Array, index: &[u32], skip: Option<u32>) -> Result<SortedRows> {
+        let mut order: Vec<usize> = (0..index.len()).filter(|i| Some(index[*i]) != skip).collect();
+        order.sort_by_key(|i| (index[*i], *i));
+        let (mut starts, mut targets) = (Vec::new(), Vec::new());
+        for (at, i) in order.iter().enumerate() {
+            if targets.last() != Some(&int(index[*i] as usize)) {
+                targets.push(int(index[*i] as usize));
+                starts.push(int(at));
+            }
+        }
+        starts.push(int(order.len()));
+        let order: Vec<i32> = order.into_iter().map(int).collect();
+        let table = |values: &[i32]| like.gpu().upload(op, Storage::I32, values);
+        Ok(SortedRows { order: table(&order)?, starts: table(&starts)?, targets: table(&targets)? })
+    }
+
+    /// Adds the rows dy [n,C] to their targets among the rows of `to`, which is zeroed first if it is fresh.
+    fn add(&self, dy: &Array, to: &Array, c: usize, fresh: bool) -> Result<()> {
+        if fresh {
+            to.zero()?;
+        }
+        // Rows of either storage are added into f32 by the one, into their own storage by the other.
+        let kernel = if to.storage() == Storage::F32 { "embedding_bwd" } else { "gather_rows_bwd" };
+        let args = crate::args![dy, &self.order, &self.starts, &self.targets, to, int(c), 1i32];
+        let name = format!("{kernel}_{}", dy.storage().name());
+        to.gpu().launch(&name, (c.div_ceil(32), self.targets.len()), (32, 8), 0, args)
+    }
+}
+
+/// Indices as kernels read them.
+fn index_table(op: &'static str, like: &Array, index: &[u32]) -> Result<Array> {
+    let index: Vec<i32> = index.iter().map(|i| int(*i as usize)).collect();
+    like.gpu().upload(op, Storage::I32, &index)
 }
 
 /// A probability that leaves something.

@@ -6,8 +6,9 @@
 //! One product backward instead of two: nothing needs the gradient of n.
 
 use super::{check_dtype, check_shape};
+use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm};
-use crate::tensor::{Real, Tensor, record};
+use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 
 const OP: &str = "norm_linear";
@@ -31,6 +32,9 @@ pub fn norm_linear(
     check_shape(OP, "weight", weight, &[out, k])?;
     check_shape(OP, "bias", bias, &[out])?;
     check_dtype(OP, n, &[("gamma", gamma), ("beta", beta), ("weight", weight), ("bias", bias)])?;
+    if let Some(arrays) = super::arrays(OP, [n, gamma, beta, weight, bias])? {
+        return on_gpu([gamma, beta, weight, bias], arrays, (r, out, k));
+    }
     on!(n.dtype(), T => {
         let kept = [n, gamma, beta, weight].map(Tensor::detach);
         let y = forward::<T>(&kept, bias.data(), (r, out, k));
@@ -58,6 +62,51 @@ pub fn norm_linear(
             grads.add(2, g)?;
             grads.add(3, s)
         })
+    })
+}
+
+fn on_gpu(
+    tensors: [&Tensor; 4],
+    [n, gamma, beta, weight, bias]: [Array; 5],
+    (r, out, k): (usize, usize, usize),
+) -> Result<Tensor> {
+    let (gpu, storage) = (n.gpu().clone(), n.storage());
+    for (name, a) in [("gamma", &gamma), ("beta", &beta), ("weight", &weight), ("bias", &bias)] {
+        super::same_storage(OP, name, a, Storage::F32)?;
+    }
+    let folded = gpu.array(OP, storage, out * k)?;
+    let offset = gpu.array(OP, Storage::F32, out)?;
+    let columns = super::int(k);
+    let args = crate::args![&weight, &gamma, &beta, &bias, &folded, &offset, columns];
+    gpu.launch(&format!("norm_linear_fold_{}", storage.name()), (out, 1), (256, 1), 0, args)?;
+    let y = gpu.array(OP, storage, r * out)?;
+    let offset = offset.cast(OP, storage)?;
+    gpu.product(&Product {
+        sizes: (r, out, k),
+        a: Operand::rows(&n, k),
+        b: Operand::rows(&folded, k).transposed(),
+        c: Operand::rows(&y, out),
+        bias: Some(offset.pointer()),
+        add: false,
+    })?;
+    record_tensor(OP, &tensors, Tensor::of_array(y, &[r, out])?, move |dy, grads| {
+        let dy = super::gradient(OP, dy)?.cast(OP, storage)?;
+        let g = gpu.array(OP, Storage::F32, out * k)?;
+        let (a, b, c) = (Operand::rows(&dy, out).transposed(), Operand::rows(&n, k), Operand::rows(&g, k));
+        gpu.product(&Product { sizes: (out, k, r), a, b, c, bias: None, add: false })?;
+        let s = super::sum_partial(OP, &super::column_partial(OP, &dy, r, out)?, out)?;
+        let shares = out.div_ceil(64).clamp(1, gpu.blocks());
+        let partial = gpu.array(OP, Storage::F32, shares * 2 * k)?;
+        let rows = super::int(out);
+        grads.accumulate_array(2, |dw, fresh| {
+            let add = i32::from(!fresh);
+            let args = crate::args![&weight, &gamma, &beta, &g, &s, dw, &partial, rows, columns, add];
+            gpu.launch("norm_linear_unfold", (k.div_ceil(32), shares), (32, 8), 0, args)
+        })?;
+        let sums = super::sum_partial(OP, &partial, 2 * k)?;
+        grads.add_array(0, sums.part(0..k)?)?;
+        grads.add_array(1, sums.part(k..2 * k)?)?;
+        grads.add_array(3, s)
     })
 }
 

@@ -3,8 +3,9 @@
 //!   dweight = dy^T patches;   dbias = sum(dy of patches);   dcls = sum_B(dy[b,0]);   dpos = sum_B(dy)
 
 use super::{check_dtype, check_shape};
+use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm};
-use crate::tensor::{Real, Tensor, record};
+use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 
 const OP: &str = "patch_embed";
@@ -39,6 +40,9 @@ pub fn patch_embed(
     check_shape(OP, "pos_embed", pos, &[1, n, w])?;
     check_dtype(OP, image, &[("weight", weight), ("bias", bias), ("cls_token", cls), ("pos_embed", pos)])?;
     let (k, g) = (ch * p * p, side * side);
+    if let Some(arrays) = super::arrays(OP, [image, weight, bias, cls, pos])? {
+        return on_gpu([weight, bias, cls, pos], arrays, Sizes { b, s, p, g, k, w });
+    }
     on!(image.dtype(), T => {
         let patches = extract::<T>(image.data(), (b, ch, s, p, side));
         let mut y = vec![T::ZERO; b * n * w];
@@ -68,6 +72,60 @@ pub fn patch_embed(
             grads.add(2, per_place[..w].to_vec())?;
             grads.add(3, per_place)
         })
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    b: usize,
+    s: usize,
+    p: usize,
+    g: usize,
+    k: usize,
+    w: usize,
+}
+
+/// The tokens are in f32 whatever the weight is stored as: they begin the residual stream.
+fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z: Sizes) -> Result<Tensor> {
+    let (gpu, storage) = (image.gpu().clone(), weight.storage());
+    for (name, a) in [("image", &image), ("bias", &bias), ("cls_token", &cls), ("pos_embed", &pos)] {
+        super::same_storage(OP, name, a, Storage::F32)?;
+    }
+    let Sizes { b, s, p, g, k, w } = z;
+    let patches = gpu.array(OP, storage, b * g * k)?;
+    let args = crate::args![&image, &patches, super::int(s), super::int(p)];
+    gpu.launch(&format!("patch_embed_planes_{}", storage.name()), (b * g, 1), (128, 1), 0, args)?;
+    let product = gpu.array(OP, storage, b * g * w)?;
+    gpu.product(&Product {
+        sizes: (b * g, w, k),
+        a: Operand::rows(&patches, k),
+        b: Operand::rows(&weight, k).transposed(),
+        c: Operand::rows(&product, w),
+        bias: None,
+        add: false,
+    })?;
+    let y = gpu.array(OP, Storage::F32, b * (g + 1) * w)?;
+    let args = crate::args![&product, &bias, &cls, &pos, &y, super::int(g), super::int(w)];
+    let kernel = if storage == Storage::F32 { "f32".into() } else { format!("{}_f32", storage.name()) };
+    gpu.launch(&format!("patch_embed_tokens_{kernel}"), (b * (g + 1), 1), (128, 1), 0, args)?;
+    let y = Tensor::of_array(y, &[b * (g + 1), w])?;
+    record_tensor(OP, &tensors, y, move |dy, grads| {
+        let dy = super::gradient(OP, dy)?;
+        let narrow = dy.cast(OP, storage)?;
+        grads.accumulate_array(0, |dw, fresh| {
+            (0..b).try_for_each(|i| {
+                let d = narrow.part((i * (g + 1) + 1) * w..(i + 1) * (g + 1) * w)?;
+                let x = patches.part(i * g * k..(i + 1) * g * k)?;
+                let (a, b) = (Operand::rows(&d, w).transposed(), Operand::rows(&x, k));
+                let (c, add) = (Operand::rows(dw, k), !fresh || i > 0);
+                gpu.product(&Product { sizes: (w, k, g), a, b, c, bias: None, add })
+            })
+        })?;
+        let n = (g + 1) * w;
+        let per_place = super::sum_partial(OP, &super::column_partial(OP, &dy, b, n)?, n)?;
+        super::add_partial(OP, grads, 1, &super::column_partial(OP, &per_place.part(w..n)?, g, w)?, w)?;
+        grads.add_array(2, per_place.part(0..w)?)?;
+        grads.add_array(3, per_place)
     })
 }
 

@@ -5,7 +5,7 @@
 
 use super::check_dtype;
 use crate::device::cpu;
-use crate::tensor::{Tensor, record, record_tensor};
+use crate::tensor::{Array, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 use std::sync::Arc;
 
@@ -13,6 +13,20 @@ pub fn gather_rows(x: &Tensor, index: &[u32]) -> Result<Tensor> {
     let (r, c) = x.rows();
     if let Some(bad) = index.iter().find(|i| **i as usize >= r) {
         return Err(Error::argument("gather_rows", "index", format!("rows 0..{r}"), bad));
+    }
+    if let Some([data]) = super::arrays("gather_rows", [x])? {
+        let y = data.gpu().array("gather_rows", data.storage(), index.len() * c)?;
+        let table = super::index_table("gather_rows", &data, index)?;
+        let kernel = format!("gather_rows_fwd_{}", data.storage().name());
+        let args = crate::args![&data, &table, &y, super::int(c)];
+        data.gpu().launch(&kernel, (index.len(), 1), (128, 1), 0, args)?;
+        let index: Arc<[u32]> = index.into();
+        let y = Tensor::of_array(y, &[index.len(), c])?;
+        return record_tensor("gather_rows", &[x], y, move |dy, grads| {
+            let dy = super::gradient("gather_rows", dy)?;
+            let rows = super::SortedRows::new("gather_rows", &dy, &index, None)?;
+            grads.accumulate_array(0, |dx, fresh| rows.add(&dy, dx, c, fresh))
+        });
     }
     on!(x.dtype(), T => {
         let (data, n) = (x.data::<T>(), index.len());
@@ -46,6 +60,9 @@ pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
             return Err(Error::argument("concat_rows", "part", format!("{c} columns"), p.shape()));
         }
     }
+    if first.array().is_some() {
+        return concat_on_gpu(parts, c);
+    }
     on!(first.dtype(), T => {
         let rows: usize = parts.iter().map(|p| p.rows().0).sum();
         let mut y = Vec::with_capacity(rows * c);
@@ -67,9 +84,45 @@ pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
     })
 }
 
+fn concat_on_gpu(parts: &[&Tensor], c: usize) -> Result<Tensor> {
+    let mut found = Vec::with_capacity(parts.len());
+    for p in parts {
+        found.extend(super::arrays("concat_rows", [*p, parts[0]])?.map(|[a, _]| a));
+    }
+    let [first, ..] = &found[..] else { return Ok(parts[0].clone()) };
+    let even = found.iter().all(|a| a.storage() == first.storage());
+    let storage = if even { first.storage() } else { Storage::F32 };
+    let y = first.gpu().array("concat_rows", storage, found.iter().map(Array::len).sum())?;
+    let mut places = Vec::with_capacity(found.len());
+    let mut at = 0;
+    for a in &found {
+        places.push(at..at + a.len());
+        a.cast_into(&y.part(at..at + a.len())?)?;
+        at += a.len();
+    }
+    let y = Tensor::of_array(y, &[at / c.max(1), c])?;
+    record_tensor("concat_rows", parts, y, move |dy, grads| {
+        let dy = super::gradient("concat_rows", dy)?;
+        places.into_iter().enumerate().try_for_each(|(i, range)| grads.add_array(i, dy.part(range)?))
+    })
+}
+
 /// y [C,R] = x^T of [R,C]
 pub fn transpose(x: &Tensor) -> Result<Tensor> {
     let (r, c) = x.rows();
+    if let Some([data]) = super::arrays("transpose", [x])? {
+        let turn = |x: &Array, r: usize, c: usize| -> Result<Array> {
+            let y = x.gpu().array("transpose", x.storage(), r * c)?;
+            let args = crate::args![x, &y, super::int(r), super::int(c)];
+            let kernel = format!("transpose_fwd_{}", x.storage().name());
+            x.gpu().launch(&kernel, (c.div_ceil(32), r.div_ceil(32)), (32, 8), 0, args)?;
+            Ok(y)
+        };
+        let y = Tensor::of_array(turn(&data, r, c)?, &[c, r])?;
+        return record_tensor("transpose", &[x], y, move |dy, grads| {
+            grads.add_array(0, turn(&super::gradient("transpose", dy)?, c, r)?)
+        });
+    }
     on!(x.dtype(), T => {
         let y = transposed(x.data::<T>(), r, c);
         record("transpose", [x], y, &[c, r], move |dy, grads| grads.add(0, transposed(dy.data::<T>(), c, r)))

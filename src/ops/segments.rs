@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Key positions that a dropout element number has room for.
 pub(super) const MAX_KEYS: usize = 1 << 16;
@@ -39,6 +39,8 @@ pub struct Segments {
     pub(super) groups: Vec<Vec<usize>>,
     pub(super) q_rows: usize,
     pub(super) k_rows: usize,
+    /// The same for the kernels of a GPU, made when it is first used there.
+    pub(super) tables: OnceLock<super::attention::Tables>,
 }
 
 impl Segments {
@@ -64,7 +66,7 @@ impl Segments {
             return wrong("query rows", "each row in one segment at most".into(), pair[1]);
         }
         let groups = group(&list);
-        Ok(Arc::new(Segments { list, groups, q_rows, k_rows }))
+        Ok(Arc::new(Segments { list, groups, q_rows, k_rows, tables: OnceLock::new() }))
     }
 
     pub fn list(&self) -> &[Segment] {

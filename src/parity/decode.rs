@@ -1,10 +1,10 @@
 //! Cases of features, retrieval and captioning.
 
 use super::case::Case;
-use super::{Report, Setup, set_up};
+use super::{Place, Report, Setup, set_up};
 use crate::model::{GenerateOptions, Images, Model, PAD, SEP, mean_cosine, retrieval_scores};
 use crate::nn::{Params, Pass};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 const CLOSE: f64 = 1e-4;
@@ -14,10 +14,10 @@ fn compare(case: &Case, name: &str, ours: &[f64], report: &mut Report) -> Result
     Ok(())
 }
 
-pub fn features(case: &Case, dtype: DType, report: &mut Report) -> Result<()> {
-    let Setup { model, params } = set_up(case, dtype, false, &[""])?;
+pub fn features(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
+    let Setup { model, params } = set_up(case, at, false, &[""])?;
     let pass = Pass::inference(&params);
-    let images = model.image_features(&pass, &case.tensor("inputs.image", dtype)?)?;
+    let images = model.image_features(&pass, &case.tensor("inputs.image", at.dtype)?)?;
     compare(case, "outputs.image_embeds", &images.embeds.to_f64(), report)?;
     compare(case, "outputs.image_embeds_proj", &images.proj.to_f64(), report)?;
     let count = (0..).take_while(|j| case.has(&format!("inputs.input_ids.{j}"))).count();
@@ -50,15 +50,15 @@ fn match_logits(logits: &Tensor) -> Vec<f64> {
     logits.to_f64().chunks(2).map(|p| p[1]).collect()
 }
 
-pub fn retrieval(case: &Case, dtype: DType, report: &mut Report) -> Result<()> {
-    let Setup { model, params } = set_up(case, dtype, false, &[""])?;
+pub fn retrieval(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
+    let Setup { model, params } = set_up(case, at, false, &[""])?;
     let pass = Pass::inference(&params);
-    let images = model.image_features(&pass, &case.tensor("inputs.image", dtype)?)?;
+    let images = model.image_features(&pass, &case.tensor("inputs.image", at.dtype)?)?;
     let texts = case.texts("inputs.input_ids", "inputs.attention_mask")?;
     let features = model.text_features(&pass, &texts)?;
     let first: Vec<Tensor> = features.iter().map(|t| t.proj.slice_rows(0..1)).collect::<Result<_>>()?;
     let rows = first.iter().flat_map(Tensor::to_f64).collect::<Vec<_>>();
-    let cls = Tensor::of(dtype, &rows, &[texts.len(), model.config.embed_dim])?;
+    let cls = Tensor::of(at.dtype, &rows, &[texts.len(), model.config.embed_dim])?;
     let itc = model.itc_scores(&images.proj, &cls)?.to_f64();
     let itc: Vec<Vec<f64>> = itc.chunks(texts.len().max(1)).map(<[f64]>::to_vec).collect();
     let scores = retrieval_scores(&itc, case.meta("k_test")?, |pairs| {
@@ -115,15 +115,15 @@ impl From<&Run> for GenerateOptions {
     }
 }
 
-pub fn generate(case: &Case, dtype: DType, report: &mut Report) -> Result<()> {
-    let Setup { model, params } = set_up(case, dtype, false, &[""])?;
+pub fn generate(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
+    let Setup { model, params } = set_up(case, at, false, &[""])?;
     let [bos, eos, pad]: [u32; 3] = [case.meta("bos")?, case.meta("eos")?, case.meta("pad")?];
     if (bos, eos, pad) != (model.config.bos(), SEP, PAD) {
         let want = format!("bos {}, eos {SEP}, pad {PAD}", model.config.bos());
         return Err(Error::file("parity", &case.path, want, format!("bos {bos}, eos {eos}, pad {pad}")));
     }
     let pass = Pass::inference(&params);
-    let image = case.tensor("inputs.image", dtype)?;
+    let image = case.tensor("inputs.image", at.dtype)?;
     if case.has("outputs.image_embeds") {
         let tokens = model.vit_tokens(&pass, &image, |_, _| {})?;
         compare(case, "outputs.image_embeds", &model.image_embeds(&pass, &tokens)?.to_f64(), report)?;

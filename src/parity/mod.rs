@@ -16,11 +16,26 @@ mod training;
 pub use compare::{Line, Report};
 
 use crate::model::{Model, Profile};
-use crate::nn::Params;
-use crate::tensor::DType;
+use crate::nn::{Params, Precision};
+use crate::tensor::{DType, Device};
 use crate::{Error, Result};
 use case::Case;
 use std::path::Path;
+
+/// Where a case is run, and how exactly.
+pub struct Place {
+    pub device: Device,
+    /// On the CPU.
+    pub dtype: DType,
+    /// On a GPU.
+    pub precision: Precision,
+}
+
+impl Place {
+    pub fn cpu(dtype: DType) -> Place {
+        Place { device: Device::Cpu, dtype, precision: Precision::F32 }
+    }
+}
 
 /// The model of a case with its recorded weights.
 struct Setup {
@@ -29,17 +44,17 @@ struct Setup {
 }
 
 /// Runs one case file.
-pub fn run(path: &Path, dtype: DType) -> Result<Report> {
+pub fn run(path: &Path, at: &Place) -> Result<Report> {
     let case = Case::open(path)?;
     let mut report = Report::new(path, &case.kind);
     match case.kind.as_str() {
-        "vit" => training::vit(&case, dtype, &mut report)?,
-        "stage1" => training::stage1(&case, dtype, Profile::LavisDiagonal, &mut report)?,
-        "stage1_ids" => training::stage1(&case, dtype, Profile::LavisImageId, &mut report)?,
-        "train" => training::train(&case, dtype, &mut report)?,
-        "generate" => decode::generate(&case, dtype, &mut report)?,
-        "features" => decode::features(&case, dtype, &mut report)?,
-        "retrieval" => decode::retrieval(&case, dtype, &mut report)?,
+        "vit" => training::vit(&case, at, &mut report)?,
+        "stage1" => training::stage1(&case, at, Profile::LavisDiagonal, &mut report)?,
+        "stage1_ids" => training::stage1(&case, at, Profile::LavisImageId, &mut report)?,
+        "train" => training::train(&case, at, &mut report)?,
+        "generate" => decode::generate(&case, at, &mut report)?,
+        "features" => decode::features(&case, at, &mut report)?,
+        "retrieval" => decode::retrieval(&case, at, &mut report)?,
         "images" => images::images(&case, &mut report)?,
         other => {
             let kinds = "vit, stage1, stage1_ids, train, generate, features, retrieval or images";
@@ -51,7 +66,7 @@ pub fn run(path: &Path, dtype: DType) -> Result<Report> {
 }
 
 /// Parameters as recorded. Names outside `needed` prefixes may be missing (a case of the image encoder has no Q-Former).
-fn set_up(case: &Case, dtype: DType, train_vit: bool, needed: &[&str]) -> Result<Setup> {
+fn set_up(case: &Case, at: &Place, train_vit: bool, needed: &[&str]) -> Result<Setup> {
     let (model, specs) = Model::new(case.config()?, train_vit)?;
     let known: std::collections::HashSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
     if let Some(name) = case.names("weights.").find(|n| !known.contains(&n["weights.".len()..])) {
@@ -60,10 +75,11 @@ fn set_up(case: &Case, dtype: DType, train_vit: bool, needed: &[&str]) -> Result
     let params = Params::new(specs.clone(), |spec| {
         let name = format!("weights.{}", spec.name);
         if needed.iter().any(|p| spec.name.starts_with(p)) || case.has(&name) {
-            case.tensor(&name, dtype)
+            case.tensor(&name, at.dtype)
         } else {
-            Ok(crate::tensor::Tensor::zeros(dtype, &spec.shape))
+            Ok(crate::tensor::Tensor::zeros(at.dtype, &spec.shape))
         }
     })?;
+    let params = params.to(&at.device, at.precision)?;
     Ok(Setup { model, params })
 }

@@ -1,10 +1,10 @@
 //! Cases of the image encoder, of one step and of a training run.
 
 use super::case::Case;
-use super::{Report, Setup, set_up};
+use super::{Place, Report, Setup, set_up};
 use crate::model::{Batch, Layout, Negatives, Outputs, Profile, Sampling, Trace};
 use crate::nn::{Params, Pass};
-use crate::tensor::{DType, Gradients, Tape, Tensor};
+use crate::tensor::{Gradients, Tape, Tensor};
 use crate::train::optimizer::{AdamW, Hyper};
 use crate::train::schedule::Schedule;
 use crate::{Error, Result};
@@ -45,11 +45,10 @@ fn gradients(case: &Case, params: &Params, grads: &Gradients, report: &mut Repor
             }
             continue;
         }
-        let ours = grads.get(id.0).map_or_else(Vec::new, |g| {
-            crate::on!(value.dtype(), T => {
-                g.slice::<T>().iter().map(|x| crate::tensor::Real::to_f64(*x)).collect::<Vec<f64>>()
-            })
-        });
+        let ours = match grads.get(id.0) {
+            Some(g) => Tensor::of_buffer(g.clone(), value.shape().sizes())?.to_f64(),
+            None => Vec::new(),
+        };
         let theirs = case.f64s(&name)?;
         if is_noise(&spec.name) {
             // f32 sums of up to a few thousand terms whose true sum is 0
@@ -61,15 +60,15 @@ fn gradients(case: &Case, params: &Params, grads: &Gradients, report: &mut Repor
     Ok(())
 }
 
-pub fn vit(case: &Case, dtype: DType, report: &mut Report) -> Result<()> {
-    let Setup { model, params } = set_up(case, dtype, true, &["visual_encoder.", "ln_vision."])?;
+pub fn vit(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
+    let Setup { model, params } = set_up(case, at, true, &["visual_encoder.", "ln_vision."])?;
     let (tape, mut grads) = (Tape::new(), Gradients::new());
     let pass = Pass::training(&params, &tape, None);
-    let tokens = model.vit_tokens(&pass, &case.tensor("inputs.image", dtype)?, |_, _| {})?;
+    let tokens = model.vit_tokens(&pass, &case.tensor("inputs.image", at.dtype)?, |_, _| {})?;
     let embeds = model.image_embeds(&pass, &tokens)?;
     compare(case, "outputs.image_embeds", &embeds, report)?;
-    let seed = case.tensor("inputs.grad_image_embeds", dtype)?.reshape(embeds.shape().sizes())?;
-    tape.backward_from(&[(&embeds, seed)], &mut grads)?;
+    let seed = case.tensor("inputs.grad_image_embeds", at.dtype)?.reshape(embeds.shape().sizes())?;
+    tape.backward_from(&[(&embeds, seed.like(&embeds)?)], &mut grads)?;
     gradients(case, &params, &grads, report)
 }
 
@@ -86,9 +85,9 @@ fn negatives(case: &Case, step: Option<usize>) -> Result<Negatives> {
     Ok(Negatives { image: pick("inputs.neg_image_index")?, text: pick("inputs.neg_text_index")? })
 }
 
-pub fn stage1(case: &Case, dtype: DType, profile: Profile, report: &mut Report) -> Result<()> {
-    let Setup { model, params } = set_up(case, dtype, false, &[""])?;
-    let image = case.tensor("inputs.image", dtype)?;
+pub fn stage1(case: &Case, at: &Place, profile: Profile, report: &mut Report) -> Result<()> {
+    let Setup { model, params } = set_up(case, at, false, &[""])?;
+    let image = case.tensor("inputs.image", at.dtype)?;
     let text = case.texts("inputs.input_ids", "inputs.attention_mask")?;
     let image_id = if profile == Profile::LavisImageId { Some(case.i64s("inputs.image_id")?) } else { None };
     let batch = Batch { image: &image, text: &text, image_id };
@@ -199,8 +198,8 @@ struct Run {
     eps: f64,
 }
 
-pub fn train(case: &Case, dtype: DType, report: &mut Report) -> Result<()> {
-    let Setup { model, mut params } = set_up(case, dtype, false, &[""])?;
+pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
+    let Setup { model, mut params } = set_up(case, at, false, &[""])?;
     let run: Run = case.meta("run")?;
     let schedule = Schedule {
         init_lr: run.init_lr,
@@ -216,7 +215,7 @@ pub fn train(case: &Case, dtype: DType, report: &mut Report) -> Result<()> {
     let (mut lrs, mut all) = (Vec::new(), Vec::new());
     for step in 0..steps {
         let k = step % batches;
-        let image = case.tensor(&format!("inputs.{k}.image"), dtype)?;
+        let image = case.tensor(&format!("inputs.{k}.image"), at.dtype)?;
         let text = case.texts(&format!("inputs.{k}.input_ids"), &format!("inputs.{k}.attention_mask"))?;
         let (tape, mut grads) = (Tape::new(), Gradients::new());
         let pass = Pass::training(&params, &tape, None);

@@ -1,18 +1,21 @@
 //! Tensors: a shared buffer, a shape and, while a tape records, the place on it.
 //!
 //! Row-major and contiguous, at most four axes, no strides and no broadcasting. A tensor may begin anywhere in its
-//! buffer, so a range of rows is a tensor too, without a copy.
+//! buffer, so a range of rows is a tensor too, without a copy. A tensor on a GPU ([`Tensor::array`]) counts as f32, which is
+//! what arithmetic there is in, however it is stored; its elements are read through [`Tensor::to_f32`] and the like.
 
 mod half;
 pub mod random;
 mod tape;
 
-pub use crate::device::{DType, Real};
+pub use crate::device::gpu::{Array, Gpu, Storage};
+pub use crate::device::{DType, Device, Real};
 pub use half::HalfMatrix;
 pub use random::{Dropout, Stream};
-pub use tape::{Gradients, Grads, Tape, constant, record, record_tensor, watch_non_finite};
+pub use tape::{Gradients, Grads, Tape, constant, constant_tensor, record, record_tensor, watch_non_finite};
 
 use crate::{Error, Result};
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -35,22 +38,44 @@ macro_rules! on {
 }
 
 /// Owned elements of one dtype.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Buffer {
     F32(Vec<f32>),
     F64(Vec<f64>),
+    /// On a GPU.
+    Gpu(Array),
 }
 
 impl Buffer {
     pub fn dtype(&self) -> DType {
         match self {
-            Buffer::F32(_) => DType::F32,
+            Buffer::F32(_) | Buffer::Gpu(_) => DType::F32,
             Buffer::F64(_) => DType::F64,
         }
     }
 
     pub fn len(&self) -> usize {
-        on!(self.dtype(), T => self.slice::<T>().len())
+        match self {
+            Buffer::F32(v) => v.len(),
+            Buffer::F64(v) => v.len(),
+            Buffer::Gpu(a) => a.len(),
+        }
+    }
+
+    /// Its memory on a GPU, if that is where it is.
+    pub fn array(&self) -> Option<&Array> {
+        match self {
+            Buffer::Gpu(a) => Some(a),
+            _ => None,
+        }
+    }
+
+    /// The same elements in the host's memory.
+    pub fn to_cpu(&self) -> Result<Cow<'_, Buffer>> {
+        Ok(match self {
+            Buffer::Gpu(a) => Cow::Owned(Buffer::F32(a.read_f32()?)),
+            own => Cow::Borrowed(own),
+        })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -71,7 +96,7 @@ impl Buffer {
         }
     }
 
-    /// The elements; empty if T is not the buffer's dtype (callers have checked it at their door).
+    /// The elements; empty if T is not the buffer's dtype or they are on a GPU (callers have checked it at their door).
     pub fn slice<T: Real>(&self) -> &[T] {
         match self {
             Buffer::F32(v) if T::DTYPE == DType::F32 => bytemuck::cast_slice(v),
@@ -175,6 +200,56 @@ impl Tensor {
         Tensor { buffer: Arc::new(buffer), start: 0, shape, node: None }
     }
 
+    /// A tensor of a buffer's elements.
+    pub fn of_buffer(buffer: Buffer, sizes: &[usize]) -> Result<Tensor> {
+        match buffer {
+            Buffer::F32(v) => Tensor::new(v, sizes),
+            Buffer::F64(v) => Tensor::new(v, sizes),
+            Buffer::Gpu(a) => Tensor::of_array(a, sizes),
+        }
+    }
+
+    /// A tensor in a GPU's memory.
+    pub fn of_array(array: Array, sizes: &[usize]) -> Result<Tensor> {
+        let shape = Shape::new(sizes);
+        if shape.len() != array.len() || sizes.len() > 4 {
+            let want = format!("at most 4 axes with {} elements", array.len());
+            return Err(Error::argument("tensor", "shape", want, format!("{sizes:?}")));
+        }
+        Ok(Tensor::from_buffer(Buffer::Gpu(array), shape))
+    }
+
+    /// Its memory on a GPU, if that is where it is.
+    pub fn array(&self) -> Option<Array> {
+        self.buffer.array().and_then(|a| a.part(self.start..self.start + self.len()).ok())
+    }
+
+    /// The same elements on a device, without history. On a GPU they are stored as told.
+    pub fn to(&self, device: &Device, storage: Storage) -> Result<Tensor> {
+        match (device, self.array()) {
+            (Device::Cpu, None) => Ok(self.detach()),
+            (Device::Cpu, Some(a)) => Tensor::new(a.read_f32()?, self.shape.sizes()),
+            (Device::Gpu(gpu), None) => {
+                let values = gpu.upload("upload", Storage::F32, &self.to_f32())?;
+                Tensor::of_array(values.cast("upload", storage)?, self.shape.sizes())
+            }
+            (Device::Gpu(_), Some(a)) => Tensor::of_array(a.cast("cast", storage)?, self.shape.sizes()),
+        }
+    }
+
+    /// The same elements where another tensor is, stored as that is, without history.
+    pub fn like(&self, other: &Tensor) -> Result<Tensor> {
+        match other.array() {
+            Some(a) => self.to(&Device::Gpu(a.gpu().clone()), a.storage()),
+            None => self.to_cpu(),
+        }
+    }
+
+    /// The same elements in the host's memory, without history.
+    pub fn to_cpu(&self) -> Result<Tensor> {
+        self.to(&Device::Cpu, Storage::F32)
+    }
+
     pub fn dtype(&self) -> DType {
         self.buffer.dtype()
     }
@@ -207,16 +282,26 @@ impl Tensor {
         Arc::get_mut(&mut self.buffer)?.slice_mut::<T>().get_mut(range)
     }
 
+    /// Of a tensor on a GPU: NaN everywhere if it cannot be read (the GPU says why at the next call that can fail).
     pub fn to_f64(&self) -> Vec<f64> {
+        if self.array().is_some() {
+            return self.to_f32().into_iter().map(f64::from).collect();
+        }
         on!(self.dtype(), T => self.data::<T>().iter().map(|x| x.to_f64()).collect())
     }
 
     pub fn to_f32(&self) -> Vec<f32> {
+        if let Some(a) = self.array() {
+            return a.read_f32().unwrap_or_else(|_| vec![f32::NAN; self.len()]);
+        }
         on!(self.dtype(), T => self.data::<T>().iter().map(|x| x.to_f64() as f32).collect())
     }
 
     /// The value of a tensor of one element; NaN if it has none.
     pub fn item(&self) -> f64 {
+        if self.array().is_some() {
+            return self.to_f64().first().copied().unwrap_or(f64::NAN);
+        }
         on!(self.dtype(), T => self.data::<T>().first().map_or(f64::NAN, |x| x.to_f64()))
     }
 
@@ -257,16 +342,17 @@ impl Tensor {
             return Ok(part);
         }
         let at = range.start * c;
-        record_tensor(
-            "slice_rows",
-            &[self],
-            part,
-            move |dy, grads| on!(dy.dtype(), T => grads.add_at(0, at, dy.data::<T>())),
-        )
+        record_tensor("slice_rows", &[self], part, move |dy, grads| match dy.array() {
+            Some(dy) => grads.add_array_at(0, at, &dy),
+            None => on!(dy.dtype(), T => grads.add_at(0, at, dy.data::<T>())),
+        })
     }
 
     /// The first element that is not finite, if any.
     pub fn first_non_finite(&self) -> Option<usize> {
+        if self.array().is_some() {
+            return self.to_f32().iter().position(|x| !x.is_finite());
+        }
         on!(self.dtype(), T => self.data::<T>().iter().position(|x| !x.is_finite()))
     }
 }

@@ -4,7 +4,7 @@
 //! [`constant`], which is an error if an input is tracked. So no gradient stops silently. Closures run last to first,
 //! once each, and are dropped as they run, which frees the activations they keep. The tape alone adds gradients up.
 
-use super::{Buffer, DType, Real, Shape, Tensor};
+use super::{Array, Buffer, DType, Device, Gpu, Real, Shape, Storage, Tensor};
 use crate::{Error, Result, on};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,6 +23,8 @@ struct Value {
     dtype: DType,
     shape: Shape,
     leaf: Option<usize>,
+    /// How its gradient is stored on a GPU: as the value is, but in f32 for a leaf. None on the CPU.
+    storage: Option<Storage>,
 }
 
 #[derive(Default)]
@@ -52,7 +54,8 @@ impl Tape {
 
     fn push_value(&self, t: &Tensor, leaf: Option<usize>) -> Node {
         let mut inner = self.lock();
-        inner.values.push(Value { dtype: t.dtype(), shape: t.shape, leaf });
+        let storage = t.buffer.array().map(|a| if leaf.is_some() { Storage::F32 } else { a.storage() });
+        inner.values.push(Value { dtype: t.dtype(), shape: t.shape, leaf, storage });
         Node { id: inner.values.len() - 1, tape: self.clone() }
     }
 
@@ -75,7 +78,11 @@ impl Tape {
         if loss.len() != 1 {
             return Err(Error::argument("backward", "loss", "one element", loss.shape()));
         }
-        self.backward_from(&[(loss, Tensor::of(loss.dtype(), &[seed], loss.shape().sizes())?)], into)
+        let mut first = Tensor::of(loss.dtype(), &[seed], loss.shape().sizes())?;
+        if let Some(a) = loss.buffer.array() {
+            first = first.to(&Device::Gpu(a.gpu().clone()), a.storage())?;
+        }
+        self.backward_from(&[(loss, first)], into)
     }
 
     /// The same from several tensors at once, each with its own gradient.
@@ -99,15 +106,20 @@ impl Tape {
                 let of = |t: &Tensor| format!("{} {}", t.dtype(), t.shape());
                 return Err(Error::argument("backward", "gradient", of(t), of(seed)));
             }
-            let mut grads =
-                Grads { slots: &mut slots, values: &inner.values, inputs: &[Some(node.id)], leaves: into };
-            on!(seed.dtype(), T => grads.add(0, seed.data::<T>().to_vec()))?;
+            let gpu = seed.buffer.array().map(|a| a.gpu().clone());
+            let inputs = &[Some(node.id)];
+            let mut grads = Grads { slots: &mut slots, values: &inner.values, inputs, leaves: into, gpu };
+            match seed.array() {
+                Some(seed) => grads.add_array(0, seed.duplicate("backward")?)?,
+                None => on!(seed.dtype(), T => grads.add(0, seed.data::<T>().to_vec()))?,
+            }
         }
         while let Some(entry) = inner.entries.pop() {
             let Some(dy) = slots.get_mut(entry.out).and_then(Option::take) else { continue };
             let dy = Tensor::from_buffer(dy, inner.values[entry.out].shape);
-            let mut grads =
-                Grads { slots: &mut slots, values: &inner.values, inputs: &entry.inputs, leaves: into };
+            let gpu = dy.buffer.array().map(|a| a.gpu().clone());
+            let inputs = &entry.inputs;
+            let mut grads = Grads { slots: &mut slots, values: &inner.values, inputs, leaves: into, gpu };
             (entry.backward)(&dy, &mut grads)
                 .map_err(|e| e.fix(format!("in the backward of {}", entry.op)))?;
         }
@@ -138,7 +150,15 @@ impl Gradients {
     pub fn add(&mut self, key: usize, grad: Buffer) -> Result<()> {
         let slot = self.slot(key);
         match slot {
-            Some(have) if have.len() == grad.len() && have.dtype() == grad.dtype() => {
+            Some(Buffer::Gpu(have)) if grad.array().is_some_and(|g| g.len() == have.len()) => {
+                grad.array().map_or(Ok(()), |g| own(have)?.add(g))?;
+            }
+            Some(have)
+                if have.len() == grad.len()
+                    && have.array().is_none()
+                    && grad.array().is_none()
+                    && have.dtype() == grad.dtype() =>
+            {
                 on!(grad.dtype(), T => add_into(have.slice_mut::<T>(), grad.slice::<T>()));
             }
             Some(have) => {
@@ -174,6 +194,8 @@ pub struct Grads<'a> {
     values: &'a [Value],
     inputs: &'a [Option<usize>],
     leaves: &'a mut Gradients,
+    /// Where the gradient that comes in is, if on a GPU.
+    gpu: Option<Gpu>,
 }
 
 impl Grads<'_> {
@@ -201,6 +223,56 @@ impl Grads<'_> {
             None => *slot = Some(Buffer::of(grad)),
         }
         Ok(())
+    }
+
+    /// Adds a whole gradient on a GPU, which is nobody else's, to input i's.
+    pub fn add_array(&mut self, i: usize, grad: Array) -> Result<()> {
+        let Some((slot, value)) = self.slot(i) else { return Ok(()) };
+        let storage = check_array(value, grad.len())?;
+        match slot {
+            Some(Buffer::Gpu(have)) => own(have)?.add(&grad),
+            slot => {
+                *slot = Some(Buffer::Gpu(grad.cast("gradients", storage)?));
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds a gradient on a GPU to a part of input i's, beginning at element `at`.
+    pub fn add_array_at(&mut self, i: usize, at: usize, grad: &Array) -> Result<()> {
+        self.accumulate_array(i, |all, fresh| {
+            let to = all.part(at..at + grad.len())?;
+            if !fresh {
+                return to.add(grad);
+            }
+            all.part(0..at)?.zero()?;
+            all.part(at + grad.len()..all.len())?.zero()?;
+            grad.cast_into(&to)
+        })
+    }
+
+    /// Hands out input i's gradient on a GPU for adding in place; if it is `fresh`, nothing is there yet and all of it must
+    /// be written. Stored as input i is, or in f32 if that is a leaf.
+    pub fn accumulate_array(&mut self, i: usize, add: impl FnOnce(&Array, bool) -> Result<()>) -> Result<()> {
+        let Some((slot, value)) = self.slot(i) else { return Ok(()) };
+        let storage = check_array(value, value.shape.len())?;
+        if let Some(Buffer::Gpu(have)) = slot {
+            return add(own(have)?, false);
+        }
+        let Some(gpu) = self.gpu.clone() else {
+            return Err(Error::argument("backward", "gradient", "one on a GPU", "one on the CPU"));
+        };
+        let fresh = gpu.array("gradients", storage, value.shape.len())?;
+        add(&fresh, true)?;
+        if let Some((slot, _)) = self.slot(i) {
+            *slot = Some(Buffer::Gpu(fresh));
+        }
+        Ok(())
+    }
+
+    /// How the gradient of input i is stored; None if nobody asks for it.
+    pub fn storage(&self, i: usize) -> Option<Storage> {
+        self.inputs.get(i).copied().flatten().and_then(|id| self.values[id].storage)
     }
 
     /// Adds a gradient to a part of input i's, beginning at element `at`.
@@ -231,6 +303,23 @@ fn check(value: Value, len: usize, dtype: DType) -> Result<()> {
         return Err(Error::argument("backward", "gradient", expected, format!("{dtype} x {len}")));
     }
     Ok(())
+}
+
+/// Memory that nobody else sees, for writing: a gradient may have been handed to two inputs.
+fn own(have: &mut Array) -> Result<&Array> {
+    if !have.is_unique() {
+        *have = have.duplicate("gradients")?;
+    }
+    Ok(have)
+}
+
+/// How a gradient of `len` elements on a GPU is to be stored.
+fn check_array(value: Value, len: usize) -> Result<Storage> {
+    match value.storage {
+        Some(storage) if value.shape.len() == len => Ok(storage),
+        Some(_) => Err(Error::argument("backward", "gradient", value.shape, format!("{len} elements"))),
+        None => Err(Error::argument("backward", "gradient", "one on the CPU", "one on a GPU")),
+    }
 }
 
 thread_local! {
@@ -300,11 +389,15 @@ pub fn constant<T: Real>(
     out: Vec<T>,
     shape: &[usize],
 ) -> Result<Tensor> {
+    constant_tensor(op, inputs, Tensor::new(out, shape)?)
+}
+
+/// [`constant`] for a result that is a tensor already.
+pub fn constant_tensor(op: &'static str, inputs: &[&Tensor], out: Tensor) -> Result<Tensor> {
     if inputs.iter().any(|t| t.tracked()) {
         return Err(Error::argument(op, "inputs", "constants", "a tracked tensor")
             .fix("detach it: this operation has no gradient"));
     }
-    let out = Tensor::new(out, shape)?;
     watch(op, &out);
     Ok(out)
 }

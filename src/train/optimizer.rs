@@ -4,8 +4,9 @@
 //! No weight decay on parameters of fewer than two axes or with "bias" in their name (LAVIS's groups).
 
 use crate::device::cpu;
+use crate::device::launch::Arg;
 use crate::nn::{Id, Params};
-use crate::tensor::{Buffer, Gradients, Real};
+use crate::tensor::{Array, Buffer, Device, Gpu, Gradients, Real, Storage};
 use crate::{Error, Result, on};
 use rayon::prelude::*;
 
@@ -52,13 +53,15 @@ impl AdamW {
             return wrong("weight_decay", "a finite number, at least 0", hyper.weight_decay);
         }
         let trained = params.iter().filter(|(_, spec, _)| spec.trained);
-        let moments = trained.map(|(id, spec, value)| Moments {
-            id,
-            exp_avg: Buffer::zeros(value.dtype(), value.len()),
-            exp_avg_sq: Buffer::zeros(value.dtype(), value.len()),
-            decay: spec.shape.len() >= 2 && !spec.name.contains("bias"),
+        let zeros = |value: &crate::tensor::Tensor| match params.device() {
+            Device::Gpu(gpu) => gpu.zeros("AdamW", Storage::F32, value.len()).map(Buffer::Gpu),
+            Device::Cpu => Ok(Buffer::zeros(value.dtype(), value.len())),
+        };
+        let moments = trained.map(|(id, spec, value)| {
+            let decay = spec.shape.len() >= 2 && !spec.name.contains("bias");
+            Ok(Moments { id, exp_avg: zeros(value)?, exp_avg_sq: zeros(value)?, decay })
         });
-        Ok(AdamW { hyper, steps: 0, moments: moments.collect() })
+        Ok(AdamW { hyper, steps: 0, moments: moments.collect::<Result<_>>()? })
     }
 
     /// One step with gradients multiplied by `unscale`; parameters without a gradient stay as they are.
@@ -68,6 +71,11 @@ impl AdamW {
             return Err(Error::argument("AdamW", "learning rate", "a finite number, at least 0", lr));
         }
         self.steps += 1;
+        if let Device::Gpu(gpu) = params.device().clone() {
+            self.step_on_gpu(&gpu, params, grads, lr, unscale)?;
+            grads.clear();
+            return Ok(());
+        }
         let [b1, b2] = self.hyper.betas;
         let t = self.steps as f64;
         let (step_size, root) = (lr / (1.0 - b1.powf(t)), (1.0 - b2.powf(t)).sqrt());
@@ -87,6 +95,101 @@ impl AdamW {
         }
         grads.clear();
         Ok(())
+    }
+
+    fn step_on_gpu(
+        &self,
+        gpu: &Gpu,
+        params: &Params,
+        grads: &Gradients,
+        lr: f64,
+        unscale: f64,
+    ) -> Result<()> {
+        let [b1, b2] = self.hyper.betas;
+        let t = self.steps as f64;
+        let by = [
+            lr / (1.0 - b1.powf(t)),
+            (1.0 - b2.powf(t)).sqrt(),
+            1.0 - b1,
+            b2,
+            1.0 - b2,
+            self.hyper.eps,
+            1.0 - lr * self.hyper.weight_decay,
+            unscale,
+        ];
+        // A launch for each storage of the copies that products use.
+        let storage = |m: &Moments| {
+            params.copy(m.id).and_then(crate::tensor::Tensor::array).map_or(Storage::F32, |a| a.storage())
+        };
+        for kind in [Storage::F32, Storage::F16, Storage::BF16] {
+            let table = Slots::new(gpu, params, grads, self.moments.iter().filter(|m| storage(m) == kind))?;
+            let own = crate::args![&table.slots, &table.chunks];
+            let args = [own, &by.map(|x| Arg::F32(x as f32)), &[Arg::NULL]].concat();
+            gpu.launch(&format!("adamw_{}", kind.name()), (table.pieces, 1), (256, 1), 0, &args)?;
+        }
+        Ok(())
+    }
+}
+
+/// The l2 norm of all gradients on a GPU, as `adamw_norm` computes it; not finite if one of them is not.
+pub fn norm_on_gpu(gpu: &Gpu, params: &Params, grads: &Gradients, moments: &[Moments]) -> Result<f64> {
+    let table = Slots::new(gpu, params, grads, moments.iter())?;
+    if table.pieces == 0 {
+        return Ok(0.0);
+    }
+    let partial = gpu.array("AdamW", Storage::F32, table.pieces)?;
+    let bad = gpu.array("AdamW", Storage::I32, table.pieces)?;
+    let args = crate::args![&table.slots, &table.chunks, &partial, &bad, 1f32];
+    gpu.launch("adamw_norm", (table.pieces, 1), (256, 1), 0, args)?;
+    let total = gpu.array("AdamW", Storage::F32, 1)?;
+    let flag = gpu.array("AdamW", Storage::I32, 1)?;
+    let pieces = i32::try_from(table.pieces).unwrap_or(i32::MAX);
+    let args = crate::args![&partial, &bad, &total, &flag, pieces];
+    gpu.launch("adamw_norm_sum", (1, 1), (256, 1), 0, args)?;
+    let squares = total.read_f32()?.first().copied().unwrap_or(f32::NAN);
+    Ok(f64::from(squares).sqrt())
+}
+
+/// The kernels' tables of all parameters that have a gradient.
+struct Slots {
+    slots: Array,
+    chunks: Array,
+    pieces: usize,
+}
+
+/// Elements of a chunk.
+const CHUNK: usize = 2048;
+
+impl Slots {
+    fn new<'a>(
+        gpu: &Gpu,
+        params: &Params,
+        grads: &Gradients,
+        moments: impl Iterator<Item = &'a Moments>,
+    ) -> Result<Slots> {
+        let (mut slots, mut chunks) = (Vec::<u64>::new(), Vec::<i32>::new());
+        for m in moments {
+            let Some(g) = grads.get(m.id.0).and_then(Buffer::array) else { continue };
+            let place = |a: Option<Array>| a.map_or(0, |a| a.pointer() as u64);
+            let value = params.get(m.id);
+            let number = i32::try_from(slots.len() / 7).unwrap_or(i32::MAX);
+            chunks.extend(
+                (0..value.len().div_ceil(CHUNK))
+                    .flat_map(|piece| [number, i32::try_from(piece).unwrap_or(i32::MAX)]),
+            );
+            slots.extend([
+                place(value.array()),
+                place(m.exp_avg.array().cloned()),
+                place(m.exp_avg_sq.array().cloned()),
+                g.pointer() as u64,
+                place(params.copy(m.id).and_then(crate::tensor::Tensor::array)),
+                value.len() as u64,
+                u64::from(m.decay),
+            ]);
+        }
+        let pieces = chunks.len() / 2;
+        let slots = gpu.upload("AdamW", Storage::I32, &slots)?;
+        Ok(Slots { slots, chunks: gpu.upload("AdamW", Storage::I32, &chunks)?, pieces })
     }
 }
 

@@ -3,12 +3,12 @@
 //! A step depends on the parameters, the moments, the step's number, the seed and its batches: nothing else. So a run that is
 //! resumed from any step continues bit for bit.
 
-use super::optimizer::{AdamW, Hyper};
+use super::optimizer::{AdamW, Hyper, norm_on_gpu};
 use super::schedule::Schedule;
 use crate::device::cpu;
 use crate::model::{Batch, MICRO_SITES, Model, Profile, Sampling, StepLosses, StepPlan};
 use crate::nn::{DropoutPlan, Id, Params, Pass};
-use crate::tensor::{Gradients, Real, Tensor, watch_non_finite};
+use crate::tensor::{Buffer, Device, Gradients, Real, Tensor, watch_non_finite};
 use crate::{Error, Kind, Result, on};
 use rayon::prelude::*;
 
@@ -141,7 +141,7 @@ impl Trainer {
             Err(e) if e.kind() != Kind::NonFinite => return Err(e),
             _ => return Err(self.non_finite("loss", &grads, &batches, micro, plan)),
         };
-        let gradient_norm = norm(&grads) / self.scale.scale;
+        let gradient_norm = self.norm(&grads)? / self.scale.scale;
         if !gradient_norm.is_finite() && !self.scale.enabled {
             return Err(self.non_finite("gradient", &grads, &batches, micro, plan));
         }
@@ -154,6 +154,13 @@ impl Trainer {
         self.step += 1;
         let temperature = self.params.find("temp").map_or(f64::NAN, |id| self.params.get(id).item());
         Ok(StepReport { step: self.step, lr, losses, gradient_norm, temperature, applied })
+    }
+
+    fn norm(&self, grads: &Gradients) -> Result<f64> {
+        match self.params.device() {
+            Device::Gpu(gpu) => norm_on_gpu(gpu, &self.params, grads, &self.optimizer.moments),
+            Device::Cpu => Ok(norm(grads)),
+        }
     }
 
     /// Says where the first number that is not finite is: among the parameters, the pictures, the activations or the
@@ -198,9 +205,8 @@ impl Trainer {
     /// The first gradient, in the order backward reaches them, that is not finite.
     fn bad_gradient(&self, grads: &Gradients) -> Option<String> {
         let bad = |id: Id| {
-            grads
-                .get(id.0)
-                .is_some_and(|g| on!(g.dtype(), T => g.slice::<T>().iter().any(|x| !x.is_finite())))
+            let whole = |g: &Buffer| Tensor::of_buffer(g.clone(), &[g.len()]).ok()?.first_non_finite();
+            grads.get(id.0).and_then(whole).is_some()
         };
         let last = self.params.iter().filter(|(id, _, _)| bad(*id)).last();
         last.map(|(_, spec, _)| format!("gradient of {}", spec.name))

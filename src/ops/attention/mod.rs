@@ -6,6 +6,10 @@
 //!   ((query row * H + head) * 2^16 + key position in the segment, a before b).
 //! dk and dv of rows that several segments see are added in the order of the segments, by one task: no atomics.
 
+mod gpu;
+
+pub(super) use gpu::Tables;
+
 use super::segments::{MAX_KEYS, Segment, Segments};
 use crate::device::cpu::{self, Shared};
 use crate::device::gemm::{View, gemm};
@@ -74,6 +78,14 @@ pub fn attention(
     let d = check([q, k, v], segments, heads, scale, drop)?;
     let columns = [q.column, k.column, v.column];
     let plan = Plan { segments: segments.clone(), heads, d, scale, drop, columns };
+    if let Some(arrays) = super::arrays(OP, [q.tensor, k.tensor, v.tensor])? {
+        let widths = [q, k, v].map(|h| h.tensor.rows().1);
+        let (y, kept) = plan.forward_on_gpu(arrays, widths)?;
+        let y = Tensor::of_array(y, &[segments.q_rows, heads * d])?;
+        return record_tensor(OP, &[q.tensor, k.tensor, v.tensor], y, move |dy, grads| {
+            plan.backward_on_gpu(&kept, &super::gradient(OP, dy)?, grads)
+        });
+    }
     on!(q.tensor.dtype(), T => {
         let kept = [q.tensor.detach(), k.tensor.detach(), v.tensor.detach()];
         let (y, norms) = forward::<T>(&plan, &kept);

@@ -1,0 +1,283 @@
+//! The driver of NVIDIA GPUs: the only folder that names cudarc, which loads libcuda and cuBLASLt when they are asked for.
+//! A build with feature `cuda` so starts on any machine, and says clearly where there is no GPU.
+//!
+//! One stream. A kernel that fails does so later, at a call that waits: that error names the kernels launched last, and
+//! with QFORMER_SYNC=1 every launch waits and the kernel is named exactly.
+
+mod products;
+
+use super::gpu::{Driver, Product};
+use super::launch::{Arg, Launch};
+use crate::{Error, Kind, Result};
+use cudarc::driver::result::{self as cu, DriverError};
+use cudarc::driver::sys;
+use products::Products;
+use std::collections::{HashMap, VecDeque};
+use std::ffi::{CString, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+include!(concat!(env!("OUT_DIR"), "/kernel_images.rs"));
+
+/// From this much dynamic shared memory on, a kernel has to be told beforehand.
+const ORDINARY_SHARED: u32 = 48 * 1024;
+
+struct Cuda {
+    name: String,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    multiprocessors: usize,
+    modules: Vec<sys::CUmodule>,
+    functions: Mutex<HashMap<String, sys::CUfunction>>,
+    products: Mutex<Products>,
+    recent: Mutex<VecDeque<String>>,
+    waits: bool,
+}
+
+// SAFETY: handles of the driver API, which any thread may use once it has made the context current (`bind` does, in every
+// method); what is changed stands behind mutexes.
+unsafe impl Send for Cuda {}
+unsafe impl Sync for Cuda {}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failed(operation: &str, e: DriverError) -> Error {
+    Error::new(Kind::Device, operation.to_string()).got(format!("CUDA error {e:?}"))
+}
+
+fn none(got: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Device, "device cuda")
+        .expected("an NVIDIA GPU with its driver")
+        .got(got)
+        .fix("install the driver (nvidia-smi must list the GPU) and CUDA 13's cuBLAS, or use --device cpu")
+}
+
+/// GPU number `number`.
+pub fn open(number: usize) -> Result<Box<dyn Driver>> {
+    // SAFETY: both only try to load a library.
+    let (driver, blas) = unsafe { (sys::is_culib_present(), cudarc::cublaslt::sys::is_culib_present()) };
+    if !driver {
+        return Err(none("no libcuda on this machine"));
+    }
+    if !blas {
+        return Err(none("no libcublasLt on this machine (LD_LIBRARY_PATH)"));
+    }
+    cu::init().map_err(|e| none(format!("CUDA error {e:?}")))?;
+    let count = cu::device::get_count().map_err(|e| none(format!("CUDA error {e:?}")))?;
+    let ordinal = i32::try_from(number).ok().filter(|n| *n < count);
+    let ordinal = ordinal.ok_or_else(|| none(format!("{count} of them, and cuda:{number} was asked for")))?;
+    Cuda::new(ordinal).map(|c| Box::new(c) as Box<dyn Driver>)
+}
+
+impl Cuda {
+    fn new(ordinal: i32) -> Result<Cuda> {
+        let wrong = |e| failed("open GPU", e);
+        let device = cu::device::get(ordinal).map_err(wrong)?;
+        use sys::CUdevice_attribute_enum as Attribute;
+        // SAFETY: `device` came from the driver just now.
+        let attribute = |a| unsafe { cu::device::get_attribute(device, a) }.map_err(wrong);
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        if major < 8 {
+            return Err(none(format!(
+                "one of compute capability {major}.{minor}; the kernels need 8.0 or newer"
+            )));
+        }
+        // SAFETY: as above; the context is retained until this object is dropped.
+        let context = unsafe { cu::primary_ctx::retain(device) }.map_err(wrong)?;
+        // SAFETY: the context was retained just now.
+        unsafe { cu::ctx::set_current(context) }.map_err(wrong)?;
+        let stream = cu::stream::create(cu::stream::StreamKind::NonBlocking).map_err(wrong)?;
+        let mut modules = Vec::new();
+        for image in images(major, minor) {
+            // SAFETY: a cubin, or PTX text that ends with a zero, made by this build.
+            modules.push(unsafe { cu::module::load_data(image.as_ptr().cast()) }.map_err(wrong)?);
+        }
+        Ok(Cuda {
+            name: cu::device::get_name(device).map_err(wrong)?,
+            context,
+            stream,
+            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
+            modules,
+            functions: Mutex::default(),
+            products: Mutex::new(Products::new(stream)?),
+            recent: Mutex::default(),
+            waits: std::env::var_os("QFORMER_SYNC").is_some_and(|v| v != "0"),
+        })
+    }
+
+    /// Every thread has a current context of its own.
+    fn bind(&self) -> Result<()> {
+        // SAFETY: the context lives as long as this object.
+        unsafe { cu::ctx::set_current(self.context) }.map_err(|e| failed("use GPU", e))
+    }
+
+    /// Names what ran last: an error of a kernel shows at a later call.
+    fn late(&self, operation: &str, e: DriverError) -> Error {
+        let recent: Vec<String> = lock(&self.recent).iter().cloned().collect();
+        failed(operation, e)
+            .about(format!("{}; launched last: {}", self.name, recent.join(", ")))
+            .fix("run again with QFORMER_SYNC=1 to learn which kernel it is")
+    }
+
+    fn function(&self, launch: &Launch) -> Result<sys::CUfunction> {
+        let mut known = lock(&self.functions);
+        if let Some(f) = known.get(launch.kernel) {
+            return Ok(*f);
+        }
+        let operation = format!("launch {}", launch.kernel);
+        let name = CString::new(launch.kernel).map_err(|e| Error::new(Kind::Argument, &operation).got(e))?;
+        // SAFETY: the modules are loaded until this object is dropped.
+        let found = |m: &sys::CUmodule| unsafe { cu::module::get_function(*m, name.clone()) }.ok();
+        let f = self.modules.iter().find_map(found).ok_or_else(|| {
+            Error::argument(&operation, "kernel", "a kernel of this build", "an unknown name")
+        })?;
+        if launch.shared > ORDINARY_SHARED {
+            let what = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = i32::try_from(launch.shared).unwrap_or(i32::MAX);
+            // SAFETY: the function was found just now.
+            unsafe { cu::function::set_function_attribute(f, what, bytes) }
+                .map_err(|e| failed(&operation, e))?;
+        }
+        known.insert(launch.kernel.to_string(), f);
+        Ok(f)
+    }
+}
+
+/// The kernels for a compute capability: machine code of the same generation, else PTX, which the driver compiles.
+fn images(major: i32, minor: i32) -> impl Iterator<Item = &'static [u8]> {
+    let wanted = match (major, minor) {
+        (9, 0) => "90a",
+        (8, 9) => "89",
+        (8, _) => "80",
+        _ => "ptx",
+    };
+    IMAGES.iter().filter(move |(architecture, _)| *architecture == wanted).map(|(_, bytes)| *bytes)
+}
+
+fn address(at: *mut c_void) -> sys::CUdeviceptr {
+    at as sys::CUdeviceptr
+}
+
+impl Driver for Cuda {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn blocks(&self) -> usize {
+        self.multiprocessors
+    }
+
+    fn granule(&self) -> usize {
+        512
+    }
+
+    fn allocate(&self, bytes: usize) -> Option<*mut c_void> {
+        self.bind().ok()?;
+        // SAFETY: fails where there is no memory.
+        unsafe { cu::malloc_sync(bytes) }.ok().map(|at| at as *mut c_void)
+    }
+
+    fn free(&self, at: *mut c_void) {
+        // SAFETY: an address that `allocate` gave and the pool gives back once; cuMemFree waits for what uses it.
+        let _ = self.bind().map(|()| unsafe { cu::free_sync(address(at)) });
+    }
+
+    fn fresh(&self, _at: *mut c_void, _bytes: usize) {}
+
+    fn upload(&self, to: *mut c_void, from: &[u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `Array` checked the length. From pageable memory the call returns when `from` has been read.
+        unsafe { cu::memcpy_htod_async(address(to), from, self.stream) }.map_err(|e| self.late("upload", e))
+    }
+
+    fn download(&self, from: *mut c_void, to: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `Array` checked the length, and `to` lives until the copy is done.
+        unsafe { cu::memcpy_dtoh_async(to, address(from), self.stream) }
+            .map_err(|e| self.late("download", e))?;
+        self.synchronize()
+    }
+
+    fn copy(&self, from: *mut c_void, to: *mut c_void, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `Array` checked both lengths.
+        let done = unsafe { cu::memcpy_dtod_async(address(to), address(from), bytes, self.stream) };
+        done.map_err(|e| self.late("device copy", e))
+    }
+
+    fn zero(&self, at: *mut c_void, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `Array` knows its bytes.
+        let done = unsafe { cu::memset_d8_async(address(at), 0, bytes, self.stream) };
+        done.map_err(|e| self.late("device zero", e))
+    }
+
+    fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<()> {
+        self.bind()?;
+        let function = self.function(launch)?;
+        let mut addresses: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        let (grid, block) = ((gx, gy, gz), (bx, by, bz));
+        // SAFETY: arrays keep alive what the arguments point to, in the order of the stream; the types of the arguments are
+        // those that the same call on the host driver is checked for in the tests.
+        let done =
+            unsafe { cu::launch_kernel(function, grid, block, launch.shared, self.stream, &mut addresses) };
+        let operation = || format!("launch {}", launch.kernel);
+        done.map_err(|e| self.late(&operation(), e).about(format!("grid {grid:?}, block {block:?}")))?;
+        let mut recent = lock(&self.recent);
+        if recent.len() == 8 {
+            recent.pop_front();
+        }
+        recent.push_back(launch.kernel.to_string());
+        drop(recent);
+        if self.waits {
+            // SAFETY: the stream lives as long as this object.
+            unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| failed(&operation(), e))?;
+        }
+        Ok(())
+    }
+
+    fn product(&self, product: &Product) -> Result<()> {
+        self.bind()?;
+        lock(&self.products).run(product)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as this object.
+        unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| self.late("wait for GPU", e))
+    }
+
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.bind()?;
+        let wrong = |e| failed("time on GPU", e);
+        let event = || cu::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(wrong);
+        let (start, end) = (event()?, event()?);
+        // SAFETY: both events were made just now, and are destroyed once.
+        unsafe {
+            cu::event::record(start, self.stream).map_err(wrong)?;
+            work()?;
+            cu::event::record(end, self.stream).map_err(wrong)?;
+            cu::event::synchronize(end).map_err(|e| self.late("time on GPU", e))?;
+            let ms = cu::event::elapsed(start, end).map_err(wrong)?;
+            let _ = (cu::event::destroy(start), cu::event::destroy(end));
+            Ok(f64::from(ms) / 1e3)
+        }
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // The process's primary context stays: other handles may use it, and the driver frees it at exit.
+        let _ = self.synchronize();
+        lock(&self.products).close();
+        // SAFETY: nothing runs any more, and no handle is used again.
+        unsafe {
+            self.modules.drain(..).for_each(|m| drop(cu::module::unload(m)));
+            let _ = cu::stream::destroy(self.stream);
+        }
+    }
+}

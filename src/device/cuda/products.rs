@@ -1,0 +1,201 @@
+//! Matrix products by cuBLASLt. It thinks in columns: row-major c = a b is, column by column, c^T = b^T a^T with the same
+//! memory, so `b` goes first, sizes change places, and `transposed` keeps its meaning.
+//!
+//! Sums are in f32 (no TF32: f32 is the oracle). For every shape the library's heuristic is asked once for an algorithm.
+
+use super::super::gpu::{Operand, Product, Storage};
+use crate::{Error, Kind, Result};
+use cudarc::cublaslt::result::{self as lt, CublasError};
+use cudarc::cublaslt::sys as blas;
+use cudarc::driver::result as cu;
+use cudarc::driver::sys;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ptr::from_ref;
+
+/// What cuBLAS recommends for Hopper.
+const WORKSPACE: usize = 32 << 20;
+
+/// What an algorithm depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    sizes: (usize, usize, usize),
+    a: (Storage, usize, bool),
+    b: (Storage, usize, bool),
+    c: (Storage, usize),
+    bias: bool,
+    add: bool,
+    /// Of the operands' addresses, up to 256 bytes.
+    alignments: [u32; 3],
+}
+
+struct Plan {
+    description: blas::cublasLtMatmulDesc_t,
+    layouts: [blas::cublasLtMatrixLayout_t; 3],
+    algorithm: blas::cublasLtMatmulAlgo_t,
+}
+
+pub(super) struct Products {
+    handle: blas::cublasLtHandle_t,
+    stream: sys::CUstream,
+    workspace: sys::CUdeviceptr,
+    plans: HashMap<Key, Plan>,
+}
+
+fn failed(p: &Product, e: CublasError) -> Error {
+    let (m, n, k) = p.sizes;
+    Error::new(Kind::Device, "product")
+        .about(format!("{} [{m}, {k}] x [{k}, {n}] -> {}", p.a.storage.name(), p.c.storage.name()))
+        .got(format!("cuBLAS error {:?}", e.0))
+}
+
+fn data_type(storage: Storage) -> blas::cudaDataType {
+    match storage {
+        Storage::F32 => blas::cudaDataType::CUDA_R_32F,
+        Storage::F16 => blas::cudaDataType::CUDA_R_16F,
+        Storage::BF16 => blas::cudaDataType::CUDA_R_16BF,
+        Storage::I32 => blas::cudaDataType::CUDA_R_32I,
+        Storage::U8 => blas::cudaDataType::CUDA_R_8U,
+    }
+}
+
+fn alignment(at: *mut c_void) -> u32 {
+    1 << (at as usize).trailing_zeros().min(8)
+}
+
+fn key(p: &Product) -> Key {
+    let of = |x: &Operand| (x.storage, x.row, x.transposed);
+    Key {
+        sizes: p.sizes,
+        a: of(&p.a),
+        b: of(&p.b),
+        c: (p.c.storage, p.c.row),
+        bias: p.bias.is_some(),
+        add: p.add,
+        alignments: [p.b.at, p.a.at, p.c.at].map(alignment),
+    }
+}
+
+impl Products {
+    pub fn new(stream: sys::CUstream) -> Result<Products> {
+        let none = |e: String| Error::new(Kind::Device, "open cuBLASLt").got(e);
+        let handle = lt::create_handle().map_err(|e| none(format!("{:?}", e.0)))?;
+        // SAFETY: fails where there is no memory.
+        let workspace = unsafe { cu::malloc_sync(WORKSPACE) }.map_err(|e| none(format!("{e:?}")))?;
+        Ok(Products { handle, stream, workspace, plans: HashMap::new() })
+    }
+
+    pub fn run(&mut self, p: &Product) -> Result<()> {
+        let key = key(p);
+        if !self.plans.contains_key(&key) {
+            let made = self.plan(p, &key).map_err(|e| failed(p, e))?;
+            self.plans.insert(key, made);
+        }
+        let Some(plan) = self.plans.get(&key) else { return Ok(()) };
+        let (one, beta) = (1f32, if p.add { 1f32 } else { 0f32 });
+        let [b, a, c] = plan.layouts;
+        // SAFETY: the plan's handles are alive, the operands as large as the layouts say (`Product`'s contract).
+        let done = unsafe {
+            set_bias(plan.description, p).and_then(|()| {
+                lt::matmul(
+                    self.handle,
+                    plan.description,
+                    from_ref(&one).cast(),
+                    from_ref(&beta).cast(),
+                    p.b.at,
+                    b,
+                    p.a.at,
+                    a,
+                    p.c.at,
+                    c,
+                    p.c.at,
+                    c,
+                    &plan.algorithm,
+                    self.workspace as *mut c_void,
+                    WORKSPACE,
+                    self.stream.cast(),
+                )
+            })
+        };
+        done.map_err(|e| failed(p, e))
+    }
+
+    fn plan(&self, p: &Product, key: &Key) -> Result<Plan, CublasError> {
+        let (m, n, k) = p.sizes;
+        // [rows, columns] as they stand in memory, seen column by column.
+        let layout = |x: &Operand, rows: usize, columns: usize| {
+            let (r, c) = if x.transposed { (columns, rows) } else { (rows, columns) };
+            lt::create_matrix_layout(data_type(x.storage), c as u64, r as u64, x.row as i64)
+        };
+        let layouts = [layout(&p.b, k, n)?, layout(&p.a, m, k)?, layout(&p.c, m, n)?];
+        let description = lt::create_matmul_desc(
+            blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            blas::cudaDataType::CUDA_R_32F,
+        )?;
+        use blas::cublasLtMatmulDescAttributes_t as Attribute;
+        let turned = |x: &Operand| match x.transposed {
+            true => blas::cublasOperation_t::CUBLAS_OP_T,
+            false => blas::cublasOperation_t::CUBLAS_OP_N,
+        };
+        // SAFETY: the handles were made just now; every value is of the type that its attribute has.
+        unsafe {
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &turned(&p.b))?;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &turned(&p.a))?;
+            if p.bias.is_some() {
+                let epilogue = blas::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+                set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            }
+            set_bias(description, p)?;
+            let wishes = lt::create_matmul_pref()?;
+            use blas::cublasLtMatmulPreferenceAttributes_t as Wish;
+            let wish =
+                |what, value: *const c_void, bytes| lt::set_matmul_pref_attribute(wishes, what, value, bytes);
+            let [b, a, c] = &key.alignments;
+            wish(Wish::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, from_ref(&WORKSPACE).cast(), 8)?;
+            wish(Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, from_ref(b).cast(), 4)?;
+            wish(Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, from_ref(a).cast(), 4)?;
+            wish(Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, from_ref(c).cast(), 4)?;
+            wish(Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, from_ref(c).cast(), 4)?;
+            let [b, a, c] = layouts;
+            let found = lt::get_matmul_algo_heuristic(self.handle, description, b, a, c, c, wishes);
+            lt::destroy_matmul_pref(wishes)?;
+            Ok(Plan { description, layouts, algorithm: found?.algo })
+        }
+    }
+
+    pub fn close(&mut self) {
+        for (_, plan) in self.plans.drain() {
+            // SAFETY: each handle was made by `plan` and is destroyed once.
+            unsafe {
+                let _ = lt::destroy_matmul_desc(plan.description);
+                plan.layouts.into_iter().for_each(|l| drop(lt::destroy_matrix_layout(l)));
+            }
+        }
+        // SAFETY: nothing runs any more (the driver has waited).
+        unsafe {
+            let _ = (lt::destroy_handle(self.handle), cu::free_sync(self.workspace));
+        }
+    }
+}
+
+/// # Safety
+/// `description` is alive, and `value` of the attribute's type.
+unsafe fn set<T>(
+    description: blas::cublasLtMatmulDesc_t,
+    what: blas::cublasLtMatmulDescAttributes_t,
+    value: &T,
+) -> Result<(), CublasError> {
+    // SAFETY: as the caller says.
+    unsafe { lt::set_matmul_desc_attribute(description, what, from_ref(value).cast(), size_of::<T>()) }
+}
+
+/// # Safety
+/// `description` is alive, and the bias as long as a row of c.
+unsafe fn set_bias(description: blas::cublasLtMatmulDesc_t, p: &Product) -> Result<(), CublasError> {
+    let what = blas::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+    match &p.bias {
+        // SAFETY: as the caller says.
+        Some(bias) => unsafe { set(description, what, bias) },
+        None => Ok(()),
+    }
+}

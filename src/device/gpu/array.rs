@@ -1,0 +1,227 @@
+//! A run of elements in a GPU's memory. Clones share it; the last one gives it back to the pool.
+
+use super::{Gpu, pool::Block};
+use crate::device::launch::Arg;
+use crate::{Error, Result};
+use std::ffi::c_void;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How elements are stored. Arithmetic is in f32 all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Storage {
+    F32,
+    F16,
+    BF16,
+    /// Tables that kernels work from.
+    I32,
+    /// Pictures.
+    U8,
+}
+
+impl Storage {
+    pub fn bytes(self) -> usize {
+        match self {
+            Storage::F32 | Storage::I32 => 4,
+            Storage::F16 | Storage::BF16 => 2,
+            Storage::U8 => 1,
+        }
+    }
+
+    /// As the names of kernels end.
+    pub fn name(self) -> &'static str {
+        match self {
+            Storage::F32 => "f32",
+            Storage::F16 => "f16",
+            Storage::BF16 => "bf16",
+            Storage::I32 => "i32",
+            Storage::U8 => "u8",
+        }
+    }
+}
+
+/// Holds a block and gives it back.
+struct Held {
+    gpu: Gpu,
+    block: Block,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.gpu.give_back(self.block.at(), self.block.bytes());
+    }
+}
+
+#[derive(Clone)]
+pub struct Array {
+    held: Arc<Held>,
+    /// In elements.
+    start: usize,
+    len: usize,
+    storage: Storage,
+}
+
+impl std::fmt::Debug for Array {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Array({} x {})", self.storage.name(), self.len)
+    }
+}
+
+impl Array {
+    pub(super) fn new(gpu: Gpu, block: Block, storage: Storage, len: usize) -> Array {
+        Array { held: Arc::new(Held { gpu, block }), start: 0, len, storage }
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        &self.held.gpu
+    }
+
+    pub fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether nobody else can see this memory.
+    pub fn is_unique(&self) -> bool {
+        Arc::strong_count(&self.held) == 1
+    }
+
+    /// A part, on the same memory.
+    pub fn part(&self, range: Range<usize>) -> Result<Array> {
+        if range.start > range.end || range.end > self.len {
+            let want = format!("within 0..{}", self.len);
+            return Err(Error::argument("device array", "range", want, format!("{range:?}")));
+        }
+        Ok(Array { start: self.start + range.start, len: range.len(), ..self.clone() })
+    }
+
+    /// The address of the first element.
+    pub fn pointer(&self) -> *mut c_void {
+        let bytes = self.start * self.storage.bytes();
+        self.held.block.at().wrapping_byte_add(bytes)
+    }
+
+    /// The address of element `at`, for kernels that take a column of a wider matrix.
+    pub fn pointer_at(&self, at: usize) -> Arg {
+        Arg::Pointer(self.pointer().wrapping_byte_add(at.min(self.len) * self.storage.bytes()))
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.len * self.storage.bytes()
+    }
+
+    /// From the host; as many bytes as the array has.
+    pub fn write(&self, bytes: &[u8]) -> Result<()> {
+        self.check_bytes("upload", bytes.len())?;
+        self.held.gpu.count(|c| c.uploaded += bytes.len() as u64);
+        if bytes.is_empty() { Ok(()) } else { self.held.gpu.driver().upload(self.pointer(), bytes) }
+    }
+
+    /// To the host.
+    pub fn read<T: bytemuck::Pod>(&self) -> Result<Vec<T>> {
+        let size = size_of::<T>().max(1);
+        let mut values = vec![T::zeroed(); self.bytes() / size];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+        self.check_bytes("download", bytes.len())?;
+        self.held.gpu.count(|c| c.downloaded += bytes.len() as u64);
+        if !bytes.is_empty() {
+            self.held.gpu.driver().download(self.pointer(), bytes)?;
+        }
+        Ok(values)
+    }
+
+    /// To the host, as f32.
+    pub fn read_f32(&self) -> Result<Vec<f32>> {
+        Ok(match self.storage {
+            Storage::F32 => self.read::<f32>()?,
+            Storage::F16 => self.read::<half::f16>()?.iter().map(|x| x.to_f32()).collect(),
+            Storage::BF16 => self.read::<half::bf16>()?.iter().map(|x| x.to_f32()).collect(),
+            Storage::I32 => self.read::<i32>()?.iter().map(|x| *x as f32).collect(),
+            Storage::U8 => self.read::<u8>()?.iter().map(|x| f32::from(*x)).collect(),
+        })
+    }
+
+    /// All bytes zero.
+    pub fn zero(&self) -> Result<()> {
+        self.held.gpu.count(|c| c.copies += 1);
+        if self.is_empty() { Ok(()) } else { self.held.gpu.driver().zero(self.pointer(), self.bytes()) }
+    }
+
+    /// The elements of another array of the same length and storage.
+    pub fn copy_from(&self, from: &Array) -> Result<()> {
+        if from.storage != self.storage {
+            let (want, got) = (self.storage.name(), from.storage.name());
+            return Err(Error::argument("device copy", "storage", want, got));
+        }
+        self.check_bytes("device copy", from.bytes())?;
+        self.held.gpu.count(|c| c.copies += 1);
+        if self.is_empty() {
+            return Ok(());
+        }
+        self.held.gpu.driver().copy(from.pointer(), self.pointer(), self.bytes())
+    }
+
+    /// The same values in memory of its own.
+    pub fn duplicate(&self, op: &'static str) -> Result<Array> {
+        let copy = self.held.gpu.array(op, self.storage, self.len)?;
+        copy.copy_from(self)?;
+        Ok(copy)
+    }
+
+    /// The same values in another storage; f32 is one of the two, or they are the same (then nothing is done).
+    pub fn cast(&self, op: &'static str, storage: Storage) -> Result<Array> {
+        if storage == self.storage {
+            return Ok(self.clone());
+        }
+        let to = self.held.gpu.array(op, storage, self.len)?;
+        self.cast_into(&to)?;
+        Ok(to)
+    }
+
+    /// Writes the values into an array of another storage.
+    pub fn cast_into(&self, to: &Array) -> Result<()> {
+        if to.storage == self.storage {
+            return to.copy_from(self);
+        }
+        let kernel = format!("cast_{}_{}", self.storage.name(), to.storage.name());
+        let args = crate::args![self, to, self.len as u64];
+        self.held.gpu.launch(&kernel, (self.len.div_ceil(2048), 1), (256, 1), 0, args)
+    }
+
+    /// self += other, in self's storage; the other is cast if it is stored differently.
+    pub fn add(&self, other: &Array) -> Result<()> {
+        if other.len != self.len {
+            return Err(Error::argument("device add", "elements", self.len, other.len));
+        }
+        let other = other.cast("add", self.storage)?;
+        let kernel = format!("add_fwd_{}", self.storage.name());
+        let args = crate::args![self, &other, self, self.len as u64];
+        self.held.gpu.launch(&kernel, (self.len.div_ceil(2048), 1), (256, 1), 0, args)
+    }
+
+    fn check_bytes(&self, op: &str, bytes: usize) -> Result<()> {
+        if bytes == self.bytes() {
+            return Ok(());
+        }
+        Err(Error::argument(op, "bytes", self.bytes(), bytes))
+    }
+}
+
+impl From<&Array> for Arg {
+    fn from(array: &Array) -> Arg {
+        Arg::Pointer(array.pointer())
+    }
+}
+
+impl From<Option<&Array>> for Arg {
+    fn from(array: Option<&Array>) -> Arg {
+        array.map_or(Arg::NULL, Arg::from)
+    }
+}

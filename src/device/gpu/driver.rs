@@ -1,0 +1,51 @@
+//! What a GPU's driver does, and which one a name asks for.
+
+use super::Product;
+use crate::device::launch::{Arg, Launch};
+use crate::{Error, Result};
+use std::ffi::c_void;
+
+/// A GPU as seen from its memory and its queue of work. Pointers are addresses on the device: [`super::Array`] keeps them
+/// alive and in bounds. Everything happens in the order of the calls.
+pub trait Driver: Send + Sync {
+    fn name(&self) -> String;
+    fn blocks(&self) -> usize;
+    /// Memory is asked for in multiples of this; 1 if exactly as much as needed (so that a checker sees the end).
+    fn granule(&self) -> usize;
+    /// None if there is not as much left.
+    fn allocate(&self, bytes: usize) -> Option<*mut c_void>;
+    fn free(&self, at: *mut c_void);
+    /// Memory of before is about to be used for something else.
+    fn fresh(&self, at: *mut c_void, bytes: usize);
+    fn upload(&self, to: *mut c_void, from: &[u8]) -> Result<()>;
+    fn download(&self, from: *mut c_void, to: &mut [u8]) -> Result<()>;
+    fn copy(&self, from: *mut c_void, to: *mut c_void, bytes: usize) -> Result<()>;
+    fn zero(&self, at: *mut c_void, bytes: usize) -> Result<()>;
+    fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<()>;
+    fn product(&self, product: &Product) -> Result<()>;
+    fn synchronize(&self) -> Result<()>;
+    /// How long the device takes for what `work` asks of it.
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+}
+
+pub(super) fn open(name: &str) -> Result<Box<dyn Driver>> {
+    let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
+    let number: usize = number.parse().map_err(|_| unknown(name))?;
+    match kind {
+        #[cfg(feature = "cuda")]
+        "cuda" => crate::device::cuda::open(number),
+        #[cfg(not(feature = "cuda"))]
+        "cuda" => Err(Error::argument("device", "cuda", "a build with CUDA kernels", "one without")
+            .fix("build with `cargo build --release --features cuda`, or use --device cpu")),
+        #[cfg(feature = "host-kernels")]
+        "host" if number == 0 => Ok(Box::new(super::host::Host::default())),
+        #[cfg(not(feature = "host-kernels"))]
+        "host" => Err(Error::argument("device", "host", "a build with kernels for the host", "one without")
+            .fix("build with `--features host-kernels`, or use --device cpu")),
+        _ => Err(unknown(name)),
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    Error::argument("device", "name", "cpu, cuda (or cuda:1, ..) or host", name)
+}

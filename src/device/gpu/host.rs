@@ -1,0 +1,182 @@
+//! The driver that runs kernels on the CPU, in the emulator (see `device::host`). Matrix products are the CPU's, of
+//! operands widened to f32 and rounded to c's storage once, as a GPU's are.
+
+use super::{Driver, Operand, Product, Storage};
+use crate::device::gemm::{View, gemm};
+use crate::device::host::{self, Schedule};
+use crate::device::launch::{Arg, Launch};
+use crate::{Error, Result};
+use half::{bf16, f16};
+use std::ffi::c_void;
+
+#[derive(Default)]
+pub(super) struct Host {
+    schedule: Schedule,
+}
+
+impl Host {
+    pub fn with(schedule: Schedule) -> Host {
+        Host { schedule }
+    }
+}
+
+/// A matrix of f32 with no gaps, [rows, columns] as the product sees it after `transposed`.
+fn widen(x: &Operand, rows: usize, columns: usize) -> Vec<f32> {
+    let (r, c) = if x.transposed { (columns, rows) } else { (rows, columns) };
+    let mut out = Vec::with_capacity(r * c);
+    for i in 0..r {
+        // SAFETY: `Product`'s contract: the operand has r rows of `row` elements (the last one of c).
+        unsafe { read(x.at, x.storage, i * x.row, c, &mut out) };
+    }
+    out
+}
+
+/// # Safety
+/// `count` elements from `first` on must be the host's memory.
+unsafe fn read(at: *mut c_void, storage: Storage, first: usize, count: usize, out: &mut Vec<f32>) {
+    let at = at.wrapping_byte_add(first * storage.bytes());
+    // SAFETY: as the caller says.
+    unsafe {
+        match storage {
+            Storage::F32 => out.extend_from_slice(std::slice::from_raw_parts(at.cast::<f32>(), count)),
+            Storage::F16 => {
+                out.extend(std::slice::from_raw_parts(at.cast::<f16>(), count).iter().map(|x| x.to_f32()));
+            }
+            Storage::BF16 => {
+                out.extend(std::slice::from_raw_parts(at.cast::<bf16>(), count).iter().map(|x| x.to_f32()));
+            }
+            Storage::I32 | Storage::U8 => out.resize(out.len() + count, f32::NAN),
+        }
+    }
+}
+
+/// # Safety
+/// As for `read`, and nobody else may use the memory meanwhile.
+unsafe fn write(at: *mut c_void, storage: Storage, first: usize, from: &[f32]) {
+    let at = at.wrapping_byte_add(first * storage.bytes());
+    // SAFETY: as the caller says.
+    unsafe {
+        match storage {
+            Storage::F32 => {
+                std::slice::from_raw_parts_mut(at.cast::<f32>(), from.len()).copy_from_slice(from);
+            }
+            Storage::F16 => {
+                let to = std::slice::from_raw_parts_mut(at.cast::<f16>(), from.len());
+                to.iter_mut().zip(from).for_each(|(t, f)| *t = f16::from_f32(*f));
+            }
+            Storage::BF16 => {
+                let to = std::slice::from_raw_parts_mut(at.cast::<bf16>(), from.len());
+                to.iter_mut().zip(from).for_each(|(t, f)| *t = bf16::from_f32(*f));
+            }
+            Storage::I32 | Storage::U8 => {}
+        }
+    }
+    host::written(at, from.len() * storage.bytes());
+}
+
+impl Driver for Host {
+    fn name(&self) -> String {
+        "the kernels on the host".into()
+    }
+
+    fn blocks(&self) -> usize {
+        8
+    }
+
+    fn granule(&self) -> usize {
+        1
+    }
+
+    fn allocate(&self, bytes: usize) -> Option<*mut c_void> {
+        host::allocate(bytes)
+    }
+
+    fn free(&self, at: *mut c_void) {
+        host::free(at);
+    }
+
+    fn fresh(&self, at: *mut c_void, bytes: usize) {
+        host::forget(at, bytes);
+    }
+
+    fn upload(&self, to: *mut c_void, from: &[u8]) -> Result<()> {
+        // SAFETY: `Array` checked the length, and fresh host slices do not overlap device memory.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.cast::<u8>(), from.len()) };
+        host::written(to, from.len());
+        Ok(())
+    }
+
+    fn download(&self, from: *mut c_void, to: &mut [u8]) -> Result<()> {
+        host::check_written(from, to.len(), "download")?;
+        // SAFETY: as in `upload`.
+        unsafe { std::ptr::copy_nonoverlapping(from.cast::<u8>(), to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, from: *mut c_void, to: *mut c_void, bytes: usize) -> Result<()> {
+        host::check_written(from, bytes, "device copy")?;
+        // SAFETY: `Array` checked the lengths; an overlap would be the same memory.
+        unsafe { std::ptr::copy(from.cast::<u8>(), to.cast::<u8>(), bytes) };
+        host::written(to, bytes);
+        Ok(())
+    }
+
+    fn zero(&self, at: *mut c_void, bytes: usize) -> Result<()> {
+        // SAFETY: `Array` knows its bytes.
+        unsafe { std::ptr::write_bytes(at.cast::<u8>(), 0, bytes) };
+        host::written(at, bytes);
+        Ok(())
+    }
+
+    fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<()> {
+        // SAFETY: arrays keep what pointers point to alive and are as long as the kernels' headers ask for; launches come
+        // one after the other. The emulator reports what is violated all the same.
+        unsafe { host::launch(launch, args, self.schedule) }
+    }
+
+    fn product(&self, p: &Product) -> Result<()> {
+        let (m, n, k) = p.sizes;
+        for (name, x, rows, columns) in [("a", &p.a, m, k), ("b", &p.b, k, n)] {
+            let (rows, columns) = if x.transposed { (columns, rows) } else { (rows, columns) };
+            for i in 0..rows {
+                let at = x.at.wrapping_byte_add(i * x.row * x.storage.bytes());
+                host::check_written(at, columns * x.storage.bytes(), &format!("product, {name}"))?;
+            }
+        }
+        if p.a.storage != p.b.storage {
+            return Err(Error::argument("product", "b", p.a.storage.name(), p.b.storage.name()));
+        }
+        let (a, b) = (widen(&p.a, m, k), widen(&p.b, k, n));
+        let view = |x: &'_ Operand, rows: usize, columns: usize| {
+            if x.transposed { (rows, true) } else { (columns, false) }
+        };
+        let ((wa, ta), (wb, tb)) = (view(&p.a, m, k), view(&p.b, k, n));
+        let turn = |data, width, transposed| {
+            let v = View::rows(data, width);
+            if transposed { v.transposed() } else { v }
+        };
+        let mut c = if p.add { widen(&p.c, m, n) } else { vec![0.0; m * n] };
+        if let Some(bias) = p.bias {
+            let mut row = Vec::with_capacity(n);
+            // SAFETY: `Product`'s contract.
+            unsafe { read(bias, p.c.storage, 0, n, &mut row) };
+            c.chunks_exact_mut(n).for_each(|c| c.iter_mut().zip(&row).for_each(|(c, b)| *c += b));
+        }
+        gemm((m, n, k), 1.0, turn(&a, wa, ta), turn(&b, wb, tb), 1.0, &mut c, n, true);
+        for (i, row) in c.chunks_exact(n).enumerate() {
+            // SAFETY: `Product`'s contract.
+            unsafe { write(p.c.at, p.c.storage, i * p.c.row, row) };
+        }
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = std::time::Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+}

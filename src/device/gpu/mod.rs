@@ -1,0 +1,250 @@
+//! A GPU: kernels by name, matrix products, copies, and memory from a pool. Two drivers stand behind it: `cuda`, a real one,
+//! and `host`, which runs the same kernels on the CPU (feature `host-kernels`), slowly and checked.
+//!
+//! Everything runs in one order (a CUDA stream), so memory that is given back may be handed out again at once: what uses
+//! it next comes later in that order. Launches, bytes and the peak of memory are counted ([`Counts`]).
+
+mod array;
+mod driver;
+#[cfg(feature = "host-kernels")]
+mod host;
+mod pool;
+mod product;
+
+pub use array::{Array, Storage};
+pub use driver::Driver;
+pub use pool::Holder;
+pub use product::{Operand, Product};
+
+use super::launch::{Arg, Launch};
+use crate::{Error, Kind, Result};
+use pool::Pool;
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Arguments of a launch: `args![&x, n as u64, 1f32]`. An `Option` of an array is null if it is none.
+#[macro_export]
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => {
+        &[$($crate::device::launch::Arg::from($arg)),*] as &[$crate::device::launch::Arg]
+    };
+}
+
+/// What was done since the counts were last taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Launches of every kernel, by its name.
+    pub launches: BTreeMap<String, u64>,
+    /// Matrix products and their 2mnk.
+    pub products: u64,
+    pub flops: u64,
+    /// Copies within the device, and memory set to zero.
+    pub copies: u64,
+    /// Bytes from and to the host's memory.
+    pub uploaded: u64,
+    pub downloaded: u64,
+    /// Times the driver was asked for memory, because the pool had none that fits.
+    pub allocations: u64,
+    /// The most bytes in use at a time.
+    pub peak: u64,
+}
+
+impl Counts {
+    /// Launches of all kernels.
+    pub fn launched(&self) -> u64 {
+        self.launches.values().sum()
+    }
+}
+
+struct Inner {
+    driver: Box<dyn Driver>,
+    pool: Mutex<Pool>,
+    counts: Mutex<Counts>,
+}
+
+/// A handle; clones are the same GPU.
+#[derive(Clone)]
+pub struct Gpu(Arc<Inner>);
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.name())
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    /// `cuda` (or `cuda:1`, ..) or `host`. One message that says what to do if this build or this machine has none.
+    pub fn open(name: &str) -> Result<Gpu> {
+        driver::open(name).map(Gpu::of)
+    }
+
+    pub fn of(driver: Box<dyn Driver>) -> Gpu {
+        let pool = Mutex::new(Pool::new(driver.granule()));
+        Gpu(Arc::new(Inner { driver, pool, counts: Mutex::default() }))
+    }
+
+    /// What it is called by its maker.
+    pub fn name(&self) -> String {
+        self.0.driver.name()
+    }
+
+    /// Blocks that run well side by side: a few for every multiprocessor.
+    pub fn blocks(&self) -> usize {
+        self.0.driver.blocks()
+    }
+
+    pub fn same(&self, other: &Gpu) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Counts so far; they begin again.
+    pub fn take_counts(&self) -> Counts {
+        let live = lock(&self.0.pool).restart_peak();
+        let counts = std::mem::take(&mut *lock(&self.0.counts));
+        Counts { peak: live, ..counts }
+    }
+
+    /// Who holds how much, most first: by the operation that asked for it.
+    pub fn holders(&self) -> Vec<Holder> {
+        lock(&self.0.pool).holders()
+    }
+
+    fn count(&self, add: impl FnOnce(&mut Counts)) {
+        add(&mut lock(&self.0.counts));
+    }
+
+    /// Memory for `len` elements, asked for by operation `op`; nothing is written there.
+    pub fn array(&self, op: &'static str, storage: Storage, len: usize) -> Result<Array> {
+        let bytes = len * storage.bytes();
+        let block = self.block(op, bytes)?;
+        Ok(Array::new(self.clone(), block, storage, len))
+    }
+
+    fn block(&self, op: &'static str, bytes: usize) -> Result<pool::Block> {
+        let mut pool = lock(&self.0.pool);
+        if let Some(block) = pool.take(op, bytes) {
+            self.0.driver.fresh(block.at(), block.bytes());
+            return Ok(block);
+        }
+        let size = pool.size_for(bytes);
+        let mut found = self.0.driver.allocate(size);
+        if found.is_none() {
+            for block in pool.release() {
+                self.0.driver.free(block);
+            }
+            found = self.0.driver.allocate(size);
+        }
+        self.count(|c| c.allocations += 1);
+        match found {
+            Some(at) => Ok(pool.adopt(op, at, size, bytes)),
+            None => Err(self.no_memory(op, bytes, &pool)),
+        }
+    }
+
+    fn no_memory(&self, op: &str, bytes: usize, pool: &Pool) -> Error {
+        let mb = |b: u64| format!("{} MB", b.div_ceil(1 << 20));
+        let top: Vec<String> =
+            pool.holders().iter().take(5).map(|h| format!("{} {}", h.op, mb(h.bytes))).collect();
+        let held = pool.live();
+        let advice = match held {
+            0 => "use a smaller batch".to_string(),
+            held => {
+                let share = held as f64 / (held + bytes as u64) as f64;
+                format!(
+                    "use a smaller batch: at this operation, about {:.0} % of this one fitted",
+                    100.0 * share
+                )
+            }
+        };
+        Error::new(Kind::Device, op)
+            .about(format!("memory of {}", self.name()))
+            .expected(format!("room for {} beside {} in use", mb(bytes as u64), mb(held)))
+            .got(format!("none; the largest holders: {}", top.join(", ")))
+            .fix(advice)
+    }
+
+    /// Memory that holds these values.
+    pub fn upload<T: bytemuck::Pod>(
+        &self,
+        op: &'static str,
+        storage: Storage,
+        values: &[T],
+    ) -> Result<Array> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let array = self.array(op, storage, bytes.len() / storage.bytes())?;
+        array.write(bytes)?;
+        Ok(array)
+    }
+
+    /// Zeros.
+    pub fn zeros(&self, op: &'static str, storage: Storage, len: usize) -> Result<Array> {
+        let array = self.array(op, storage, len)?;
+        array.zero()?;
+        Ok(array)
+    }
+
+    /// A row of `len` times the same value in f32.
+    pub fn row(&self, op: &'static str, value: f32, len: usize) -> Result<Array> {
+        self.upload(op, Storage::F32, &vec![value; len])
+    }
+
+    /// Runs a kernel: its blocks, the threads of a block, its dynamic shared memory, its arguments (see its header).
+    /// Nothing is launched where a grid is empty.
+    pub fn launch(
+        &self,
+        kernel: &str,
+        grid: (usize, usize),
+        block: (u32, u32),
+        shared: u32,
+        args: &[Arg],
+    ) -> Result<()> {
+        if grid.0 == 0 || grid.1 == 0 {
+            return Ok(());
+        }
+        let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let grid = [size(grid.0), size(grid.1), 1];
+        self.count(|c| *c.launches.entry(kernel.to_string()).or_default() += 1);
+        self.0.driver.launch(&Launch { kernel, grid, block: [block.0, block.1, 1], shared }, args)
+    }
+
+    /// c = (c +) a b (+ bias), see [`Product`].
+    pub fn product(&self, product: &Product) -> Result<()> {
+        let (m, n, k) = product.sizes;
+        if m == 0 || n == 0 {
+            return Ok(());
+        }
+        self.count(|c| (c.products, c.flops) = (c.products + 1, c.flops + 2 * (m * n * k) as u64));
+        self.0.driver.product(product)
+    }
+
+    /// Waits until everything is done; what failed meanwhile is an error here.
+    pub fn synchronize(&self) -> Result<()> {
+        self.0.driver.synchronize()
+    }
+
+    /// How long the device takes for what `work` asks of it, between two events.
+    pub fn seconds(&self, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+        self.0.driver.seconds(&mut work)
+    }
+
+    fn give_back(&self, at: *mut c_void, bytes: usize) {
+        lock(&self.0.pool).give_back(at, bytes);
+    }
+
+    fn driver(&self) -> &dyn Driver {
+        &*self.0.driver
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for block in lock(&self.pool).release() {
+            self.driver.free(block);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Matrix products, row-major:     c [m,n] = (c +) a [m,k] b [k,n] (+ bias [n])
+
+use super::{Array, Storage};
+use std::ffi::c_void;
+
+/// A matrix on the device: `row` elements from row to row, and whether it stands there transposed.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand {
+    pub at: *mut c_void,
+    pub storage: Storage,
+    pub row: usize,
+    pub transposed: bool,
+}
+
+impl Operand {
+    /// Rows of `width` elements.
+    pub fn rows(array: &Array, width: usize) -> Operand {
+        Operand { at: array.pointer(), storage: array.storage(), row: width, transposed: false }
+    }
+
+    #[must_use]
+    pub fn transposed(self) -> Operand {
+        Operand { transposed: !self.transposed, ..self }
+    }
+}
+
+/// Sums are in f32 whatever the storages are; those of a and b are the same. Callers vouch for the sizes.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    /// m, n, k
+    pub sizes: (usize, usize, usize),
+    pub a: Operand,
+    pub b: Operand,
+    pub c: Operand,
+    /// Added to every row; stored as c is.
+    pub bias: Option<*mut c_void>,
+    /// Whether the product is added to c, or replaces it.
+    pub add: bool,
+}

@@ -1,0 +1,188 @@
+//! Attention by kernels (`kernels/attention_*.cu`): the tables they work from, their names, forward and backward.
+
+use super::{OP, Plan, Segments};
+use crate::device::attention;
+use crate::device::launch::Arg;
+use crate::ops::{drop_args, int};
+use crate::tensor::{Array, Gpu, Grads, Storage};
+use crate::{Error, Result};
+
+/// A plan of launches in a GPU's memory.
+#[derive(Debug)]
+pub(in crate::ops) struct Tables {
+    gpu: Gpu,
+    warps: u32,
+    blocks: Array,
+    strips: Array,
+    key_warps: u32,
+    tiles: Array,
+    steps: Array,
+}
+
+impl Tables {
+    fn new(gpu: &Gpu, segments: &Segments) -> Result<Tables> {
+        let span = |s: &super::Segment| attention::Span {
+            q: s.q.clone(),
+            a: s.a.clone(),
+            b: s.b.clone(),
+            causal: s.causal,
+        };
+        let spans: Vec<attention::Span> = segments.list().iter().map(span).collect();
+        let plan = attention::Plan::new(&spans, segments.q_rows, segments.k_rows)?;
+        let table = |entries: &[attention::Entry]| gpu.upload(OP, Storage::I32, entries);
+        Ok(Tables {
+            gpu: gpu.clone(),
+            warps: plan.warps,
+            blocks: table(&plan.blocks)?,
+            strips: table(&plan.strips)?,
+            key_warps: plan.key_warps,
+            tiles: table(&plan.tiles)?,
+            steps: table(&plan.steps)?,
+        })
+    }
+
+    /// The tables of a plan's segments, made once for a GPU.
+    fn of<'a>(gpu: &Gpu, segments: &'a Segments) -> Result<&'a Tables> {
+        if segments.tables.get().is_none() {
+            let made = Tables::new(gpu, segments)?;
+            segments.tables.get_or_init(|| made);
+        }
+        let other = || Error::argument(OP, "segments", "segments used on one GPU", "another GPU");
+        segments.tables.get().filter(|t| t.gpu.same(gpu)).ok_or_else(other)
+    }
+}
+
+/// Storage, name and shared memory of the kernels for a head size.
+fn variant(storage: Storage, d: usize, aligned: bool) -> Result<(Storage, String, u32)> {
+    if d > 128 {
+        return Err(Error::argument(OP, "head size", "at most 128 on a GPU", d));
+    }
+    // What is not made of whole 16-byte pieces goes through the kernels of f32.
+    if storage == Storage::F32 || !aligned {
+        return Ok((Storage::F32, "f32".into(), 49_920));
+    }
+    let (name, columns) = match d {
+        0..=32 => ("d32", 32),
+        64 => ("d64", 64),
+        88 => ("d88", 96),
+        _ => ("d128", 128),
+    };
+    Ok((storage, format!("{}_{name}", storage.name()), 2 * 2 * 32 * (columns + 8) * 2))
+}
+
+/// What the backward needs again.
+pub(super) struct Kept {
+    qkv: [Array; 3],
+    widths: [usize; 3],
+    y: Array,
+    lse: Array,
+    name: String,
+    shared: u32,
+    /// How the operands were stored when they came.
+    storage: Storage,
+}
+
+impl Plan {
+    fn widths_fit(&self, widths: [usize; 3]) -> bool {
+        self.d.is_multiple_of(8) && widths.iter().chain(&self.columns).all(|n| n.is_multiple_of(8))
+    }
+
+    /// The first head of operand i, and how far its rows lie apart.
+    fn operand(&self, i: usize, array: &Array, widths: [usize; 3]) -> [Arg; 2] {
+        [array.pointer_at(self.columns[i]), Arg::from(int(widths[i]))]
+    }
+
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        kernel: &str,
+        rows: usize,
+        warps: u32,
+        shared: u32,
+        args: &[&[Arg]],
+    ) -> Result<()> {
+        let all = [&args.concat(), &self.tail()[..]].concat();
+        gpu.launch(kernel, (rows, self.heads), (32 * warps, 1), shared, &all)
+    }
+
+    fn tail(&self) -> Vec<Arg> {
+        [&[int(self.d).into(), (self.scale as f32).into()], &drop_args(self.drop)[..]].concat()
+    }
+
+    /// y [Rq, H*D], stored as q is.
+    pub(super) fn forward_on_gpu(&self, qkv: [Array; 3], widths: [usize; 3]) -> Result<(Array, Kept)> {
+        let (gpu, storage) = (qkv[0].gpu().clone(), qkv[0].storage());
+        for (name, a) in [("k", &qkv[1]), ("v", &qkv[2])] {
+            crate::ops::same_storage(OP, name, a, storage)?;
+        }
+        let (inner, name, shared) = variant(storage, self.d, self.widths_fit(widths))?;
+        let [q, k, v] = qkv;
+        let qkv = [q.cast(OP, inner)?, k.cast(OP, inner)?, v.cast(OP, inner)?];
+        let (rows, h) = (self.segments.q_rows, self.heads);
+        let y = gpu.array(OP, inner, rows * h * self.d)?;
+        let lse = gpu.array(OP, Storage::F32, rows * h * if inner == Storage::F32 { 2 } else { 1 })?;
+        let t = Tables::of(&gpu, &self.segments)?;
+        let operands = [0, 1, 2].map(|i| self.operand(i, &qkv[i], widths)).concat();
+        let own = crate::args![&y, &lse, &t.blocks, &t.strips];
+        let kernel = format!("attention_fwd_{name}");
+        self.launch(&gpu, &kernel, t.blocks.len() / 4, t.warps, shared, &[&operands, own])?;
+        let out = y.cast(OP, storage)?;
+        Ok((out, Kept { qkv, widths, y, lse, name, shared, storage }))
+    }
+
+    pub(super) fn backward_on_gpu(&self, kept: &Kept, dy: &Array, grads: &mut Grads) -> Result<()> {
+        let (gpu, inner) = (dy.gpu(), kept.y.storage());
+        let dy = &dy.cast(OP, inner)?;
+        let delta = gpu.array(OP, Storage::F32, self.segments.q_rows * self.heads)?;
+        let together = self.one_matrix(kept);
+        let out = if together {
+            let one = gpu.array(OP, inner, kept.qkv[0].len())?;
+            [one.clone(), one.clone(), one]
+        } else {
+            let [q, k, v] = [0, 1, 2].map(|i| self.room(gpu, kept, i));
+            [q?, k?, v?]
+        };
+        let t = Tables::of(gpu, &self.segments)?;
+        let operands = [0, 1, 2].map(|i| self.operand(i, &kept.qkv[i], kept.widths)).concat();
+        let [dq, dk, dv] = [0, 1, 2].map(|i| self.operand(i, &out[i], kept.widths));
+        let own =
+            [crate::args![&kept.y, dy, &kept.lse, &delta], &dq, crate::args![&t.blocks, &t.strips]].concat();
+        let kernel = format!("attention_bwd_q_{}", kept.name);
+        self.launch(gpu, &kernel, t.blocks.len() / 4, t.warps, kept.shared, &[&operands, &own])?;
+        let own = [crate::args![dy, &kept.lse, &delta], &dk, &dv, crate::args![&t.tiles, &t.steps]].concat();
+        let kernel = format!("attention_bwd_kv_{}", kept.name);
+        let all = [&operands[..], &own, &self.tail(), crate::args![0i32]].concat();
+        gpu.launch(&kernel, (t.tiles.len() / 4, self.heads), (32 * t.key_warps, 1), kept.shared, &all)?;
+        let [q, k, v] = out;
+        if together {
+            return grads.add_array(0, q.cast(OP, kept.storage)?);
+        }
+        for (i, g) in [q, k, v].into_iter().enumerate() {
+            if grads.wants(i) {
+                grads.add_array(i, g.cast(OP, kept.storage)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether q, k and v are the columns of one matrix, side by side: their gradients are one matrix, too.
+    fn one_matrix(&self, kept: &Kept) -> bool {
+        let c = self.heads * self.d;
+        let [q, k, v] = &kept.qkv;
+        q.pointer() == k.pointer()
+            && k.pointer() == v.pointer()
+            && q.len() == k.len()
+            && self.columns == [0, c, 2 * c]
+            && kept.widths == [3 * c; 3]
+    }
+
+    /// Room for the gradient of operand i: zeros where the heads do not reach.
+    fn room(&self, gpu: &Gpu, kept: &Kept, i: usize) -> Result<Array> {
+        let (len, storage) = (kept.qkv[i].len(), kept.y.storage());
+        if kept.widths[i] == self.heads * self.d {
+            gpu.array(OP, storage, len)
+        } else {
+            gpu.zeros(OP, storage, len)
+        }
+    }
+}
