@@ -9,6 +9,7 @@
 //! | [`device`] | where the arithmetic runs: loops and matmul on the CPU, kernels on a GPU or on the host |
 //! | [`tensor`] | tensors, randomness, the tape |
 //! | [`ops`] | one file per operation, forward and backward |
+//! | [`kernels`] | what the benchmarks of a GPU time: operations on real shapes, with the bytes and FLOPs they need |
 //! | [`nn`] | parameters and the layers made of them |
 //! | [`model`] | the image encoder, the Q-Former, the stage-1 losses, generation |
 //! | [`text`] | Japanese text to ids and back, as BertJapaneseTokenizer does it; caption cleaning |
@@ -31,6 +32,7 @@ pub mod device;
 pub mod error;
 pub mod files;
 pub mod index;
+pub mod kernels;
 pub mod metrics;
 pub mod model;
 pub mod nn;

@@ -52,6 +52,20 @@ impl Precision {
         }
     }
 
+    /// What a command is told: a name, or nothing - then f32 on the CPU and bf16 on a GPU.
+    pub fn on(device: &Device, name: Option<&str>) -> Result<Precision> {
+        match (device, name) {
+            (Device::Cpu, None | Some("f32")) => Ok(Precision::F32),
+            (Device::Cpu, Some(other)) => Err(Error::argument("precision", "dtype", "f32 on the CPU", other)
+                .fix("16 bits run on a GPU: --device cuda")),
+            (Device::Gpu(_), name) => Precision::named(name.unwrap_or("bf16")),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        self.rest.name()
+    }
+
     fn of(self, name: &str) -> Storage {
         if name.starts_with("visual_encoder.") { self.vit } else { self.rest }
     }
@@ -141,6 +155,8 @@ pub struct Params {
     halves: Vec<Option<HalfMatrix>>,
     /// On a GPU in less than f32: what products use in place of trained values, which are their masters.
     copies: Vec<Option<Tensor>>,
+    /// On a GPU: frozen values that are stored there in fewer bits than they came in.
+    originals: Vec<Option<Value>>,
     device: Device,
     precision: Precision,
 }
@@ -186,19 +202,27 @@ impl Params {
             }
         }
         let copies = specs.iter().map(|_| None).collect();
-        Ok(Params { specs, values, halves, copies, device: Device::Cpu, precision: Precision::F32 })
+        let originals = specs.iter().map(|_| None).collect();
+        let (device, precision) = (Device::Cpu, Precision::F32);
+        Ok(Params { specs, values, halves, copies, originals, device, precision })
     }
 
     /// The same parameters on a device.
     pub fn to(mut self, device: &Device, precision: Precision) -> Result<Params> {
         let Device::Gpu(gpu) = device else {
-            for value in &mut self.values {
-                *value = value.to_cpu()?;
+            for i in 0..self.specs.len() {
+                match self.stored(Id(i))? {
+                    Value::Half(half) => self.halves[i] = Some(half),
+                    Value::Tensor(t) => self.values[i] = t,
+                }
             }
             self.copies.fill(None);
             self.device = Device::Cpu;
             return Ok(self);
         };
+        if self.values.iter().any(|v| v.dtype() != DType::F32) {
+            return Err(Error::argument("model weights", "dtype", "f32 for a GPU", "f64"));
+        }
         for (i, spec) in self.specs.iter().enumerate() {
             let storage = if spec.dense { precision.of(&spec.name) } else { Storage::F32 };
             if let Some(half) = self.halves[i].take() {
@@ -207,10 +231,13 @@ impl Params {
                 let bytes =
                     if storage == Storage::F16 { bytes } else { bytes.cast("load weights", Storage::F32)? };
                 self.values[i] = Tensor::of_array(bytes.cast("load weights", storage)?, &spec.shape)?;
+                self.originals[i] = Some(Value::Half(half));
                 continue;
             }
             let frozen = if spec.trained { Storage::F32 } else { storage };
-            self.values[i] = self.values[i].to(device, frozen)?;
+            let there = self.values[i].to(device, frozen)?;
+            let original = std::mem::replace(&mut self.values[i], there);
+            self.originals[i] = (frozen != Storage::F32).then_some(Value::Tensor(original));
             self.copies[i] = match spec.trained && storage != Storage::F32 {
                 true => Some(self.values[i].to(device, storage)?),
                 false => None,
@@ -218,6 +245,20 @@ impl Params {
         }
         (self.device, self.precision) = (device.clone(), precision);
         Ok(self)
+    }
+
+    /// The parameter as it is to be kept, in the host's memory: a frozen one exactly as it came.
+    pub fn stored(&self, id: Id) -> Result<Value> {
+        Ok(match (&self.originals[id.0], &self.halves[id.0]) {
+            (Some(Value::Half(half)), _) | (None, Some(half)) => Value::Half(half.clone()),
+            (Some(Value::Tensor(t)), _) => Value::Tensor(t.clone()),
+            (None, None) => Value::Tensor(self.values[id.0].to_cpu()?),
+        })
+    }
+
+    /// Whether what is kept of a parameter is in half precision.
+    pub fn comes_in_half(&self, id: Id) -> bool {
+        self.halves[id.0].is_some() || matches!(self.originals[id.0], Some(Value::Half(_)))
     }
 
     pub fn device(&self) -> &Device {

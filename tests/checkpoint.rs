@@ -51,7 +51,7 @@ pub fn save(folder: &mut Folder, what: &Loaded) -> qformer::Result<std::path::Pa
         name: name.clone(),
         dtype: t.dtype,
         shape: t.shape.clone(),
-        bytes: &t.bytes,
+        bytes: t.bytes.as_slice().into(),
     });
     folder.save(&Checkpoint { progress: what.progress.clone(), tensors: tensors.collect() })
 }

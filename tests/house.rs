@@ -11,6 +11,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("device", &[]),
     ("tensor", &["device"]),
     ("ops", &["tensor", "device"]),
+    ("kernels", &["ops", "tensor"]),
     ("nn", &["ops", "tensor"]),
     ("model", &["nn", "ops", "tensor"]),
     // These know no tensors: they hand over plain buffers.
@@ -43,6 +44,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "vision",
             "text",
             "model",
+            "kernels",
             "nn",
             "ops",
             "tensor",

@@ -1,9 +1,12 @@
 //! `qformer bench`: a training step or captioning on random weights and inputs, timed.
 
+use super::engine::PlaceArgs;
+use crate::device::gpu::Counts;
 use crate::device::meter;
+use crate::kernels;
 use crate::model::{CLS, Config, GenerateOptions, Model, Profile, SEP};
-use crate::nn::{Params, Pass};
-use crate::tensor::{DType, Stream, Tensor};
+use crate::nn::{Params, Pass, Precision};
+use crate::tensor::{DType, Device, Gpu, Storage, Stream, Tensor};
 use crate::train::optimizer::Hyper;
 use crate::train::schedule::Schedule;
 use crate::train::trainer::{Contrast, Micro, Options, Trainer};
@@ -18,13 +21,16 @@ use std::time::Instant;
 /// pictures to captions of exactly --text tokens by beam search. Says seconds (the median), processor time, samples/s,
 /// GFLOP/s (2mnk of every matrix product that is computed, nothing else), the share of that in the rate a plain product
 /// reaches on the same threads in the same run, and the peak of memory.
+///
+/// `kernels` times the kernels of a GPU one by one (--device cuda, or host with --config tiny): GB/s or TFLOP/s of the bytes
+/// and operations they cannot do without, and the share of that in what a copy or a large product reaches in the same run.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  qformer bench step --config base --batch 8\n  qformer bench caption --config base --batch 1 --json"
+    after_help = "Examples:\n  qformer bench step --config base --batch 8\n  qformer bench caption --config base --batch 1 --json\n  qformer bench kernels --device cuda --batch 128"
 )]
 pub struct Args {
     /// What to time
-    #[arg(value_parser = ["step", "caption"])]
+    #[arg(value_parser = ["step", "caption", "kernels"])]
     what: String,
     /// Sizes: tiny, heads, base (ViT-B/16 and the full Q-Former), full (BLIP-2), or a config.json
     #[arg(long, default_value = "base")]
@@ -38,6 +44,8 @@ pub struct Args {
     /// Beams of `caption`
     #[arg(long, default_value_t = 3)]
     beams: usize,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Threads (0: one per core)
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -66,7 +74,23 @@ struct Measured {
     gflop_per_s: f64,
     product_gflop_per_s: f64,
     share_of_limit: f64,
+    /// Of the process, or of the GPU's pool.
     peak_bytes: u64,
+    device: String,
+    dtype: &'static str,
+    /// Of a run on a GPU: kernels and products launched, times it was asked for memory, bytes up and down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<GpuCounts>,
+}
+
+#[derive(Serialize)]
+struct GpuCounts {
+    launches: u64,
+    products: u64,
+    copies: u64,
+    allocations: u64,
+    uploaded: u64,
+    downloaded: u64,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -77,9 +101,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads);
     let pool = threads.build().map_err(|e| Error::argument("bench", "--threads", "threads to start", e))?;
+    let place = args.place.open()?;
+    if args.what == "kernels" {
+        return each_kernel(args, &place);
+    }
     let measured = pool.install(|| match args.what.as_str() {
-        "step" => step(args, config),
-        _ => caption(args, config),
+        "step" => step(args, config, &place),
+        _ => caption(args, config, &place),
     })?;
     if args.json {
         let text = serde_json::to_string(&measured).map_err(|e| Error::new(Kind::Write, "bench").got(e))?;
@@ -125,7 +153,7 @@ fn texts(c: &Config, args: &Args) -> Vec<Vec<u32>> {
     (0..args.batch).map(text).collect()
 }
 
-fn step(args: &Args, config: Config) -> Result<Measured> {
+fn step(args: &Args, config: Config, place: &(Device, Precision)) -> Result<Measured> {
     let micro = Micro {
         image: noise(&config, args.batch)?,
         text: texts(&config, args),
@@ -144,12 +172,13 @@ fn step(args: &Args, config: Config) -> Result<Measured> {
         hyper: Hyper::default(),
     };
     let (model, specs) = Model::new(config, false)?;
-    let mut trainer = Trainer::new(model, Params::random(specs, DType::F32, 1)?, options)?;
+    let params = Params::random(specs, DType::F32, 1)?.to(&place.0, place.1)?;
+    let mut trainer = Trainer::new(model, params, options)?;
     let batch = [micro];
-    measure(args, || trainer.step(&batch).map(drop))
+    measure(args, place, || trainer.step(&batch).map(drop))
 }
 
-fn caption(args: &Args, config: Config) -> Result<Measured> {
+fn caption(args: &Args, config: Config, place: &(Device, Precision)) -> Result<Measured> {
     let options = GenerateOptions {
         num_beams: args.beams,
         // [DEC] and the tokens: none may end early, so that every run is as long
@@ -158,30 +187,45 @@ fn caption(args: &Args, config: Config) -> Result<Measured> {
         ..GenerateOptions::default()
     };
     let image = noise(&config, args.batch)?;
+    let image = if let Device::Gpu(_) = place.0 { image.to(&place.0, Storage::F32)? } else { image };
     let (model, specs) = Model::new(config, false)?;
-    let params = Params::random(specs, DType::F32, 1)?;
+    let params = Params::random(specs, DType::F32, 1)?.to(&place.0, place.1)?;
     let identities: Vec<u32> = (0..args.batch as u32).collect();
-    measure(args, || {
+    measure(args, place, || {
         let images = model.image_features(&Pass::inference(&params), &image)?;
         model.generate(&params, &images, &options, &identities).map(drop)
     })
 }
 
 /// Runs `f` once for warmth and `steps` times for the clock.
-fn measure(args: &Args, mut f: impl FnMut() -> Result<()>) -> Result<Measured> {
-    let before = meter::product_rate();
+fn measure(args: &Args, place: &(Device, Precision), mut f: impl FnMut() -> Result<()>) -> Result<Measured> {
+    let gpu = if let Device::Gpu(gpu) = &place.0 { Some(gpu) } else { None };
+    let rate = || {
+        gpu.map_or_else(
+            || Ok(meter::product_rate()),
+            |gpu| kernels::product_rate(gpu, place.1.rest, large(gpu)),
+        )
+    };
+    let before = rate()?;
     f()?;
+    if let Some(gpu) = gpu {
+        gpu.synchronize()?;
+        gpu.take_counts();
+    }
     let (flops, processor) = (meter::flops(), meter::processor_seconds()?);
     let mut times = Vec::with_capacity(args.steps);
     for _ in 0..args.steps {
         let start = Instant::now();
         f()?;
+        gpu.map_or(Ok(()), crate::tensor::Gpu::synchronize)?;
         times.push(start.elapsed().as_secs_f64());
     }
     let runs = args.steps as f64;
-    let gflop = (meter::flops() - flops) as f64 / runs / 1e9;
+    let counts = gpu.map(crate::tensor::Gpu::take_counts);
+    let done = counts.as_ref().map_or_else(|| meter::flops() - flops, |c| c.flops);
+    let gflop = done as f64 / runs / 1e9;
     let processor_seconds = (meter::processor_seconds()? - processor) / runs;
-    let limit = before.max(meter::product_rate()) / 1e9;
+    let limit = before.max(rate()?) / 1e9;
     times.sort_by(f64::total_cmp);
     let seconds = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
     Ok(Measured {
@@ -198,14 +242,101 @@ fn measure(args: &Args, mut f: impl FnMut() -> Result<()>) -> Result<Measured> {
         gflop_per_s: gflop / seconds,
         product_gflop_per_s: limit,
         share_of_limit: gflop / seconds / limit,
-        peak_bytes: meter::peak_memory()?,
+        peak_bytes: counts.as_ref().map_or_else(meter::peak_memory, |c| Ok(c.peak))?,
+        device: gpu.map_or_else(|| "cpu".into(), crate::tensor::Gpu::name),
+        dtype: place.1.name(),
+        gpu: counts.map(|c| per_run(&c, args.steps as u64)),
     })
+}
+
+/// Rows of a product that fills a GPU; the emulator's is no GPU.
+fn large(gpu: &Gpu) -> usize {
+    if gpu.is_emulated() { 256 } else { 8192 }
+}
+
+#[derive(Serialize)]
+struct Timed<'a> {
+    kernel: &'a str,
+    microseconds: f64,
+    gb_per_s: f64,
+    tflop_per_s: f64,
+    /// Of the rate of a copy, or of a large product: whichever it is nearer to.
+    share_of_limit: f64,
+    device: &'a str,
+    dtype: &'static str,
+}
+
+fn each_kernel(args: &Args, (device, precision): &(Device, Precision)) -> Result<()> {
+    let Device::Gpu(gpu) = device else {
+        return Err(Error::argument("bench kernels", "--device", "cuda or host", "cpu"));
+    };
+    let sizes = match args.config.as_str() {
+        "tiny" => kernels::Sizes::tiny(),
+        "full" | "base" => kernels::Sizes::full(args.batch),
+        other => return Err(Error::argument("bench kernels", "--config", "full or tiny", other)),
+    };
+    let emulated = gpu.is_emulated();
+    let (copy, product) = (
+        kernels::copy_rate(gpu, if emulated { 1 << 20 } else { 1 << 30 })?,
+        kernels::product_rate(gpu, precision.rest, large(gpu))?,
+    );
+    let name = gpu.name();
+    if !args.json {
+        println!(
+            "{name}, {}: copy {:.0} GB/s, product {:.1} TFLOP/s",
+            precision.name(),
+            copy / 1e9,
+            product / 1e12
+        );
+    }
+    for mut work in kernels::works(gpu, precision.rest, sizes, !emulated)? {
+        work.seconds()?;
+        let mut times = (0..args.steps.max(1)).map(|_| work.seconds()).collect::<Result<Vec<f64>>>()?;
+        times.sort_by(f64::total_cmp);
+        let seconds = times[times.len() / 2];
+        let (bytes, flops) = (work.bytes as f64 / seconds, work.flops as f64 / seconds);
+        let timed = Timed {
+            kernel: &work.name,
+            microseconds: seconds * 1e6,
+            gb_per_s: bytes / 1e9,
+            tflop_per_s: flops / 1e12,
+            share_of_limit: (bytes / copy).max(flops / product),
+            device: &name,
+            dtype: precision.name(),
+        };
+        if args.json {
+            let text = serde_json::to_string(&timed).map_err(|e| Error::new(Kind::Write, "bench").got(e))?;
+            println!("{text}");
+        } else {
+            println!(
+                "{:72} {:10.1} us {:8.0} GB/s {:8.1} TFLOP/s {:5.0} % of {}",
+                timed.kernel,
+                timed.microseconds,
+                timed.gb_per_s,
+                timed.tflop_per_s,
+                100.0 * timed.share_of_limit,
+                if bytes / copy > flops / product { "copy" } else { "product" }
+            );
+        }
+    }
+    Ok(())
+}
+
+fn per_run(c: &Counts, runs: u64) -> GpuCounts {
+    GpuCounts {
+        launches: c.launched() / runs,
+        products: c.multiplied() / runs,
+        copies: c.copies / runs,
+        allocations: c.allocations / runs,
+        uploaded: c.uploaded / runs,
+        downloaded: c.downloaded / runs,
+    }
 }
 
 fn print(m: &Measured) {
     println!(
-        "{} {}, batch {}, {} tokens, {} threads, median of {}",
-        m.what, m.config, m.batch, m.text, m.threads, m.steps
+        "{} {}, batch {}, {} tokens, {} threads, {} in {}, median of {}",
+        m.what, m.config, m.batch, m.text, m.threads, m.device, m.dtype, m.steps
     );
     println!("  time        {:.3} s (processor {:.3} s)", m.seconds, m.processor_seconds);
     println!("  samples     {:.2} per second", m.samples_per_s);
@@ -216,4 +347,10 @@ fn print(m: &Measured) {
         100.0 * m.share_of_limit
     );
     println!("  memory      {:.2} GB at its peak", m.peak_bytes as f64 / 1e9);
+    if let Some(g) = &m.gpu {
+        println!(
+            "  of a run    {} launches, {} products, {} copies, {} allocations, {} bytes up, {} down",
+            g.launches, g.products, g.copies, g.allocations, g.uploaded, g.downloaded
+        );
+    }
 }

@@ -97,7 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
             n => Err(engine::left_out(OPERATION, n, all + n)),
         };
     }
-    let model = Arc::new(Pretrained::open(&args.model.model)?);
+    let model = Arc::new(engine::open(&args.model.model, &args.model.run)?);
     let config = &model.model.config;
     let options = args.generation.options(config.vocab, config.max_pos)?;
     let loading = model.clone();

@@ -8,9 +8,9 @@ use super::progress::Progress;
 use crate::data::{Loader, Options, Order};
 use crate::index::Identity;
 use crate::model::{Images, mean_cosine};
-use crate::nn::Pass;
+use crate::nn::{Pass, Precision};
 use crate::pretrained::Pretrained;
-use crate::tensor::Tensor;
+use crate::tensor::{Device, Tensor};
 use crate::train::signals::Stop;
 use crate::vision::{self, Turn};
 use crate::{Error, Kind, Result};
@@ -28,15 +28,38 @@ pub struct ModelArgs {
 
 #[derive(clap::Args)]
 pub struct RunArgs {
-    /// Where to compute
-    #[arg(long, default_value = "cpu", value_parser = ["cpu"], help_heading = "Running")]
-    pub device: String,
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// Pictures computed together; results do not depend on it
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Running")]
     pub batch: u32,
     /// No progress on standard error
     #[arg(long, short, help_heading = "Running")]
     pub quiet: bool,
+}
+
+#[derive(clap::Args)]
+pub struct PlaceArgs {
+    /// Where to compute: cpu, cuda (cuda:1, ..), or host (the GPU's kernels emulated on the CPU, slowly)
+    #[arg(long, default_value = "cpu", help_heading = "Running")]
+    pub device: String,
+    /// On a GPU, how dense layers and attention store what they work on: f32, f16 or bf16 (default)
+    #[arg(long, value_parser = ["f32", "f16", "bf16"], help_heading = "Running")]
+    pub dtype: Option<String>,
+}
+
+impl PlaceArgs {
+    pub fn open(&self) -> Result<(Device, Precision)> {
+        let device = Device::open(&self.device)?;
+        let precision = Precision::on(&device, self.dtype.as_deref())?;
+        Ok((device, precision))
+    }
+}
+
+/// The model of a folder where the command is to compute.
+pub fn open(folder: &Path, run: &RunArgs) -> Result<Pretrained> {
+    let (device, precision) = run.place.open()?;
+    Pretrained::open(folder)?.to(&device, precision)
 }
 
 /// A picture as the model sees it.

@@ -167,7 +167,7 @@ fn of_model(args: &Args, folder: &std::path::Path, images: &std::path::Path) -> 
     if data.report.has_warnings() && !args.run.quiet {
         eprintln!("{}", data.report);
     }
-    let model = Arc::new(Pretrained::open(folder)?);
+    let model = Arc::new(engine::open(folder, &args.run)?);
     let config = &model.model.config;
     let options = args.generation.options(config.vocab, config.max_pos)?;
     let pictures =

@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
     let folder = files::folder_of(&args.out);
     files::make_folders(&RealDisk, folder)?;
     if args.mode == Mode::Text {
-        let model = Pretrained::open(&args.model.model)?;
+        let model = engine::open(&args.model.model, &args.model.run)?;
         let arrays = of_texts(&model, &texts, folder)?;
         return write(&args.out, npy, arrays, &serde_json::json!(texts));
     }
@@ -143,7 +143,7 @@ fn of_pictures(args: &Args, texts: &[String], npy: bool) -> Result<()> {
         eprintln!("skipped {error}");
     }
     let folder = files::folder_of(&args.out);
-    let model = Arc::new(Pretrained::open(&args.model.model)?);
+    let model = Arc::new(engine::open(&args.model.model, &args.model.run)?);
     let c = &model.model.config;
     let ids: Vec<Vec<u32>> = texts.iter().map(|t| model.tokenizer.caption(t, c.max_txt_len)).collect();
     let mut arrays: Arrays = match args.mode {

@@ -80,9 +80,8 @@ struct QueryArgs {
     /// Folder of the model [default: where it was when the index was made]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Where to compute
-    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
-    device: String,
+    #[command(flatten)]
+    place: engine::PlaceArgs,
     /// How many pictures to show
     #[arg(long, short = 'k', default_value_t = 10, value_name = "K")]
     top_k: usize,
@@ -131,7 +130,7 @@ enum Read {
 fn make(args: &IndexArgs) -> Result<()> {
     let found = args.inputs.find()?;
     let run = &args.model.run;
-    let model = Arc::new(Pretrained::open(&args.model.model)?);
+    let model = Arc::new(engine::open(&args.model.model, &args.model.run)?);
     let identity = engine::identity(&model, &args.model.model);
     let mut index = Index::own(&RealDisk, &args.out, &identity, args.rebuild)?;
     let forgotten = if args.prune { index.retain(|p| Path::new(&p.path).is_file()) } else { 0 };
@@ -234,10 +233,12 @@ fn find(args: &QueryArgs) -> Result<()> {
     }
     let index = Index::read(&args.index)?;
     let folder = args.model.clone().unwrap_or_else(|| PathBuf::from(&index.identity().folder));
+    let (device, precision) = args.place.open()?;
     let model = Pretrained::open(&folder).map_err(|e| match args.model {
         Some(_) => e,
         None => e.fix("say with --model where the index's model is now"),
     })?;
+    let model = model.to(&device, precision)?;
     index.check(&engine::identity(&model, &folder))?;
     if index.is_empty() {
         return Err(Error::new(Kind::File, "search")

@@ -3,6 +3,8 @@
 use super::output::Output;
 use super::start::{self, Start};
 use crate::files::{self, RealDisk};
+use crate::nn::Precision;
+use crate::tensor::Device;
 use crate::text::Tokenizer;
 use crate::train::config::{self, Config, Length, yaml};
 use crate::train::corpus::{Corpus, Loading};
@@ -60,6 +62,12 @@ pub struct Args {
     /// Captions of a micro-batch
     #[arg(long)]
     batch: Option<u64>,
+    /// Where to compute: cpu, cuda (cuda:1, ..), or host (the GPU's kernels emulated on the CPU, slowly)
+    #[arg(long)]
+    device: Option<String>,
+    /// On a GPU, how dense layers and attention store what they work on: f32, f16 (with loss scaling) or bf16 (default)
+    #[arg(long)]
+    dtype: Option<String>,
     /// Any setting: --set init_lr=5e-5 --set model.hidden=128
     #[arg(long = "set", value_name = "NAME=VALUE")]
     sets: Vec<String>,
@@ -109,6 +117,12 @@ pub(super) fn train(config: Config, progress: &mut Progress) -> Result<()> {
     Job::prepare(config, false, progress)?.train(&out, false, progress)
 }
 
+fn place(config: &Config) -> Result<(Device, Precision)> {
+    let device = Device::open(&config.device)?;
+    let precision = Precision::on(&device, config.dtype.as_deref())?;
+    Ok((device, precision))
+}
+
 fn folder(config: &Config) -> Result<PathBuf> {
     config.out.clone().ok_or_else(|| {
         Error::argument("train", "--out", "a folder for the run", "none").fix("give --out DIR")
@@ -143,7 +157,9 @@ impl Args {
         for (name, n) in [("epochs", self.epochs), ("steps", self.steps), ("batch", self.batch)] {
             n.into_iter().for_each(|n| add(name, n.into()));
         }
-        self.size.iter().for_each(|s| add("size", s.as_str().into()));
+        for (name, text) in [("size", &self.size), ("device", &self.device), ("dtype", &self.dtype)] {
+            text.iter().for_each(|s| add(name, s.as_str().into()));
+        }
         // A run that goes on has its settings in its folder.
         let own = self.out.as_ref().map(|out| out.join(CONFIG)).filter(|file| file.is_file());
         let file = self.config.clone().or(own.filter(|_| self.resume || self.export));
@@ -209,6 +225,7 @@ impl Job {
 
     fn train(self, out: &Path, resume: bool, progress: &mut Progress) -> Result<()> {
         let stop = Stop::listen()?;
+        let (device, precision) = place(&self.config)?;
         if let (Some(free), None) = (self.plan.available, self.plan.largest_batch) {
             progress.warn(format!(
                 "warning: {} are free; this may not fit:\n{}",
@@ -226,8 +243,9 @@ impl Job {
         let Job { config, corpus, start, length, .. } = self;
         let (model, params, tokenizer) = start.fill(&config)?;
         let vocabulary = keep(out, &config, &tokenizer, resume)?;
-        let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary);
-        let identity = Identity { settings, frozen: state::frozen_hash(&params) };
+        let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary, precision);
+        let identity = Identity { settings, frozen: state::frozen_hash(&params)? };
+        let params = params.to(&device, precision)?;
         let trainer = Trainer::new(model, params, config.options(length))?;
         let job = Run { config: &config, length, loading, validation, identity, out, resume };
         let outcome = run::run(&job, trainer, &stop, progress)?;
@@ -262,8 +280,10 @@ impl Job {
             run::newest(out, |e| progress.warn(format!("warning: passed over: {e}")))?.ok_or_else(none)?;
         let (model, params, tokenizer) = self.start.fill(&self.config)?;
         let vocabulary = fingerprint(&tokenizer);
-        let settings = state::settings(&self.config, &self.corpus, &model.config, self.length, &vocabulary);
-        let identity = Identity { settings, frozen: state::frozen_hash(&params) };
+        let precision = place(&self.config)?.1;
+        let settings =
+            state::settings(&self.config, &self.corpus, &model.config, self.length, &vocabulary, precision);
+        let identity = Identity { settings, frozen: state::frozen_hash(&params)? };
         let mut trainer = Trainer::new(model, params, self.config.options(self.length))?;
         newest.progress.check_same_run(&identity.progress(&trainer, state::State::default(), None)?)?;
         state::restore(&mut trainer, newest)?;

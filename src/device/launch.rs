@@ -23,6 +23,8 @@ pub struct Launch<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arg {
     Pointer(*mut c_void),
+    /// One with the bytes that a kernel reads or writes there.
+    Memory(*mut c_void, usize),
     I32(i32),
     U32(u32),
     U64(u64),
@@ -35,7 +37,7 @@ impl Arg {
     /// Where the value lies, as a driver's launch call wants it.
     pub fn address(&self) -> *mut c_void {
         match self {
-            Arg::Pointer(v) => std::ptr::from_ref(v) as *mut c_void,
+            Arg::Pointer(v) | Arg::Memory(v, _) => std::ptr::from_ref(v) as *mut c_void,
             Arg::I32(v) => std::ptr::from_ref(v) as *mut c_void,
             Arg::U32(v) => std::ptr::from_ref(v) as *mut c_void,
             Arg::U64(v) => std::ptr::from_ref(v) as *mut c_void,
@@ -43,9 +45,14 @@ impl Arg {
         }
     }
 
+    /// How much memory a kernel is handed here.
+    pub fn bytes(&self) -> usize {
+        if let Arg::Memory(_, bytes) = self { *bytes } else { 0 }
+    }
+
     pub fn param(&self) -> Param {
         match self {
-            Arg::Pointer(_) => Param { kind: ParamKind::Pointer, size: 8 },
+            Arg::Pointer(_) | Arg::Memory(..) => Param { kind: ParamKind::Pointer, size: 8 },
             Arg::I32(_) | Arg::U32(_) => Param { kind: ParamKind::Integer, size: 4 },
             Arg::U64(_) => Param { kind: ParamKind::Integer, size: 8 },
             Arg::F32(_) => Param { kind: ParamKind::Float, size: 4 },

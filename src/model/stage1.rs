@@ -105,6 +105,7 @@ impl Model {
     }
 
     pub(super) fn keys_of(&self, pass: &Pass, tokens: &Tensor) -> Result<ImageKeys> {
+        let tokens = &pass.here(tokens)?;
         let tokens = if tokens.tracked() || !pass.tracks() {
             ImageTokens::Tracked(self.image_embeds(pass, tokens)?)
         } else {

@@ -18,7 +18,7 @@ pub fn embedding(table: &Tensor, ids: &[u32], padding: Option<u32>) -> Result<Te
         let y = data.gpu().array("embedding", data.storage(), ids.len() * c)?;
         let index = super::index_table("embedding", &data, ids)?;
         let kernel = format!("embedding_fwd_{}", data.storage().name());
-        let args = crate::args![&data, &index, None, None, &y, super::int(c)];
+        let args = crate::args![data.pointer_at(0, y.len()), &index, None, None, &y, super::int(c)];
         data.gpu().launch(&kernel, (ids.len(), 1), (128, 1), 0, args)?;
         let ids: Arc<[u32]> = ids.into();
         let y = Tensor::of_array(y, &[ids.len(), c])?;

@@ -30,13 +30,13 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<(usize, u
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (r, n, k) = check(x, weight, bias)?;
     let has_bias = bias.is_some();
-    if let Some(y) = on_gpu(x, weight, bias, (r, n, k))? {
-        let (x2, w2) = (x.detach(), weight.detach());
+    if let Some([x2, w2, b]) = super::arrays(OP, [x, weight, bias.unwrap_or(weight)])? {
+        let y = x2.gpu().array(OP, x2.storage(), r * n)?;
+        multiply([&x2, &w2, &y], bias.map(|_| &b), (r, n, k))?;
+        let y = Tensor::of_array(y, &[r, n])?;
         return record_tensor(OP, &[x, weight, bias.unwrap_or(weight)], y, move |dy, grads| {
             let dy = super::gradient(OP, dy)?;
-            if let Some([x, w]) = super::arrays(OP, [&x2, &w2])? {
-                backward_on_gpu(&dy, [&x, &w], (r, n, k), grads)?;
-            }
+            backward_on_gpu(&dy, [&x2, &w2], (r, n, k), grads)?;
             if has_bias && grads.wants(2) {
                 super::add_partial(OP, grads, 2, &super::column_partial(OP, &dy, r, n)?, n)?;
             }
@@ -68,26 +68,20 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     })
 }
 
-/// y on a GPU, if x is there. All are stored alike, and so is y.
-fn on_gpu(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    (r, n, k): (usize, usize, usize),
-) -> Result<Option<Tensor>> {
-    let Some([x, w, b]) = super::arrays(OP, [x, weight, bias.unwrap_or(weight)])? else { return Ok(None) };
-    super::same_storage(OP, "weight", &w, x.storage())?;
-    super::same_storage(OP, "bias", &b, x.storage())?;
-    let y = x.gpu().array(OP, x.storage(), r * n)?;
+/// y [R,N] = x w^T + bias on a GPU. All are stored alike.
+fn multiply([x, w, y]: [&Array; 3], bias: Option<&Array>, (r, n, k): (usize, usize, usize)) -> Result<()> {
+    super::same_storage(OP, "weight", w, x.storage())?;
+    if let Some(b) = bias {
+        super::same_storage(OP, "bias", b, x.storage())?;
+    }
     x.gpu().product(&Product {
         sizes: (r, n, k),
-        a: Operand::rows(&x, k),
-        b: Operand::rows(&w, k).transposed(),
-        c: Operand::rows(&y, n),
-        bias: bias.map(|_| b.pointer()),
+        a: Operand::rows(x, k),
+        b: Operand::rows(w, k).transposed(),
+        c: Operand::rows(y, n),
+        bias: bias.map(Array::pointer),
         add: false,
-    })?;
-    Tensor::of_array(y, &[r, n]).map(Some)
+    })
 }
 
 fn backward_on_gpu(
@@ -128,13 +122,39 @@ fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize,
 /// image's result is then the same bits in any batch. Made for few rows (decoding), where reading the weights is the cost.
 pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (r, n, k) = check(x, weight, bias)?;
-    if let Some(y) = on_gpu(x, weight, bias, (r, n, k))? {
-        return constant_tensor(OP, &[x, weight, bias.unwrap_or(weight)], y);
+    if let Some([x2, w, b]) = super::arrays(OP, [x, weight, bias.unwrap_or(weight)])? {
+        let y = exact_on_gpu([&x2, &w], bias.map(|_| &b), (r, n, k))?;
+        return constant_tensor(OP, &[x, weight, bias.unwrap_or(weight)], Tensor::of_array(y, &[r, n])?);
     }
     on!(x.dtype(), T => {
         let y = exact::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
         constant(OP, &[x, weight, bias.unwrap_or(weight)], y, &[r, n])
     })
+}
+
+/// On a GPU: rows of a product, which is never of another size; a row's sums then do not depend on its neighbours.
+const ROWS: usize = 32;
+
+fn exact_on_gpu(
+    [x, w]: [&Array; 2],
+    bias: Option<&Array>,
+    (r, n, k): (usize, usize, usize),
+) -> Result<Array> {
+    let gpu = x.gpu();
+    let y = gpu.array(OP, x.storage(), r * n)?;
+    for first in (0..r).step_by(ROWS) {
+        let rows = ROWS.min(r - first);
+        let (from, to) = (x.part(first * k..(first + rows) * k)?, y.part(first * n..(first + rows) * n)?);
+        if rows == ROWS {
+            multiply([&from, w, &to], bias, (ROWS, n, k))?;
+            continue;
+        }
+        let (whole, out) = (gpu.zeros(OP, x.storage(), ROWS * k)?, gpu.array(OP, x.storage(), ROWS * n)?);
+        whole.part(0..rows * k)?.copy_from(&from)?;
+        multiply([&whole, w, &out], bias, (ROWS, n, k))?;
+        to.copy_from(&out.part(0..rows * n)?)?;
+    }
+    Ok(y)
 }
 
 /// Output columns a task computes for all rows, so that a weight row is read from memory once.

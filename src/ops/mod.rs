@@ -172,7 +172,8 @@ impl SortedRows {
         }
         // Rows of either storage are added into f32 by the one, into their own storage by the other.
         let kernel = if to.storage() == Storage::F32 { "embedding_bwd" } else { "gather_rows_bwd" };
-        let args = crate::args![dy, &self.order, &self.starts, &self.targets, to, int(c), 1i32];
+        let rows = to.pointer_at(0, 2 * self.targets.len() * c);
+        let args = crate::args![dy, &self.order, &self.starts, &self.targets, rows, int(c), 1i32];
         let name = format!("{kernel}_{}", dy.storage().name());
         to.gpu().launch(&name, (c.div_ceil(32), self.targets.len()), (32, 8), 0, args)
     }

@@ -92,6 +92,9 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
         super::same_storage(OP, name, a, Storage::F32)?;
     }
     let Sizes { b, s, p, g, k, w } = z;
+    if k != 3 * p * p {
+        return Err(Error::argument(OP, "image", "3 channels on a GPU", k / (p * p)));
+    }
     let patches = gpu.array(OP, storage, b * g * k)?;
     let args = crate::args![&image, &patches, super::int(s), super::int(p)];
     gpu.launch(&format!("patch_embed_planes_{}", storage.name()), (b * g, 1), (128, 1), 0, args)?;
@@ -113,6 +116,9 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
         let dy = super::gradient(OP, dy)?;
         let narrow = dy.cast(OP, storage)?;
         grads.accumulate_array(0, |dw, fresh| {
+            if b == 0 && fresh {
+                return dw.zero();
+            }
             (0..b).try_for_each(|i| {
                 let d = narrow.part((i * (g + 1) + 1) * w..(i + 1) * (g + 1) * w)?;
                 let x = patches.part(i * g * k..(i + 1) * g * k)?;

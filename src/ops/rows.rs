@@ -18,7 +18,7 @@ pub fn gather_rows(x: &Tensor, index: &[u32]) -> Result<Tensor> {
         let y = data.gpu().array("gather_rows", data.storage(), index.len() * c)?;
         let table = super::index_table("gather_rows", &data, index)?;
         let kernel = format!("gather_rows_fwd_{}", data.storage().name());
-        let args = crate::args![&data, &table, &y, super::int(c)];
+        let args = crate::args![data.pointer_at(0, y.len()), &table, &y, super::int(c)];
         data.gpu().launch(&kernel, (index.len(), 1), (128, 1), 0, args)?;
         let index: Arc<[u32]> = index.into();
         let y = Tensor::of_array(y, &[index.len(), c])?;

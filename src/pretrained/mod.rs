@@ -13,8 +13,8 @@ pub mod start;
 
 use crate::files::{self, RealDisk};
 use crate::model::{Config, GenerateOptions, Images, Model};
-use crate::nn::{Params, Pass, Spec};
-use crate::tensor::{DType, Tensor};
+use crate::nn::{Params, Pass, Precision, Spec, Value};
+use crate::tensor::{DType, Device, Tensor};
 use crate::text::Tokenizer;
 
 use crate::vision::{self, Normalise, Picture};
@@ -90,6 +90,11 @@ impl Pretrained {
         let params = start::params(specs, &plan, DType::F32, 0)?;
         let identity = files::hash_file(&RealDisk, &path).map_err(|e| Error::io(OP, &path, &e))?;
         Ok(Pretrained { model, params, tokenizer, identity: identity.to_hex().to_string() })
+    }
+
+    /// The same model on a device.
+    pub fn to(self, device: &Device, precision: Precision) -> Result<Pretrained> {
+        Ok(Pretrained { params: self.params.to(device, precision)?, ..self })
     }
 
     /// Writes a folder, file by file, each whole or not at all. `vit` names the file of a frozen image encoder that stays
@@ -204,7 +209,7 @@ fn write_params(
     let asked = || params.iter().filter(|(_, spec, _)| which(&spec.name));
     let info = |(id, spec, _): (crate::nn::Id, &Spec, &Tensor)| Info {
         name: spec.name.clone(),
-        dtype: if params.half(id).is_some() { Dtype::F16 } else { Dtype::F32 },
+        dtype: if params.comes_in_half(id) { Dtype::F16 } else { Dtype::F32 },
         shape: spec.shape.clone(),
     };
     let infos: Vec<Info> = asked().map(info).collect();
@@ -212,9 +217,9 @@ fn write_params(
         let Some(id) = params.find(&info.name) else {
             return Err(Error::argument(OP, &info.name, "a parameter", "none"));
         };
-        let done = match params.half(id) {
-            Some(half) => w.write_all(half.bytes()),
-            None => write::put_f32(w, Dtype::F32, &params.get(id).to_f32()),
+        let done = match params.stored(id)? {
+            Value::Half(half) => w.write_all(half.bytes()),
+            Value::Tensor(t) => write::put_f32(w, Dtype::F32, &t.to_f32()),
         };
         done.map_err(|e| files::write_error("write", path, &e))
     })

@@ -22,6 +22,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 use std::any::Any;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -43,7 +44,7 @@ pub struct Tensor<'a> {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
-    pub bytes: &'a [u8],
+    pub bytes: Cow<'a, [u8]>,
 }
 
 pub struct Checkpoint<'a> {
@@ -104,7 +105,7 @@ impl<'d> Folder<'d> {
         files::write_atomic(self.disk, &path, (header.len() + SEAL_BYTES + bytes) as u64, |w| {
             w.write_all(&header)?;
             w.write_all(seal.as_bytes())?;
-            checkpoint.tensors.iter().try_for_each(|t| w.write_all(t.bytes))
+            checkpoint.tensors.iter().try_for_each(|t| w.write_all(&t.bytes))
         })?;
         self.intact.insert(path.clone());
         Ok(path)
@@ -252,7 +253,7 @@ fn encode_header(checkpoint: &Checkpoint) -> Result<Vec<u8>> {
             let expected = format!("the bytes of {:?} {:?}", t.dtype, t.shape);
             return wrong(&t.name, &expected, format!("{} bytes", t.bytes.len()));
         }
-        let hash = blake3::hash(t.bytes).to_hex().to_string();
+        let hash = blake3::hash(&t.bytes).to_hex().to_string();
         if t.name == SEAL || t.name == "__metadata__" || tensors.insert(t.name.clone(), hash).is_some() {
             return wrong(&t.name, "a name of its own", "a name that is taken".into());
         }

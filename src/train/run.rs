@@ -214,7 +214,7 @@ impl<'a> Going<'a> {
         }
         self.log.sync();
         let progress = self.run.identity.progress(&self.trainer, self.state.clone(), metric)?;
-        self.folder.save(&state::checkpoint(&self.trainer, progress))?;
+        self.folder.save(&state::checkpoint(&self.trainer, progress)?)?;
         (self.saved, self.last_save) = (Some(self.trainer.step), Instant::now());
         self.folder.prune(self.run.config.keep_last, self.run.config.keep_best).map(drop)
     }

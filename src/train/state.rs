@@ -8,12 +8,13 @@ use super::config::{Config, Length};
 use super::corpus::Corpus;
 use super::trainer::{Contrast, Trainer};
 use crate::model::{self, Profile};
-use crate::nn::Params;
+use crate::nn::{self, Params, Precision};
 use crate::tensor::{Buffer, DType, Real, Tensor};
 use crate::{Error, Result, on};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a checkpoint holds beside tensors and settings.
@@ -37,6 +38,7 @@ pub fn settings(
     model: &model::Config,
     length: Length,
     vocab: &str,
+    precision: Precision,
 ) -> Value {
     let (sizes, mut data) = (corpus.sizes(), serde_json::Map::new());
     for (i, captions) in sizes.iter().enumerate() {
@@ -55,6 +57,8 @@ pub fn settings(
         "train_vit": config.trains_vit(),
         "profile": profile,
         "contrast": if config.contrast == Contrast::Accumulated { "accumulated" } else { "micro-batch" },
+        "device": config.device.split(':').next(),
+        "dtype": precision.name(),
         "dropout": config.dropout,
         "batch": config.batch,
         "accumulate": config.accumulate,
@@ -74,21 +78,36 @@ pub fn settings(
 }
 
 /// blake3 over the frozen parameters, which checkpoints do not hold.
-pub fn frozen_hash(params: &Params) -> String {
+pub fn frozen_hash(params: &Params) -> Result<String> {
     let mut hash = blake3::Hasher::new();
-    for (id, spec, value) in params.iter().filter(|(_, spec, _)| !spec.trained) {
+    for (id, spec, _) in params.iter().filter(|(_, spec, _)| !spec.trained) {
         hash.update(spec.name.as_bytes());
-        hash.update(params.half(id).map_or_else(|| bytes_of(value), |half| half.bytes()));
+        match params.stored(id)? {
+            nn::Value::Half(half) => hash.update(half.bytes()),
+            nn::Value::Tensor(t) => hash.update(bytes_of(&t)),
+        };
     }
-    hash.finalize().to_hex().to_string()
+    Ok(hash.finalize().to_hex().to_string())
 }
 
 fn bytes_of(t: &Tensor) -> &[u8] {
     on!(t.dtype(), T => bytemuck::cast_slice(t.data::<T>()))
 }
 
-fn buffer_bytes(b: &Buffer) -> &[u8] {
-    on!(b.dtype(), T => bytemuck::cast_slice(b.slice::<T>()))
+/// The bytes of a buffer, wherever it is.
+fn buffer_bytes(b: &Buffer) -> Result<Cow<'_, [u8]>> {
+    Ok(match b.to_cpu()? {
+        Cow::Borrowed(b) => Cow::Borrowed(on!(b.dtype(), T => bytemuck::cast_slice(b.slice::<T>()))),
+        Cow::Owned(b) => Cow::Owned(on!(b.dtype(), T => bytemuck::cast_slice(b.slice::<T>()).to_vec())),
+    })
+}
+
+fn tensor_bytes(t: &Tensor) -> Result<Cow<'_, [u8]>> {
+    if t.array().is_none() {
+        Ok(Cow::Borrowed(bytes_of(t)))
+    } else {
+        Ok(Cow::Owned(bytes_of(&t.to_cpu()?).to_vec()))
+    }
 }
 
 /// What stays the same from checkpoint to checkpoint.
@@ -115,14 +134,14 @@ impl Identity {
 }
 
 /// The trainer's tensors in a fixed order: every trained parameter, then its two running means.
-fn tensors(trainer: &Trainer) -> Vec<checkpoint::Tensor<'_>> {
+fn tensors(trainer: &Trainer) -> Result<Vec<checkpoint::Tensor<'_>>> {
     let mut found = Vec::new();
     for m in &trainer.optimizer.moments {
         let (spec, value) = (&trainer.params.specs()[m.id.0], trainer.params.get(m.id));
         let parts = [
-            ("", bytes_of(value)),
-            (EXP_AVG, buffer_bytes(&m.exp_avg)),
-            (EXP_AVG_SQ, buffer_bytes(&m.exp_avg_sq)),
+            ("", tensor_bytes(value)?),
+            (EXP_AVG, buffer_bytes(&m.exp_avg)?),
+            (EXP_AVG_SQ, buffer_bytes(&m.exp_avg_sq)?),
         ];
         found.extend(parts.map(|(prefix, bytes)| checkpoint::Tensor {
             name: format!("{prefix}{}", spec.name),
@@ -131,11 +150,11 @@ fn tensors(trainer: &Trainer) -> Vec<checkpoint::Tensor<'_>> {
             bytes,
         }));
     }
-    found
+    Ok(found)
 }
 
-pub fn checkpoint(trainer: &Trainer, progress: Progress) -> Checkpoint<'_> {
-    Checkpoint { progress, tensors: tensors(trainer) }
+pub fn checkpoint(trainer: &Trainer, progress: Progress) -> Result<Checkpoint<'_>> {
+    Ok(Checkpoint { progress, tensors: tensors(trainer)? })
 }
 
 fn stored_dtype(dtype: DType) -> Dtype {
@@ -153,15 +172,17 @@ pub fn restore(trainer: &mut Trainer, loaded: Loaded) -> Result<State> {
     for m in &mut trainer.optimizer.moments {
         let spec = &trainer.params.specs()[m.id.0];
         let (name, shape) = (spec.name.clone(), spec.shape.clone());
-        let value = trainer.params.get_mut(m.id);
-        let dtype = value.dtype();
+        let dtype = trainer.params.get(m.id).dtype();
         let mut take = |prefix: &str| take(&mut tensors, &format!("{prefix}{name}"), dtype, &shape);
         let (bytes, avg, avg_sq) = (take("")?, take(EXP_AVG)?, take(EXP_AVG_SQ)?);
         on!(dtype, T => {
-            let held = || Error::argument("resume", &name, "a parameter nothing else uses", "one in use");
-            copy(value.data_mut::<T>().ok_or_else(held)?, &bytes);
-            copy(m.exp_avg.slice_mut::<T>(), &avg);
-            copy(m.exp_avg_sq.slice_mut::<T>(), &avg_sq);
+            trainer.params.set(m.id, &Tensor::new(values::<T>(&bytes), &shape)?)?;
+            for (to, from) in [(&mut m.exp_avg, &avg), (&mut m.exp_avg_sq, &avg_sq)] {
+                match to {
+                    Buffer::Gpu(a) => a.write(from)?,
+                    own => *own = Buffer::of(values::<T>(from)),
+                }
+            }
         });
     }
     if let Some(name) = tensors.keys().next() {
@@ -173,8 +194,8 @@ pub fn restore(trainer: &mut Trainer, loaded: Loaded) -> Result<State> {
     Ok(state)
 }
 
-fn copy<T: Real>(to: &mut [T], from: &[u8]) {
-    bytemuck::cast_slice_mut::<T, u8>(to).copy_from_slice(from);
+fn values<T: Real>(bytes: &[u8]) -> Vec<T> {
+    bytemuck::pod_collect_to_vec(bytes)
 }
 
 /// A tensor's bytes, of exactly the length that the shape says.

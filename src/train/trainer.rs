@@ -8,7 +8,7 @@ use super::schedule::Schedule;
 use crate::device::cpu;
 use crate::model::{Batch, MICRO_SITES, Model, Profile, Sampling, StepLosses, StepPlan};
 use crate::nn::{DropoutPlan, Id, Params, Pass};
-use crate::tensor::{Buffer, Device, Gradients, Real, Tensor, watch_non_finite};
+use crate::tensor::{Buffer, Device, Gradients, Real, Storage, Tensor, watch_non_finite};
 use crate::{Error, Kind, Result, on};
 use rayon::prelude::*;
 
@@ -109,7 +109,9 @@ impl Trainer {
             return Err(Error::argument("train", "dropout", "0 <= p < 1", options.dropout));
         }
         let optimizer = AdamW::new(&params, options.hyper)?;
-        Ok(Trainer { model, params, optimizer, options, scale: LossScale::OFF, step: 0 })
+        // Gradients in f16 vanish without it.
+        let scale = if params.precision().rest == Storage::F16 { LossScale::F16 } else { LossScale::OFF };
+        Ok(Trainer { model, params, optimizer, options, scale, step: 0 })
     }
 
     fn plan(&self) -> StepPlan {

@@ -10,8 +10,8 @@ use crate::data::Batch;
 use crate::metrics;
 use crate::model::{self, Sampling};
 use crate::nn::Pass;
-use crate::tensor::{Real, Tensor};
-use crate::{Error, Kind, Result, on};
+use crate::tensor::Tensor;
+use crate::{Error, Kind, Result};
 use rayon::prelude::*;
 
 /// Sites of one batch's draws.
@@ -101,7 +101,7 @@ impl Features {
         for pictures in &self.pictures {
             let texts = Tensor::of(pictures.dtype(), &self.texts, &[n, e])?;
             let scores = model.itc_scores(pictures, &texts)?;
-            on!(scores.dtype(), T => i2t.extend(scores.data::<T>().iter().map(|x| x.to_f64() as f32)));
+            i2t.extend(scores.to_f32());
         }
         let t2i: Vec<f32> =
             (0..n).flat_map(|t| (0..n).map(move |i| (t, i))).map(|(t, i)| i2t[i * n + t]).collect();

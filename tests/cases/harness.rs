@@ -7,7 +7,9 @@
 //! - the gradient in f64 equals central differences: every element, or 4 directions above 64 elements. The operation is
 //!   used twice on the same tensors, each time under another, non-uniform upstream gradient, so that gradients add up;
 //! - the gradient in f32 equals the one in f64 but for rounding;
-//! - an input that is not tracked gets none, and a second run gives the same bits.
+//! - an input that is not tracked gets none, and a second run gives the same bits;
+//! - on a GPU in f32 both hold to the same bounds, in f16 and bf16 to a few roundings (every fourth draw): the one that
+//!   QFORMER_TEST_DEVICE names, or the kernels on the host where they are built.
 //!
 //! Inputs are leaves of the tape or results on it, and begin at the start of their buffer or inside it, by turns.
 
@@ -15,8 +17,9 @@ use qformer::Result;
 use qformer::device::Real;
 use qformer::on;
 use qformer::ops;
-use qformer::tensor::{DType, Gradients, Stream, Tape, Tensor};
+use qformer::tensor::{DType, Device, Gradients, Storage, Stream, Tape, Tensor};
 use std::fmt::Debug;
+use std::sync::OnceLock;
 
 pub const DRAWS: u32 = 256;
 /// Half the distance of two neighbouring numbers in [1, 2).
@@ -43,6 +46,14 @@ pub trait Case: Debug {
     fn run(&self, x: &[Tensor]) -> Result<Tensor>;
     /// Its definition: shape and elements of the result.
     fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>);
+    /// Which inputs are stored in 16 bits where a GPU works in them; the others are in f32 always.
+    fn dense(&self) -> Vec<bool> {
+        vec![true; self.inputs().len()]
+    }
+    /// Whether GPUs have kernels for it.
+    fn on_gpu(&self) -> bool {
+        true
+    }
     /// Undoes a perturbation where the operation's gradient is none by definition.
     fn hold(&self, _input: usize, _values: &mut [f64]) {}
 }
@@ -128,6 +139,92 @@ pub fn prove_one<C: Case>(case: &C, n: u32, rng: &mut Rng) {
     let inputs = case.inputs();
     forward(case, &inputs, &setting);
     backward(case, &inputs, &setting, rng);
+    if let Some(device) = device().filter(|_| n.is_multiple_of(4) && case.on_gpu()) {
+        for storage in [Storage::F32, Storage::F16, Storage::BF16] {
+            let setting = Setting { about: format!("{} on a GPU: {}", storage.name(), setting.about), ..setting };
+            on_gpu(case, &inputs, &setting, (device, storage), rng);
+        }
+    }
+}
+
+/// Where kernels are tested, if anywhere.
+pub fn device() -> Option<&'static Device> {
+    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
+    let open = || {
+        let named = std::env::var("QFORMER_TEST_DEVICE").ok();
+        let name = named.or_else(|| cfg!(feature = "host-kernels").then(|| "host".into()))?;
+        Some(Device::open(&name).unwrap_or_else(|e| panic!("{e}")))
+    };
+    DEVICE.get_or_init(open).as_ref()
+}
+
+/// Forward and backward of a case by kernels, against f64 on the CPU from the same (rounded) values.
+fn on_gpu<C: Case>(case: &C, inputs: &[Input], setting: &Setting, at: (&Device, Storage), rng: &mut Rng) {
+    let (storage, unit) = (at.1, unit_roundoff(at.1));
+    let dense = case.dense();
+    let stored = |i: usize| if dense[i] { storage } else { Storage::F32 };
+    let rounded = |v: &[f64], s: Storage| -> Vec<f64> { v.iter().map(|x| round(*x, s)).collect() };
+    let inputs: Vec<Input> = (inputs.iter().enumerate())
+        .map(|(i, x)| Input { values: rounded(&x.values, stored(i)), ..Input::new(&x.shape, x.values.clone()) })
+        .collect();
+    let values: Vec<Vec<f64>> = inputs.iter().map(|i| i.values.clone()).collect();
+    let (_, truth) = case.define::<f64>(&values);
+    let upstream = [0, 1].map(|_| rounded(&rng.values(truth.len()), storage));
+    let exact = gradients(case, setting, DType::F64, &inputs, &vec![true; inputs.len()], &upstream);
+    let run = || {
+        let (tape, mut grads) = (Tape::new(), Gradients::new());
+        let tensor = |(key, input): (usize, &Input)| {
+            let t = setting.tensor(DType::F32, &input.values, &input.shape).to(at.0, stored(key)).unwrap();
+            if !setting.interior {
+                return tape.leaf(&t, key);
+            }
+            ops::add(&tape.leaf(&t, key), &Tensor::zeros(DType::F32, &input.shape).like(&t).unwrap()).unwrap()
+        };
+        let x: Vec<Tensor> = inputs.iter().enumerate().map(tensor).collect();
+        let y = [0, 1].map(|_| case.run(&x).unwrap_or_else(|e| panic!("{}: {e}", setting.about)));
+        let seeds: Vec<(&Tensor, Tensor)> = (y.iter().zip(&upstream))
+            .map(|(y, w)| (y, Tensor::of(DType::F32, w, y.shape().sizes()).unwrap().like(y).unwrap()))
+            .collect();
+        tape.backward_from(&seeds, &mut grads).unwrap_or_else(|e| panic!("{}: {e}", setting.about));
+        let grads: Vec<Vec<f64>> = (inputs.iter().enumerate())
+            .map(|(i, x)| Tensor::of_buffer(grads.get(i).unwrap().clone(), &x.shape).unwrap().to_f64())
+            .collect();
+        (y[0].to_f64(), grads)
+    };
+    let ((y, grads), again) = (run(), run());
+    let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let same = bits(&again.0) == bits(&y) && again.1.iter().zip(&grads).all(|(a, b)| bits(a) == bits(b));
+    assert!(same, "{}: other numbers in a second run", setting.about);
+    let single: Vec<Vec<f32>> = values.iter().map(|v| floats(v)).collect();
+    let naive = distance(&doubles(&case.define::<f32>(&single).1), &truth);
+    // In f32 as on the CPU. In 16 bits a few roundings on the way: operands made on the way, the result.
+    let few = if storage == Storage::F32 { 4.0 } else { 8.0 };
+    let bound = 2.0 * naive + few * unit * (1.0 + largest(&truth));
+    let far = distance(&y, &truth);
+    assert!(far <= bound, "{}: off by {far:e}, more than {bound:e}", setting.about);
+    let w: Vec<f64> = upstream[0].iter().zip(&upstream[1]).map(|(a, b)| a + b).collect();
+    for (i, g) in grads.iter().enumerate() {
+        let truth = exact.get(i).unwrap().slice::<f64>();
+        let small = if storage == Storage::F32 { 2e-5 } else { 16.0 * unit };
+        let (far, bound) = (distance(g, truth), small * (largest(truth) + largest(&w)));
+        assert!(far <= bound, "{}: gradient of input {i} is off by {far:e}, more than {bound:e}", setting.about);
+    }
+}
+
+fn unit_roundoff(storage: Storage) -> f64 {
+    match storage {
+        Storage::F16 => 2f64.powi(-11),
+        Storage::BF16 => 2f64.powi(-8),
+        _ => ULP32,
+    }
+}
+
+fn round(x: f64, storage: Storage) -> f64 {
+    match storage {
+        Storage::F16 => half::f16::from_f64(x).to_f64(),
+        Storage::BF16 => half::bf16::from_f64(x).to_f64(),
+        _ => f64::from(x as f32),
+    }
 }
 
 /// How a case's tensors are laid out.

@@ -46,6 +46,10 @@ impl Case for Norm {
         ]
     }
 
+    fn dense(&self) -> Vec<bool> {
+        vec![true, false, false]
+    }
+
     fn run(&self, x: &[Tensor]) -> Result<Tensor> {
         ops::layer_norm(&x[0], &x[1], &x[2], self.eps)
     }

@@ -43,8 +43,12 @@ impl Case for NormLinear {
         ]
     }
 
+    fn dense(&self) -> Vec<bool> {
+        vec![false; 4]
+    }
+
     fn run(&self, x: &[Tensor]) -> Result<Tensor> {
-        let rows = Tensor::of(x[0].dtype(), &self.x, &[self.r, self.k])?;
+        let rows = Tensor::of(x[0].dtype(), &self.x, &[self.r, self.k])?.like(&x[0])?;
         ops::norm_linear(&rows, &x[0], &x[1], &x[2], &x[3])
     }
 

@@ -35,8 +35,16 @@ impl Case for Patches {
         shapes.iter().zip(&self.inputs).map(|(s, v)| Input::new(s, v.clone())).collect()
     }
 
+    fn on_gpu(&self) -> bool {
+        self.channels == 3
+    }
+
+    fn dense(&self) -> Vec<bool> {
+        vec![true, false, false, false]
+    }
+
     fn run(&self, x: &[Tensor]) -> Result<Tensor> {
-        let image = Tensor::of(x[0].dtype(), &self.image, &[self.b, self.channels, self.s, self.s])?;
+        let image = Tensor::of(x[0].dtype(), &self.image, &[self.b, self.channels, self.s, self.s])?.like(&x[1])?;
         ops::patch_embed(&image, &x[0], &x[1], &x[2], &x[3])
     }
 

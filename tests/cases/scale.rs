@@ -42,6 +42,11 @@ impl Case for Divide {
         vec![Input::new(&self.0.shape, self.0.x.clone()), by]
     }
 
+    /// What is divided are similarities, which are in f32 always.
+    fn dense(&self) -> Vec<bool> {
+        vec![false, false]
+    }
+
     fn run(&self, x: &[Tensor]) -> Result<Tensor> {
         ops::divide(&x[0], &x[1])
     }

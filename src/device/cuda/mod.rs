@@ -276,7 +276,7 @@ impl Drop for Cuda {
         lock(&self.products).close();
         // SAFETY: nothing runs any more, and no handle is used again.
         unsafe {
-            self.modules.drain(..).for_each(|m| drop(cu::module::unload(m)));
+            self.modules.drain(..).for_each(|m| _ = cu::module::unload(m));
             let _ = cu::stream::destroy(self.stream);
         }
     }

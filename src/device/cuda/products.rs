@@ -133,10 +133,8 @@ impl Products {
             blas::cudaDataType::CUDA_R_32F,
         )?;
         use blas::cublasLtMatmulDescAttributes_t as Attribute;
-        let turned = |x: &Operand| match x.transposed {
-            true => blas::cublasOperation_t::CUBLAS_OP_T,
-            false => blas::cublasOperation_t::CUBLAS_OP_N,
-        };
+        // cublasOperation_t: CUBLAS_OP_N is 0, CUBLAS_OP_T is 1.
+        let turned = |x: &Operand| i32::from(x.transposed);
         // SAFETY: the handles were made just now; every value is of the type that its attribute has.
         unsafe {
             set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &turned(&p.b))?;
@@ -168,7 +166,7 @@ impl Products {
             // SAFETY: each handle was made by `plan` and is destroyed once.
             unsafe {
                 let _ = lt::destroy_matmul_desc(plan.description);
-                plan.layouts.into_iter().for_each(|l| drop(lt::destroy_matrix_layout(l)));
+                plan.layouts.into_iter().for_each(|l| _ = lt::destroy_matrix_layout(l));
             }
         }
         // SAFETY: nothing runs any more (the driver has waited).

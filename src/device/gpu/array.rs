@@ -109,8 +109,10 @@ impl Array {
     }
 
     /// The address of element `at`, for kernels that take a column of a wider matrix.
-    pub fn pointer_at(&self, at: usize) -> Arg {
-        Arg::Pointer(self.pointer().wrapping_byte_add(at.min(self.len) * self.storage.bytes()))
+    /// `used` is how many elements it reads or writes there.
+    pub fn pointer_at(&self, at: usize, used: usize) -> Arg {
+        let size = self.storage.bytes();
+        Arg::Memory(self.pointer().wrapping_byte_add(at.min(self.len) * size), used * size)
     }
 
     pub fn bytes(&self) -> usize {
@@ -216,7 +218,7 @@ impl Array {
 
 impl From<&Array> for Arg {
     fn from(array: &Array) -> Arg {
-        Arg::Pointer(array.pointer())
+        Arg::Memory(array.pointer(), array.bytes())
     }
 }
 

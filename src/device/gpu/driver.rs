@@ -9,6 +9,10 @@ use std::ffi::c_void;
 /// alive and in bounds. Everything happens in the order of the calls.
 pub trait Driver: Send + Sync {
     fn name(&self) -> String;
+    /// Whether it is no GPU, but the CPU.
+    fn is_emulated(&self) -> bool {
+        false
+    }
     fn blocks(&self) -> usize;
     /// Memory is asked for in multiples of this; 1 if exactly as much as needed (so that a checker sees the end).
     fn granule(&self) -> usize;

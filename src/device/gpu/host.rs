@@ -14,12 +14,6 @@ pub(super) struct Host {
     schedule: Schedule,
 }
 
-impl Host {
-    pub fn with(schedule: Schedule) -> Host {
-        Host { schedule }
-    }
-}
-
 /// A matrix of f32 with no gaps, [rows, columns] as the product sees it after `transposed`.
 fn widen(x: &Operand, rows: usize, columns: usize) -> Vec<f32> {
     let (r, c) = if x.transposed { (columns, rows) } else { (rows, columns) };
@@ -77,6 +71,10 @@ unsafe fn write(at: *mut c_void, storage: Storage, first: usize, from: &[f32]) {
 impl Driver for Host {
     fn name(&self) -> String {
         "the kernels on the host".into()
+    }
+
+    fn is_emulated(&self) -> bool {
+        true
     }
 
     fn blocks(&self) -> usize {

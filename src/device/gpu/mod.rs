@@ -8,9 +8,11 @@ mod array;
 mod driver;
 #[cfg(feature = "host-kernels")]
 mod host;
+mod plan;
 mod pool;
 mod product;
 
+pub use plan::rehearse;
 pub use array::{Array, Storage};
 pub use driver::Driver;
 pub use pool::Holder;
@@ -34,10 +36,10 @@ macro_rules! args {
 /// What was done since the counts were last taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Launches of every kernel, by its name.
-    pub launches: BTreeMap<String, u64>,
-    /// Matrix products and their 2mnk.
-    pub products: u64,
+    /// Of every kernel, by its name.
+    pub launches: BTreeMap<String, Launches>,
+    /// Matrix products by shape and storages, and the 2mnk of all.
+    pub products: BTreeMap<String, Launches>,
     pub flops: u64,
     /// Copies within the device, and memory set to zero.
     pub copies: u64,
@@ -50,10 +52,28 @@ pub struct Counts {
     pub peak: u64,
 }
 
+/// How often something was launched, the bytes of the memory it was handed (read, written or both: once), and its 2mnk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Launches {
+    pub count: u64,
+    pub bytes: u64,
+    pub flops: u64,
+}
+
 impl Counts {
     /// Launches of all kernels.
     pub fn launched(&self) -> u64 {
-        self.launches.values().sum()
+        self.launches.values().map(|l| l.count).sum()
+    }
+
+    /// Matrix products.
+    pub fn multiplied(&self) -> u64 {
+        self.products.values().map(|l| l.count).sum()
+    }
+
+    /// Bytes of all kernels and products.
+    pub fn moved(&self) -> u64 {
+        self.launches.values().chain(self.products.values()).map(|l| l.bytes).sum()
     }
 }
 
@@ -71,6 +91,11 @@ impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.name())
     }
+}
+
+fn add(to: &mut BTreeMap<String, Launches>, name: String, bytes: usize, flops: u64) {
+    let l = to.entry(name).or_default();
+    *l = Launches { count: l.count + 1, bytes: l.bytes + bytes as u64, flops: l.flops + flops };
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -91,6 +116,11 @@ impl Gpu {
     /// What it is called by its maker.
     pub fn name(&self) -> String {
         self.0.driver.name()
+    }
+
+    /// Whether it is no GPU, but the CPU.
+    pub fn is_emulated(&self) -> bool {
+        self.0.driver.is_emulated()
     }
 
     /// Blocks that run well side by side: a few for every multiprocessor.
@@ -208,7 +238,8 @@ impl Gpu {
         }
         let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let grid = [size(grid.0), size(grid.1), 1];
-        self.count(|c| *c.launches.entry(kernel.to_string()).or_default() += 1);
+        let bytes: usize = args.iter().map(Arg::bytes).sum();
+        self.count(|c| add(&mut c.launches, kernel.to_string(), bytes, 0));
         self.0.driver.launch(&Launch { kernel, grid, block: [block.0, block.1, 1], shared }, args)
     }
 
@@ -218,7 +249,11 @@ impl Gpu {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        self.count(|c| (c.products, c.flops) = (c.products + 1, c.flops + 2 * (m * n * k) as u64));
+        let flops = 2 * (m * n * k) as u64;
+        self.count(|c| {
+            c.flops += flops;
+            add(&mut c.products, product.name(), product.bytes(), flops);
+        });
         self.0.driver.product(product)
     }
 

@@ -37,3 +37,19 @@ pub struct Product {
     /// Whether the product is added to c, or replaces it.
     pub add: bool,
 }
+
+impl Product {
+    /// Sizes and storages.
+    pub fn name(&self) -> String {
+        let (m, n, k) = self.sizes;
+        let (bias, add) = (if self.bias.is_some() { " + bias" } else { "" }, if self.add { ", added" } else { "" });
+        format!("{} [{m}, {k}] x [{k}, {n}]{bias} -> {}{add}", self.a.storage.name(), self.c.storage.name())
+    }
+
+    /// Of a, b and c; c twice if it is added to.
+    pub fn bytes(&self) -> usize {
+        let (m, n, k) = self.sizes;
+        let c = m * n * self.c.storage.bytes();
+        (m * k + k * n) * self.a.storage.bytes() + if self.add { 2 * c } else { c }
+    }
+}

@@ -89,7 +89,8 @@ impl Plan {
 
     /// The first head of operand i, and how far its rows lie apart.
     fn operand(&self, i: usize, array: &Array, widths: [usize; 3]) -> [Arg; 2] {
-        [array.pointer_at(self.columns[i]), Arg::from(int(widths[i]))]
+        let used = array.len() / widths[i].max(1) * self.heads * self.d;
+        [array.pointer_at(self.columns[i], used), Arg::from(int(widths[i]))]
     }
 
     fn launch(

@@ -33,6 +33,7 @@ const PROFILES: [(&str, Profile); 2] =
     [("lavis-diagonal", Profile::LavisDiagonal), ("lavis-image-id", Profile::LavisImageId)];
 const CONTRASTS: [(&str, Contrast); 2] =
     [("micro-batch", Contrast::MicroBatch), ("accumulated", Contrast::Accumulated)];
+const DTYPES: [(&str, &str); 3] = [("f32", "f32"), ("f16", "f16"), ("bf16", "bf16")];
 const RESIZES: [(&str, Resampling); 2] = [("fast", Resampling::Fast), ("exact", Resampling::Exact)];
 
 fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> Value {
@@ -89,6 +90,10 @@ const KEYS: &[Key] = &[
         |c| json!(c.hyper.betas[1]), |c, v| { c.hyper.betas[1] = values::number(v, 0.0, 0.999_999)?; Ok(()) }),
     key("eps", "", "of AdamW",
         |c| json!(c.hyper.eps), |c, v| { c.hyper.eps = rate(v)?; Ok(()) }),
+    key("device", "", "where to compute: cpu, cuda (cuda:1, ..) or host (the GPU's kernels emulated on the CPU)",
+        |c| json!(c.device), |c, v| { c.device = text(v)?; Ok(()) }),
+    key("dtype", "", "how a GPU stores what dense layers work on: f32, f16 (with loss scaling) or bf16 (its default)",
+        |c| json!(c.dtype), |c, v| { c.dtype = Some(choice(v, &DTYPES)?.into()); Ok(()) }),
     key("crop_scale", "", "share of a picture's area that a random crop keeps: [smallest, largest]",
         |c| json!(c.augment.scale), |c, v| { c.augment.scale = values::pair(v)?; c.augment.check().map_err(|e| e.to_string()) }),
     key("crop_ratio", "", "width over height of a random crop: [smallest, largest]",

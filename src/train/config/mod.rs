@@ -59,6 +59,9 @@ pub struct Config {
     /// LAVIS counts micro-batches.
     warmup_iterations: Option<u64>,
     pub hyper: Hyper,
+    /// As the command line names them; no dtype: f32 on the CPU, bf16 on a GPU.
+    pub device: String,
+    pub dtype: Option<String>,
     pub augment: Augment,
     pub resize: Resampling,
     pub workers: Option<usize>,
@@ -101,6 +104,8 @@ impl Default for Config {
             warmup_steps: None,
             warmup_iterations: None,
             hyper: Hyper::default(),
+            device: "cpu".into(),
+            dtype: None,
             augment: Augment::default(),
             resize: Resampling::Fast,
             workers: None,

@@ -1,0 +1,100 @@
+//! A GPU that computes nothing: memory, launches, products and bytes are counted as on any other, downloads are zeros. It
+//! tells what a step would take - on a machine without a GPU, in the time that the launches themselves need.
+
+use super::{Driver, Gpu, Product};
+use crate::Result;
+use crate::device::launch::{Arg, Launch};
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Above every address that a process has.
+const FIRST: usize = 1 << 56;
+
+struct Plan {
+    /// Of the GPU that is stood in for.
+    memory: u64,
+    next: AtomicUsize,
+    used: AtomicU64,
+    sizes: std::sync::Mutex<std::collections::HashMap<usize, usize>>,
+}
+
+/// A GPU of so much memory, on which everything succeeds that fits.
+pub fn rehearse(memory: u64) -> Gpu {
+    Gpu::of(Box::new(Plan {
+        memory,
+        next: AtomicUsize::new(FIRST),
+        used: AtomicU64::new(0),
+        sizes: std::sync::Mutex::default(),
+    }))
+}
+
+impl Plan {
+    fn sizes(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<usize, usize>> {
+        super::lock(&self.sizes)
+    }
+}
+
+impl Driver for Plan {
+    fn name(&self) -> String {
+        "a plan (nothing is computed)".into()
+    }
+
+    fn blocks(&self) -> usize {
+        132
+    }
+
+    fn granule(&self) -> usize {
+        512
+    }
+
+    fn allocate(&self, bytes: usize) -> Option<*mut c_void> {
+        let used = self.used.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        if used > self.memory {
+            self.used.fetch_sub(bytes as u64, Ordering::Relaxed);
+            return None;
+        }
+        let at = self.next.fetch_add(bytes.next_multiple_of(512), Ordering::Relaxed);
+        self.sizes().insert(at, bytes);
+        Some(at as *mut c_void)
+    }
+
+    fn free(&self, at: *mut c_void) {
+        let bytes = self.sizes().remove(&(at as usize)).unwrap_or(0);
+        self.used.fetch_sub(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn fresh(&self, _at: *mut c_void, _bytes: usize) {}
+
+    fn upload(&self, _to: *mut c_void, _from: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn download(&self, _from: *mut c_void, to: &mut [u8]) -> Result<()> {
+        to.fill(0);
+        Ok(())
+    }
+
+    fn copy(&self, _from: *mut c_void, _to: *mut c_void, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn zero(&self, _at: *mut c_void, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn launch(&self, _launch: &Launch, _args: &[Arg]) -> Result<()> {
+        Ok(())
+    }
+
+    fn product(&self, _product: &Product) -> Result<()> {
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        work().map(|()| 0.0)
+    }
+}
