@@ -13,7 +13,10 @@ use std::ops::Range;
 /// How a parameter begins.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
+    /// The deviation.
     Normal(f64),
+    /// From minus this to this.
+    Uniform(f64),
     Constant(f64),
 }
 
@@ -101,10 +104,20 @@ impl Builder {
         id
     }
 
+    /// As BERT begins a dense layer.
     pub fn linear(&mut self, name: &str, input: usize, output: usize) -> Linear {
         Linear {
             weight: self.dense(format!("{name}.weight"), &[output, input], Init::Normal(0.02)),
             bias: self.dense(format!("{name}.bias"), &[output], Init::Constant(0.0)),
+        }
+    }
+
+    /// As PyTorch begins a dense layer that nobody initialises: LAVIS's projections and its matching head.
+    pub fn plain_linear(&mut self, name: &str, input: usize, output: usize) -> Linear {
+        let init = Init::Uniform((input as f64).sqrt().recip());
+        Linear {
+            weight: self.dense(format!("{name}.weight"), &[output, input], init),
+            bias: self.dense(format!("{name}.bias"), &[output], init),
         }
     }
 
@@ -119,13 +132,15 @@ impl Builder {
 
 /// The same parameters for a model that starts from nothing. BERT's deviation of 0.02 suits rows that are added to trained
 /// ones; where nothing is trained yet, a signal should keep its size through narrow layers, too:
-///   weights [out, in..] and tables [rows, C]: 1 / sqrt(in), 1 / sqrt(C);   tokens and places [1, N, C]: 0.5
+///   weights [out, in..] and tables [rows, C]: 1 / sqrt(in), 1 / sqrt(C);   tokens and places [1, N, C]: 0.5;   biases: 0
 pub fn from_nothing(mut specs: Vec<Spec>) -> Vec<Spec> {
     for spec in &mut specs {
-        if let (Init::Normal(deviation), Some((first, rest))) = (&mut spec.init, spec.shape.split_first()) {
-            let inputs: usize = rest.iter().product();
-            *deviation = if *first == 1 { 0.5 } else { (inputs.max(1) as f64).sqrt().recip() };
-        }
+        spec.init = match (spec.init, &spec.shape[..]) {
+            (Init::Constant(c), _) => Init::Constant(c),
+            (_, [] | [_]) => Init::Constant(0.0),
+            (_, [1, ..]) => Init::Normal(0.5),
+            (_, [_, rest @ ..]) => Init::Normal((rest.iter().product::<usize>().max(1) as f64).sqrt().recip()),
+        };
     }
     specs
 }
@@ -137,6 +152,7 @@ pub fn initial(spec: &Spec, index: usize, seed: u64, range: Range<usize>) -> imp
     range.map(move |i| match init {
         Init::Constant(c) => c,
         Init::Normal(std) => std * stream.normal(i as u64),
+        Init::Uniform(bound) => bound * (2.0 * stream.uniform(i as u64) - 1.0),
     })
 }
 

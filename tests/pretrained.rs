@@ -1,8 +1,8 @@
 //! A model folder: written and opened again it is the same model; what does not belong together is refused.
 
 use qformer::model::{Config, GenerateOptions, Model};
-use qformer::nn::Params;
-use qformer::pretrained::{Opening, Pretrained};
+use qformer::nn::{self, Params, Spec};
+use qformer::pretrained::{Opening, Pretrained, start};
 use qformer::tensor::DType;
 use qformer::text::{Settings, Tokenizer};
 use qformer::vision::Picture;
@@ -101,4 +101,73 @@ fn parts_of_different_models_are_refused_by_name() {
     assert!(refusal().contains("model.safetensors"));
     std::fs::remove_file(path("config.json")).unwrap();
     assert!(refusal().contains("config.json"));
+}
+
+/// Smallest, largest, mean and deviation of the numbers that a parameter begins with.
+fn begins(specs: &[Spec], name: &str, range: Option<std::ops::Range<usize>>) -> [f64; 4] {
+    let i = specs.iter().position(|s| s.name == name).unwrap_or_else(|| panic!("{name}"));
+    let range = range.unwrap_or(0..specs[i].shape.iter().product());
+    let values = start::initial(&specs[i], i, 7, range);
+    let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+    let (low, high) = (values.iter().copied().reduce(f64::min), values.iter().copied().reduce(f64::max));
+    [low.unwrap(), high.unwrap(), mean, variance.sqrt()]
+}
+
+/// LAVIS leaves its two projections and the matching head as torch.nn.Linear begins: weights and biases uniform within
+/// 1 / sqrt(inputs). All else that no file has begins as BERT's `_init_weights` does it: normal of deviation 0.02, biases
+/// 0; the queries with the same deviation (`init_Qformer`), and the row of [DEC] by `resize_token_embeddings`.
+#[test]
+fn what_no_file_has_begins_as_in_lavis() {
+    let (_, specs) = Model::new(Config::full(), false).unwrap();
+    let bound = 1.0 / 768f64.sqrt();
+    for name in ["vision_proj", "text_proj", "itm_head"] {
+        for (part, sure) in [("weight", true), ("bias", name != "itm_head")] {
+            let [low, high, mean, deviation] = begins(&specs, &format!("{name}.{part}"), None);
+            assert!(-bound <= low && high <= bound, "{name}.{part}: {low} to {high}");
+            if sure {
+                // 256 numbers and more: uniform has a third of the bound's square as variance, and comes near the bounds
+                assert!(low < -0.95 * bound && high > 0.95 * bound, "{name}.{part}: {low} to {high}");
+                assert!((deviation * 3f64.sqrt() / bound - 1.0).abs() < 0.1, "{name}.{part}: {deviation}");
+                assert!(mean.abs() < 0.12 * bound, "{name}.{part}: {mean}");
+            }
+            assert!(low < high, "{name}.{part} is constant");
+        }
+    }
+    let layer = "Qformer.bert.encoder.layer.0";
+    let words = "Qformer.bert.embeddings.word_embeddings.weight";
+    let (vocab, hidden) = (Config::full().vocab, Config::full().hidden);
+    let dec = Some((vocab - 1) * hidden..vocab * hidden);
+    for (name, range) in [
+        ("query_tokens".to_string(), None),
+        (format!("{layer}.crossattention.self.query.weight"), None),
+        (format!("{layer}.crossattention.self.key.weight"), None),
+        (format!("{layer}.crossattention.self.value.weight"), None),
+        (format!("{layer}.crossattention.output.dense.weight"), None),
+        (words.to_string(), dec),
+    ] {
+        let [low, high, mean, deviation] = begins(&specs, &name, range);
+        assert!((deviation / 0.02 - 1.0).abs() < 0.1 && mean.abs() < 0.003, "{name}: {mean} {deviation}");
+        // A normal one reaches beyond the bounds of a uniform one of the same deviation.
+        assert!(low < -0.02 * 3f64.sqrt() && high > 0.02 * 3f64.sqrt(), "{name}: {low} to {high}");
+    }
+    for (name, value) in [
+        (format!("{layer}.crossattention.self.query.bias"), 0.0),
+        (format!("{layer}.crossattention.output.LayerNorm.weight"), 1.0),
+        ("ln_vision.weight".into(), 1.0),
+        ("ln_vision.bias".into(), 0.0),
+        ("temp".into(), f64::from(0.07f32)),
+    ] {
+        let [low, high, ..] = begins(&specs, &name, None);
+        assert_eq!([low, high], [value; 2], "{name}");
+    }
+    let head_bias = "Qformer.cls.predictions.bias";
+    assert_eq!(begins(&specs, head_bias, Some(vocab - 1..vocab))[..2], [0.0; 2], "{head_bias} of [DEC]");
+    // From nothing at all, every weight keeps a signal's size, and no bias is but 0.
+    let specs = nn::from_nothing(specs);
+    let [.., deviation] = begins(&specs, "vision_proj.weight", None);
+    assert!((deviation / bound - 1.0).abs() < 0.02, "{deviation}");
+    assert_eq!(begins(&specs, "vision_proj.bias", None), [0.0; 4]);
 }

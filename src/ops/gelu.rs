@@ -21,13 +21,11 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
         });
     }
     on!(x.dtype(), T => {
-        let half = T::of(0.5);
-        let y = cpu::map(x.data::<T>(), #[inline(always)] |x| x * cdf(x, half));
+        let y = cpu::map(x.data::<T>(), #[inline(always)] |x| x * cdf(x));
         let x2 = x.detach();
         record("gelu", [x], y, x.shape().sizes(), move |dy, grads| {
-            let density = T::of(1.0 / SQRT_2_PI);
             let dx = cpu::map2(dy.data::<T>(), x2.data::<T>(), #[inline(always)] |d, x| {
-                d * (cdf(x, half) + x * density * Real::exp(-(x * x) * half))
+                d * (cdf(x) + x * T::of(1.0 / SQRT_2_PI) * Real::exp(-(x * x) * T::of(0.5)))
             });
             grads.add(0, dx)
         })
@@ -45,7 +43,9 @@ fn launch(pass: &str, x: &Array, dy: Option<&Array>, out: &Array, (r, c): (usize
     x.gpu().launch(&kernel, ((r * c.div_ceil(8)).div_ceil(256), 1), (256, 1), 0, &args)
 }
 
+// Constants stand where they are used: captured by a closure, they would be loaded for every element, and the loop would
+// not be vectorised.
 #[inline(always)]
-fn cdf<T: Real>(x: T, half: T) -> T {
-    half * (T::ONE + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf())
+fn cdf<T: Real>(x: T) -> T {
+    T::of(0.5) * (T::ONE + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf())
 }

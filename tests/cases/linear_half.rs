@@ -21,10 +21,11 @@ fn half(values: &[f16], rows: usize, columns: usize) -> qformer::Result<HalfMatr
 fn equals_its_definition() {
     for draw in 0..DRAWS {
         let mut rng = Rng::new(draw);
-        // Output columns on both sides of a tile's 512.
-        let wide = rng.one_in(8);
-        let n = if wide { rng.pick(&[511, 512, 513, 1030]) } else { rng.size() };
-        let (r, k, has_bias) = (rng.pick(&[0, 1, 2, 5, 64]), rng.size(), rng.one_in(2));
+        // Output columns on both sides of a tile's 64, and now and then sums of more terms than are converted at once.
+        let (wide, long) = (rng.one_in(4), rng.one_in(8));
+        let n = if wide { rng.pick(&[63, 64, 65, 130, 515]) } else { rng.size() };
+        let k = if long { rng.pick(&[1535, 1536, 1537, 3100]) } else { rng.size() };
+        let (r, has_bias) = (rng.pick(&[0, 1, 2, 5, 64]), rng.one_in(2));
         let (x, b) = (rng.values(r * k), rng.values(n));
         let w: Vec<f16> = rng.values(n * k).iter().map(|w| f16::from_f64(*w)).collect();
         let matrix = half(&w, n, k).unwrap();
@@ -36,8 +37,9 @@ fn equals_its_definition() {
                 want.push(sum + if has_bias { f64::from(b[j] as f32) } else { 0.0 });
             }
         }
-        // Sums of at most 49 terms below 8 in all, each off by 2^-53 or 2^-24 of what is summed so far.
-        for (dtype, bound) in [(DType::F64, 49.0 * 2f64.powi(-53)), (DType::F32, 49.0 * 2f64.powi(-24))] {
+        // Sums of k terms, each off by 2^-53 or 2^-24 of what is summed so far.
+        let terms = k.max(49) as f64;
+        for (dtype, bound) in [(DType::F64, terms * 2f64.powi(-53)), (DType::F32, terms * 2f64.powi(-24))] {
             let bias: Vec<f64> = floats::<f32>(&b).iter().map(|b| f64::from(*b)).collect();
             let bias = has_bias.then(|| Tensor::of(dtype, &bias, &[n]).unwrap());
             let y =

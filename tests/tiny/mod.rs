@@ -39,7 +39,7 @@ pub fn values(specs: &[Spec], seed: u64) -> Vec<Vec<f64>> {
         let (middle, spread) = match (spec.name.as_str(), spec.init) {
             ("temp", _) => (0.5, 0.0),
             (_, Init::Constant(c)) => (c, 0.2),
-            (_, Init::Normal(_)) => (0.0, 0.3),
+            (_, Init::Normal(_) | Init::Uniform(_)) => (0.0, 0.3),
         };
         let stream = Stream { seed, step: 7, site: i as u32 };
         normals(spec.shape.iter().product(), stream).map(|x| middle + spread * x).collect()

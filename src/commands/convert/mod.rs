@@ -114,11 +114,7 @@ fn config(args: &Args, sets: &[Set]) -> Result<Config> {
     if let Some(sizes) = &args.config {
         return named(sizes);
     }
-    let own = args.input.as_ref().map(|dir| dir.join("config.json")).filter(|p| p.is_file());
-    if let Some(path) = own
-        && let Ok(text) = std::fs::read_to_string(&path)
-        && let Ok(config) = Config::from_json(&text)
-    {
+    if let Some(config) = args.input.as_deref().map(own_config).transpose()?.flatten() {
         return Ok(config);
     }
     let broken = |e: serde_json::Error| Error::argument(OP, "sizes", "those of a model", e);
@@ -136,6 +132,26 @@ fn config(args: &Args, sets: &[Set]) -> Result<Config> {
     let config: Config = serde_json::from_value(config).map_err(broken)?;
     config.check().map_err(|e| e.fix("give the model's sizes with --config"))?;
     Ok(config)
+}
+
+/// The sizes in a folder's config.json; None without one, or if it is Hugging Face's, which names a `model_type`.
+fn own_config(folder: &Path) -> Result<Option<Config>> {
+    let path = folder.join("config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(OP, &path, &e))?;
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| {
+        Error::file(OP, &path, "JSON", e).fix("correct it, or give the model's sizes with --config")
+    })?;
+    if json.get("model_type").is_some_and(serde_json::Value::is_string) {
+        return Ok(None);
+    }
+    let config = Config::from_json(&text);
+    config.map(Some).map_err(|e| {
+        Error::file(OP, &path, "the sizes of a model", e)
+            .fix("correct it, or give the model's sizes with --config")
+    })
 }
 
 /// Whether any of these files has an image encoder.

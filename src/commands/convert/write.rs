@@ -79,13 +79,21 @@ impl Job {
         let info = Info { name: POSITION_IDS.into(), dtype: Dtype::I64, shape: vec![1, self.config.max_pos] };
         pieces.insert(POSITION_IDS.into(), (info, Piece::Positions));
         self.write(out, &pieces, &BTreeMap::from([("format".into(), "pt".into())]))?;
+        // JSON's quotes and escapes are Python's, too.
         println!(
-            "from lavis.models import load_model\nfrom safetensors.torch import load_file\n\
-             model = load_model(\"blip2\", \"pretrain\")\n\
-             missing, unexpected = model.load_state_dict(load_file(\"{}\"), strict=False)\n\
+            "import lavis.models, safetensors.torch\n\
+             model = lavis.models.load_model(\"blip2\", \"pretrain\")\n\
+             model.Qformer.resize_token_embeddings({})\n\
+             missing, unexpected = model.load_state_dict(safetensors.torch.load_file({}), strict=False)\n\
              assert not unexpected and all(n.startswith(\"visual_encoder.\") for n in missing)",
-            out.display()
+            self.config.vocab,
+            serde_json::json!(out.display().to_string())
         );
+        let Config { vocab, max_txt_len, .. } = self.config;
+        let full = Config { vocab, max_txt_len, ..Config::full() };
+        if self.config != full {
+            eprintln!("note: LAVIS builds this class in one size, and this model has another: it will not load there");
+        }
         Ok(())
     }
 
