@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 fn demo(out: &Path, more: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qformer"));
@@ -47,4 +48,28 @@ fn a_folder_with_files_is_left_alone() {
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(text.contains("--out") && text.contains("holds files"), "{text}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// The error names the command that was stopped, and the run it leaves behind can be gone on with.
+#[test]
+fn a_demo_that_is_stopped_says_how_to_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qformer"));
+    command.current_dir(folder.path()).args(["demo", "--steps", "12"]).stderr(Stdio::piped());
+    let run = command.spawn().unwrap();
+    let log = folder.path().join("qformer-demo/log.jsonl");
+    while !std::fs::read_to_string(&log).is_ok_and(|text| text.contains('\n')) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let killed = Command::new("kill").args(["-s", "TERM", &run.id().to_string()]).status().unwrap();
+    let output = run.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(killed.success() && output.status.code() == Some(143), "{text}");
+    assert!(text.contains("demo: saved at step ") && text.contains(" of 12"), "{text}");
+    let go_on = text.split("qformer ").last().unwrap().trim();
+    assert_eq!(go_on, "train --resume --out qformer-demo", "{text}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qformer"));
+    let output = command.current_dir(folder.path()).args(go_on.split(' ')).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && text.contains("trained all 12 steps"), "{text}");
 }

@@ -56,16 +56,43 @@ fn resumed_after_every_step_a_run_ends_with_the_same_bytes() {
         more.extend((step != "1").then_some("--resume"));
         world.train("pieces", &busy(&more)).good();
     }
-    // an evaluation also happens at the last step of a run, so the pieces have one after each step
-    let without =
-        |out: &str| -> Vec<_> { world.log(out).into_iter().filter(|l| l["kind"] == "step").collect() };
-    assert_eq!(without("whole"), without("pieces"));
-    let tensors = |out: &str| {
-        let bytes = world.newest(out);
-        let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize + 32;
-        bytes[start..].to_vec()
-    };
-    assert!(tensors("whole") == tensors("pieces"), "weights or moments differ");
+    same_run(&world, "whole", "pieces");
+}
+
+/// `--steps` stops a run that has a length of its own for now, and is the length of one that has none.
+#[test]
+fn a_run_stopped_by_steps_goes_on_to_its_own_end() {
+    let world = World::new();
+    world.train("whole", &busy(&[])).good();
+    let stopped = world.train("stopped", &busy(&["--steps", "7"])).good();
+    let words = "stopped after step 7 of 16; go on with: qformer train --resume --out stopped";
+    assert!(stopped.errors().contains(words), "{}", stopped.errors());
+    let resume = ["train", "--resume", "--out", "stopped"];
+    let again = world.run(&[&resume[..], &["--steps", "7"]].concat()).good();
+    assert!(again.errors().contains("nothing to do: step 7 of 16 is done"), "{}", again.errors());
+    let done = world.run(&resume).good();
+    assert!(done.errors().contains("going on after step 7 of 16"), "{}", done.errors());
+    assert!(done.errors().contains("trained all 16 steps"), "{}", done.errors());
+    same_run(&world, "whole", "stopped");
+
+    // The settings' own steps are a length, too, and its schedule does not change with where a part of it stops.
+    let length = ["--set", "steps=12"];
+    world.train("file", &[&length[..], &["--steps", "5"]].concat()).good();
+    world.run(&["train", "--resume", "--out", "file"]).good();
+    world.train("at-once", &length).good();
+    same_run(&world, "file", "at-once");
+
+    let data = ["train", "--images", "images", "--captions", "captions.json", "--batch", "6"];
+    let sizes = ["--set", "size=tiny", "--set", "model.layers=1", "--out", "short"];
+    let short = world.run(&[&data[..], &sizes, &["--steps", "3"]].concat()).good();
+    assert!(short.errors().contains("trained all 3 steps"), "{}", short.errors());
+    let resume = ["train", "--resume", "--out", "short"];
+    let done = world.run(&resume).good();
+    assert!(done.errors().contains("nothing to do: all 3 steps are done"), "{}", done.errors());
+    // more steps of the same epoch, and from then on they are the run's
+    world.run(&[&resume[..], &["--steps", "5"]].concat()).good();
+    let done = world.run(&resume).good();
+    assert!(done.errors().contains("nothing to do: all 5 steps are done"), "{}", done.errors());
 }
 
 #[test]
@@ -84,7 +111,7 @@ fn stopped_by_a_signal_or_killed_a_run_goes_on_as_if_it_had_not_been() {
         assert_eq!(done.code(), code, "{signalled}: {}", done.errors());
         if code.is_some() {
             let last = world.log("stopped").iter().filter(|l| l["kind"] == "step").count();
-            let words = format!("saved at step {last}");
+            let words = format!("train: saved at step {last} of 40");
             assert!(
                 done.errors().contains(&words) && done.errors().contains("--resume"),
                 "{}",
