@@ -4,11 +4,14 @@
 mod config;
 #[path = "train/data.rs"]
 mod data;
+#[path = "train/flat.rs"]
+mod flat;
 #[path = "train/pages.rs"]
 mod pages;
 #[path = "train/world.rs"]
 mod world;
 
+use flat::{assert_flat, held};
 use std::time::Duration;
 use world::{Done, World, exists, signal};
 
@@ -209,21 +212,12 @@ fn memory_threads_and_handles_stay_flat() {
     let mut seen = Vec::new();
     for tenth in 2..=10 {
         world.wait_for_lines("run", (steps * tenth / 10 - 5) as usize);
-        seen.extend(used(run.id()));
+        seen.extend(held(run.id()));
     }
     assert!(run.wait().unwrap().success());
     assert!(seen.len() >= 8, "{seen:?}");
-    println!("memory kB, threads, handles: {seen:?}");
-    let middle = |part: &[[u64; 3]], what: usize| {
-        let mut all: Vec<u64> = part.iter().map(|s| s[what]).collect();
-        all.sort_unstable();
-        all[all.len() / 2]
-    };
-    let (early, late) = seen.split_at(seen.len() / 2);
-    for (what, name, room) in [(0, "memory", 2), (1, "threads", 0), (2, "handles", 0)] {
-        let (early, late) = (middle(early, what), middle(late, what));
-        assert!(late <= early + early * room / 100, "{name} grew from {early} to {late}: {seen:?}");
-    }
+    // In so small a process a few blocks of the allocator are much; the demo's test has less room.
+    assert_flat(&seen, 20);
 }
 
 #[test]
@@ -243,15 +237,4 @@ fn captions_of_one_picture_can_be_positives() {
     world.train("ids", &["--steps", "2", "--set", "profile=lavis-image-id", "--batch", "12"]).good();
     assert_eq!(world.log("ids").len(), 2);
     assert!(world.log("ids")[0]["itc"] != world.log("diagonal")[0]["itc"]);
-}
-
-/// Resident memory in kB, threads, open files of a process; None if it has ended.
-fn used(id: u32) -> Option<[u64; 3]> {
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|l| l.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    let handles = std::fs::read_dir(format!("/proc/{id}/fd")).ok()?.count() as u64;
-    Some([field("VmRSS:")?, field("Threads:")?, handles])
 }
