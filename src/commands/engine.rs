@@ -4,13 +4,13 @@
 //! computed: a picture gets the same numbers, bit for bit, in any batch.
 
 use super::inputs::Picture;
-use super::progress::Progress;
 use crate::data::{Loader, Options, Order};
 use crate::index::Identity;
 use crate::model::{Images, mean_cosine};
 use crate::nn::{Pass, Precision};
 use crate::pretrained::Pretrained;
 use crate::tensor::{Device, Tensor};
+use crate::train::progress::Progress;
 use crate::train::signals::Stop;
 use crate::vision::{self, Turn};
 use crate::{Error, Kind, Result};
@@ -171,7 +171,7 @@ impl<T: Send + 'static> Stream<T> {
     ) -> Result<Stream<T>> {
         let pictures = Arc::new(pictures);
         let stop = Stop::listen()?;
-        let progress = Progress::start(what, pictures.len(), run.quiet);
+        let progress = Progress::of_pictures(what, pictures.len(), run.quiet);
         let mut stream =
             Stream { operation, loader: None, pictures: pictures.clone(), told: 0, progress, stop };
         if !pictures.is_empty() {
@@ -198,7 +198,7 @@ impl<T: Send + 'static> Stream<T> {
         let bad = loader.bad();
         let waited = &mut || loader.waited_share();
         for b in &bad[self.told.min(bad.len())..] {
-            self.progress.say(&format!("skipped {:?}: {}", self.pictures[b.index].name, b.reason));
+            self.progress.warn(format!("skipped {:?}: {}", self.pictures[b.index].name, b.reason));
         }
         self.progress.add(bad.len() - self.told.min(bad.len()), waited);
         self.told = bad.len();
@@ -222,11 +222,9 @@ impl<T: Send + 'static> Stream<T> {
     pub fn end(self, single: bool, more: usize, advice: &str) -> (f64, Result<()>) {
         let skipped = self.loader.as_ref().map(Loader::bad).unwrap_or_default();
         let (total, operation) = (self.pictures.len() + more, self.operation);
-        let rate = self.progress.end();
-        if let Some(n) = self.stop.signal() {
-            let stopped =
-                Error::new(Kind::Signal(n), operation).got(format!("signal {n} asked to stop")).fix(advice);
-            return (rate, Err(stopped));
+        let rate = self.progress.finish();
+        if let Some(stopped) = self.stop.error(operation) {
+            return (rate, Err(stopped.fix(advice)));
         }
         match (&skipped[..], more) {
             ([], 0) => (rate, Ok(())),

@@ -14,7 +14,6 @@ mod inputs;
 mod inspect;
 mod output;
 mod parity;
-mod progress;
 mod query;
 mod report;
 mod retrieval;

@@ -2,11 +2,11 @@
 //! by picture, so that the keys and values of one picture at a time are in memory.
 
 use super::engine::{Seen, Texts};
-use super::progress::Progress;
 use crate::model::{Images, Retrieval, retrieval_scores};
 use crate::nn::Pass;
 use crate::pretrained::Pretrained;
 use crate::tensor::Tensor;
+use crate::train::progress::Progress;
 use crate::{Error, Kind, Result};
 use std::collections::HashMap;
 use std::fs::File;
@@ -66,7 +66,7 @@ impl Gallery {
             pairs.iter().for_each(|(i, t)| wanted[*i].push(*t));
             Ok(vec![0.0; pairs.len()])
         })?;
-        let mut progress = Progress::start("re-ranking", self.count, quiet);
+        let mut progress = Progress::of_pictures("re-ranking", self.count, quiet);
         let mut itm: HashMap<(usize, usize), f64> = HashMap::new();
         for (i, mut which) in wanted.into_iter().enumerate() {
             which.sort_unstable();
@@ -81,7 +81,7 @@ impl Gallery {
             }
             progress.add(1, || 0.0);
         }
-        progress.end();
+        progress.finish();
         retrieval_scores(&itc, k, |pairs| {
             Ok(pairs.iter().map(|p| itm.get(p).copied().unwrap_or(f64::NAN)).collect())
         })

@@ -56,8 +56,9 @@ pub struct Args {
     /// Times over the data
     #[arg(long)]
     epochs: Option<u64>,
-    /// Steps to stop after
-    #[arg(long)]
+    /// Step to stop after for now: --resume goes on to the end that epochs or steps of the configuration set; where they
+    /// set none, it is the run's length
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
     /// Captions of a micro-batch
     #[arg(long)]
@@ -100,7 +101,7 @@ pub fn run(args: &Args) -> Result<()> {
     let config = args.read()?;
     let mut progress = Progress::new(args.quiet);
     config.notes.iter().for_each(|note| progress.say(format!("note: {note}")));
-    let job = Job::prepare(config, args.resume || args.export, &progress)?;
+    let job = Job::prepare("train", config, args.resume || args.export, &progress)?;
     if args.dry_run {
         return print(&job.describe());
     }
@@ -111,10 +112,10 @@ pub fn run(args: &Args) -> Result<()> {
     job.train(&out, args.resume, &mut progress)
 }
 
-/// Trains as a configuration says, from the beginning.
-pub(super) fn train(config: Config, progress: &mut Progress) -> Result<()> {
+/// Trains as a configuration says, from the beginning, for another command.
+pub(super) fn train(command: &'static str, config: Config, progress: &mut Progress) -> Result<()> {
     let out = folder(&config)?;
-    Job::prepare(config, false, progress)?.train(&out, false, progress)
+    Job::prepare(command, config, false, progress)?.train(&out, false, progress)
 }
 
 fn place(config: &Config) -> Result<(Device, Precision)> {
@@ -154,7 +155,7 @@ impl Args {
                 add(name, text.into());
             }
         }
-        for (name, n) in [("epochs", self.epochs), ("steps", self.steps), ("batch", self.batch)] {
+        for (name, n) in [("epochs", self.epochs), ("batch", self.batch)] {
             n.into_iter().for_each(|n| add(name, n.into()));
         }
         for (name, text) in [("size", &self.size), ("device", &self.device), ("dtype", &self.dtype)] {
@@ -163,12 +164,16 @@ impl Args {
         // A run that goes on has its settings in its folder.
         let own = self.out.as_ref().map(|out| out.join(CONFIG)).filter(|file| file.is_file());
         let file = self.config.clone().or(own.filter(|_| self.resume || self.export));
-        Config::read(file.as_deref(), &entries)
+        let mut config = Config::read(file.as_deref(), &entries)?;
+        self.steps.into_iter().for_each(|n| config.set_steps(n));
+        Ok(config)
     }
 }
 
 /// A run that is worked out, but has not begun.
 struct Job {
+    /// Whose errors these are.
+    command: &'static str,
     config: Config,
     corpus: Arc<Corpus>,
     validation: Option<Arc<Corpus>>,
@@ -178,7 +183,7 @@ struct Job {
 }
 
 impl Job {
-    fn prepare(config: Config, again: bool, progress: &Progress) -> Result<Job> {
+    fn prepare(command: &'static str, config: Config, again: bool, progress: &Progress) -> Result<Job> {
         let read = |sources: &[config::DataSource]| {
             let corpus = Corpus::read(sources, config.missing_share)?;
             for report in corpus.sets.iter().map(|s| &s.report).filter(|r| r.has_warnings()) {
@@ -194,7 +199,7 @@ impl Job {
         let tokenize = start.tokenize();
         let longest = corpus.captions().map(|c| tokenize(c).len()).max().unwrap_or(2);
         let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length);
-        Ok(Job { config, corpus, validation, start, length, plan })
+        Ok(Job { command, config, corpus, validation, start, length, plan })
     }
 
     /// Settings, data and plan, as `--dry-run` prints them.
@@ -240,7 +245,7 @@ impl Job {
             entries: corpus.first_captions(self.config.eval_pictures),
             batch: self.config.batch,
         });
-        let Job { config, corpus, start, length, .. } = self;
+        let Job { command, config, corpus, start, length, .. } = self;
         let (model, params, tokenizer) = start.fill(&config)?;
         let vocabulary = keep(out, &config, &tokenizer, resume)?;
         let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary, precision);
@@ -249,10 +254,13 @@ impl Job {
         let trainer = Trainer::new(model, params, config.options(length))?;
         let job = Run { config: &config, length, loading, validation, identity, out, resume };
         let outcome = run::run(&job, trainer, &stop, progress)?;
-        if let Some(stopped) = outcome.stopped {
-            return Err(stopped
-                .about(format!("saved at step {}", outcome.trainer.step))
-                .fix("go on with --resume"));
+        let step = outcome.trainer.step;
+        let go_on = format!("go on with: qformer train --resume --out {}", out.display());
+        if let Some(stopped) = stop.error(command) {
+            return Err(stopped.about(format!("saved at step {step} of {}", length.whole)).fix(go_on));
+        }
+        if resume {
+            write_settings(out, &config)?; // they may ask for more steps than before
         }
         let directory = out.join(MODEL);
         start::export(&directory, &config, &outcome.trainer.model, &outcome.trainer.params, &tokenizer)?;
@@ -263,11 +271,12 @@ impl Job {
                 out.join("bad.jsonl").display()
             ));
         }
-        progress.say(format!(
-            "trained {} steps; the model is in {}",
-            outcome.trainer.step,
-            directory.display()
-        ));
+        progress.say(if step < length.whole {
+            format!("stopped after step {step} of {}; {go_on}", length.whole)
+        } else {
+            format!("trained all {step} steps")
+        });
+        progress.say(format!("the model is in {}", directory.display()));
         Ok(())
     }
 
@@ -296,16 +305,20 @@ impl Job {
 
 /// Puts the settings and the vocabulary of a run that begins into its folder; gives the vocabulary's fingerprint.
 fn keep(out: &Path, config: &Config, tokenizer: &Tokenizer, resume: bool) -> Result<String> {
-    let (settings, vocabulary) = (out.join(CONFIG), out.join(VOCABULARY));
-    if !resume || !settings.is_file() {
-        let text = config::resolved(config);
-        files::write_atomic(&RealDisk, &settings, text.len() as u64, |w| w.write_all(text.as_bytes()))?;
+    let vocabulary = out.join(VOCABULARY);
+    if !resume || !out.join(CONFIG).is_file() {
+        write_settings(out, config)?;
     }
     if !resume || !vocabulary.is_dir() {
         files::make_folders(&RealDisk, &vocabulary)?;
         tokenizer.save(&vocabulary)?;
     }
     Ok(fingerprint(tokenizer))
+}
+
+fn write_settings(out: &Path, config: &Config) -> Result<()> {
+    let text = config::resolved(config);
+    files::write_atomic(&RealDisk, &out.join(CONFIG), text.len() as u64, |w| w.write_all(text.as_bytes()))
 }
 
 /// blake3 of the tokens and of how text is cut into them.

@@ -3,8 +3,9 @@
 use super::chart::{Series, chart};
 use super::{Curves, Group, Sample, Story};
 use crate::results::{data, escape};
-use crate::train::progress::duration;
+use crate::train::progress::time;
 use std::fmt::Write;
+use std::time::Duration;
 
 const HEAD: &str = "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
     <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n\
@@ -80,7 +81,10 @@ fn summary(story: &Story) -> String {
     let rates = steps.get("samples_per_second");
     let mean = rates.iter().map(|r| r.1).sum::<f64>() / rates.len().max(1) as f64;
     add("samples a second", (!rates.is_empty()).then(|| format!("{mean:.1} on average")));
-    add("from first to last step", span(steps).map(duration));
+    add(
+        "from first to last step",
+        span(steps).map(|s| time(Duration::try_from_secs_f64(s).unwrap_or_default())),
+    );
     let mut html = "<table>\n".to_string();
     for (name, text) in rows {
         let _ = writeln!(html, "<tr><td>{name}<td>{text}");

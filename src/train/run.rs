@@ -43,8 +43,6 @@ pub struct Run<'a> {
 /// How a run ended; the trainer holds the model.
 pub struct Outcome {
     pub trainer: Trainer,
-    /// A signal asked to stop.
-    pub stopped: Option<Error>,
     /// Pictures that could not be used.
     pub bad: usize,
 }
@@ -64,7 +62,7 @@ struct Going<'a> {
 /// Trains. `trainer` stands at its beginning; a checkpoint replaces its numbers if the run is resumed.
 pub fn run(run: &Run, trainer: Trainer, stop: &Stop, progress: &mut Progress) -> Result<Outcome> {
     let mut going = Going::begin(run, trainer, progress)?;
-    progress.start(going.trainer.step, run.length.steps);
+    progress.start("step", going.trainer.step, run.length.steps);
     let mut loader = going.loader()?;
     while going.trainer.step < run.length.steps && stop.signal().is_none() {
         let begun = Instant::now();
@@ -83,7 +81,7 @@ pub fn run(run: &Run, trainer: Trainer, stop: &Stop, progress: &mut Progress) ->
     }
     going.save(None)?;
     progress.finish();
-    Ok(Outcome { bad: going.bad.len(), trainer: going.trainer, stopped: stop.error() })
+    Ok(Outcome { bad: going.bad.len(), trainer: going.trainer })
 }
 
 /// The newest whole checkpoint of a run, and what to say about torn ones.
@@ -107,7 +105,7 @@ impl<'a> Going<'a> {
                     None,
                 )?)?;
                 state = state::restore(&mut trainer, loaded)?;
-                progress.say(format!("going on after step {}", trainer.step));
+                progress.say(where_it_stands(trainer.step, run.length));
             }
             Some(loaded) => {
                 return Err(Error::argument(
@@ -175,7 +173,7 @@ impl<'a> Going<'a> {
         let (step, length) = (self.trainer.step, self.run.length);
         let every = self.run.config.eval_every;
         let every = if every > 0 { every } else { length.steps_per_epoch };
-        if !step.is_multiple_of(every) && step != length.steps {
+        if !step.is_multiple_of(every) && step != length.whole {
             return Ok(None);
         }
         let line = evaluate(&self.trainer, validation)?;
@@ -268,6 +266,20 @@ impl<'a> Going<'a> {
             }
             None => format!("repair the data{list} or raise bad_share; qformer doctor finds what is wrong"),
         })
+    }
+}
+
+/// What a run that is gone on with has before it.
+fn where_it_stands(step: u64, length: Length) -> String {
+    let whole = length.whole;
+    match step {
+        _ if step < length.steps => format!("going on after step {step} of {whole}"),
+        _ if step < whole => {
+            format!("nothing to do: step {step} of {whole} is done, and --steps asks for no more")
+        }
+        _ => format!(
+            "nothing to do: all {whole} steps are done; a longer run begins with --start and this one's model"
+        ),
     }
 }
 

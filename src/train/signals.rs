@@ -1,5 +1,5 @@
-//! Stopping by Ctrl-C (SIGINT) or `kill` (SIGTERM). The first signal sets a flag: the trainer finishes its step,
-//! saves, and ends with [`Stop::error`], whose exit code is 128 + the signal's number, as the shell has it.
+//! Stopping by Ctrl-C (SIGINT) or `kill` (SIGTERM). The first signal sets a flag: a command finishes what it is
+//! at, saves, and ends with [`Stop::error`], whose exit code is 128 + the signal's number, as the shell has it.
 //! A second signal ends the process at once, with the same code, saving nothing.
 //! SIGHUP is left alone, so that `nohup` keeps its meaning.
 
@@ -35,9 +35,9 @@ impl Stop {
         i32::try_from(self.signal.load(Ordering::SeqCst)).ok().filter(|&n| n != 0)
     }
 
-    /// What to end with after saving, if a signal asked to stop.
-    pub fn error(&self) -> Option<Error> {
+    /// What this command is to end with after saving, if a signal asked to stop.
+    pub fn error(&self, command: &str) -> Option<Error> {
         let n = self.signal()?;
-        Some(Error::new(Kind::Signal(n), "train").got(format!("signal {n} asked to stop")))
+        Some(Error::new(Kind::Signal(n), command).got(format!("signal {n} asked to stop")))
     }
 }

@@ -12,7 +12,7 @@ use super::{Picture, jpeg, raster};
 use crate::{Error, Result};
 use image::DynamicImage;
 use image::metadata::Orientation;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 /// The largest file read, in bytes.
@@ -81,7 +81,7 @@ pub fn decode(bytes: &[u8], name: impl AsRef<Path>, turn: Turn) -> Result<Pictur
 
 /// A regular file, whole, of at most `MAX_FILE` bytes.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let io = |e: std::io::Error| Error::io(OPERATION, path, &e);
+    let io = |e: std::io::Error| unreadable(path, &e);
     let about = std::fs::metadata(path).map_err(io)?;
     let source = Source { path, bytes: &[] };
     if !about.is_file() {
@@ -92,6 +92,15 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     // One byte more than allowed: a file that grows while it is read is caught by the second check.
     std::fs::File::open(path).map_err(io)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io)?;
     Ok(bytes)
+}
+
+/// A picture that may not be read is as unusable as one that is not there: no reason to speak of writing.
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::PermissionDenied => Error::file(OPERATION, path, "a picture that may be read", error)
+            .fix("give yourself the right to read it, or take it out of the list of pictures"),
+        _ => Error::io(OPERATION, path, error),
+    }
 }
 
 impl Source<'_> {
@@ -165,4 +174,20 @@ fn turned(source: &Source, decoded: Decoded) -> Result<Picture> {
     image.apply_orientation(orientation);
     let (width, height) = (image.width() as usize, image.height() as usize);
     Picture::new(width, height, image.into_rgb8().into_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+
+    /// A kind of error that makes a training list the picture and go on.
+    #[test]
+    fn whatever_keeps_a_picture_from_being_read_is_said_of_the_file() {
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::NotFound, ErrorKind::Other] {
+            let error = unreadable(Path::new("photos/1.jpg"), &kind.into());
+            assert_eq!(error.kind(), Kind::File, "{error}");
+            assert!(error.to_string().contains("photos/1.jpg"), "{error}");
+        }
+    }
 }

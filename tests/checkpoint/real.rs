@@ -41,7 +41,7 @@ fn child() {
                 std::thread::sleep(Duration::from_secs(60));
             }
             say("saved");
-            std::process::exit(stop.error().unwrap().exit_code().into());
+            std::process::exit(stop.error("train").unwrap().exit_code().into());
         }
         other => panic!("no role {other}"),
     }

@@ -101,6 +101,26 @@ fn unusable_pictures_are_listed_and_too_many_stop_the_run_with_everything_saved(
     assert!(world.newest("run") == world.newest("again"));
 }
 
+/// Whatever becomes of picture files while a run goes on: a few are left out and listed.
+#[test]
+fn pictures_that_go_away_during_a_run_are_left_out_and_listed() {
+    let world = World::new();
+    let run = world.start("run", &["--epochs", "20", "--set", "bad_share=0.1"]);
+    world.wait_for_lines("run", 3);
+    std::fs::remove_file(world.path("images/03.png")).unwrap();
+    std::fs::remove_file(world.path("images/04.png")).unwrap();
+    std::fs::create_dir(world.path("images/04.png")).unwrap();
+    let done = Done(run.wait_with_output().unwrap()).good();
+    assert_eq!(world.log("run").len(), 160);
+    let listed = std::fs::read_to_string(world.path("run/bad.jsonl")).unwrap();
+    let lines: Vec<Value> = listed.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let reason = |n: usize| lines[n]["reason"].as_str().unwrap();
+    assert_eq!(lines.len(), 2, "{listed}");
+    assert!(reason(0).contains("03.png") && reason(0).contains("No such file"), "{listed}");
+    assert!(reason(1).contains("04.png") && reason(1).contains("a folder"), "{listed}");
+    assert!(done.errors().contains("2 pictures could not be used"), "{}", done.errors());
+}
+
 #[test]
 fn a_folder_that_cannot_be_written_to_is_said_and_a_foreign_checkpoint_refused() {
     let world = World::new();

@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
     let config = settings(args)?;
     check_empty(&args.out)?;
     let tests = demo::draw(&args.out, config.seed, VARIANTS)?;
-    train::train(config, &mut progress)?;
+    train::train("demo", config, &mut progress)?;
     let model = Pretrained::open(&args.out.join(train::MODEL))?;
     let exam = exam::take(&model, &tests)?;
     report(&args.out, &exam)?;

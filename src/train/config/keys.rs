@@ -60,7 +60,7 @@ const KEYS: &[Key] = &[
         |c| json!(c.train_vit), |c, v| { c.train_vit = Some(flag(v)?); Ok(()) }),
     key("epochs", "run.max_epoch", "times over the data (10)",
         |c| json!(c.epochs), |c, v| { c.epochs = Some(whole(v, 1)?); Ok(()) }),
-    key("steps", "", "steps to stop after, instead of epochs",
+    key("steps", "", "steps of the run, instead of epochs",
         |c| json!(c.steps), |c, v| { c.steps = Some(whole(v, 1)?); Ok(()) }),
     key("batch", "run.batch_size_train", "captions of a micro-batch",
         |c| json!(c.batch), |c, v| { c.batch = count(v, 2)?; Ok(()) }),

@@ -49,6 +49,8 @@ pub struct Config {
     pub seed: u64,
     pub epochs: Option<u64>,
     pub steps: Option<u64>,
+    /// Where this process stops, however long the run is: not a setting of the run.
+    pub stop_after: Option<u64>,
     /// Captions of a micro-batch, and micro-batches of a step.
     pub batch: usize,
     pub accumulate: usize,
@@ -96,6 +98,7 @@ impl Default for Config {
             seed: 42,
             epochs: None,
             steps: None,
+            stop_after: None,
             batch: 25,
             accumulate: 1,
             init_lr: 1e-4,
@@ -124,7 +127,10 @@ impl Default for Config {
 /// How long a run is: worked out from the settings and the number of micro-batches in an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Length {
+    /// The step that this process stops after.
     pub steps: u64,
+    /// The last step of the run, which its schedule is made for.
+    pub whole: u64,
     pub steps_per_epoch: u64,
     /// Of the schedule.
     pub max_epoch: u64,
@@ -141,6 +147,16 @@ impl Config {
         }
         all.extend(assignments.iter().cloned());
         Config::from_entries(&all)
+    }
+
+    /// `--steps`: the length of a run that has none of its own; otherwise where this process stops, and the run keeps its
+    /// length and schedule, to be gone on with. Beyond the steps of the settings it is their new number.
+    pub fn set_steps(&mut self, steps: u64) {
+        match (self.steps, self.epochs) {
+            (None, None) => self.steps = Some(steps),
+            (Some(own), _) if steps > own => self.steps = Some(steps),
+            _ => self.stop_after = Some(steps),
+        }
     }
 
     pub fn from_entries(entries: &[Entry]) -> Result<Config> {
@@ -237,14 +253,13 @@ impl Config {
     pub fn length(&self, micro_per_epoch: u64) -> Length {
         let accumulate = self.accumulate as u64;
         let steps_per_epoch = (micro_per_epoch / accumulate).max(1);
-        let steps = match (self.steps, self.epochs) {
-            (Some(steps), _) => steps,
-            (None, epochs) => epochs.unwrap_or(DEFAULT_EPOCHS) * steps_per_epoch,
-        };
-        let max_epoch = self.epochs.unwrap_or_else(|| steps.div_ceil(steps_per_epoch)).max(1);
+        let epochs = || self.epochs.unwrap_or(DEFAULT_EPOCHS) * steps_per_epoch;
+        let whole = self.steps.unwrap_or_else(epochs);
+        let steps = self.stop_after.unwrap_or(whole);
+        let max_epoch = self.epochs.unwrap_or_else(|| whole.div_ceil(steps_per_epoch)).max(1);
         let given = self.warmup_steps.or(self.warmup_iterations.map(|n| n.div_ceil(accumulate)));
         let usual = (max_epoch * steps_per_epoch / 10).min(5000).min(steps_per_epoch).max(1);
-        Length { steps, steps_per_epoch, max_epoch, warmup_steps: given.unwrap_or(usual) }
+        Length { steps, whole, steps_per_epoch, max_epoch, warmup_steps: given.unwrap_or(usual) }
     }
 
     pub fn options(&self, length: Length) -> Options {
