@@ -141,7 +141,8 @@ pub fn prove_one<C: Case>(case: &C, n: u32, rng: &mut Rng) {
     backward(case, &inputs, &setting, rng);
     if let Some(device) = device().filter(|_| n.is_multiple_of(4) && case.on_gpu()) {
         for storage in [Storage::F32, Storage::F16, Storage::BF16] {
-            let setting = Setting { about: format!("{} on a GPU: {}", storage.name(), setting.about), ..setting };
+            let setting =
+                Setting { about: format!("{} on a GPU: {}", storage.name(), setting.about), ..setting };
             on_gpu(case, &inputs, &setting, (device, storage), rng);
         }
     }
@@ -165,7 +166,10 @@ fn on_gpu<C: Case>(case: &C, inputs: &[Input], setting: &Setting, at: (&Device, 
     let stored = |i: usize| if dense[i] { storage } else { Storage::F32 };
     let rounded = |v: &[f64], s: Storage| -> Vec<f64> { v.iter().map(|x| round(*x, s)).collect() };
     let inputs: Vec<Input> = (inputs.iter().enumerate())
-        .map(|(i, x)| Input { values: rounded(&x.values, stored(i)), ..Input::new(&x.shape, x.values.clone()) })
+        .map(|(i, x)| Input {
+            values: rounded(&x.values, stored(i)),
+            ..Input::new(&x.shape, x.values.clone())
+        })
         .collect();
     let values: Vec<Vec<f64>> = inputs.iter().map(|i| i.values.clone()).collect();
     let (_, truth) = case.define::<f64>(&values);
@@ -207,7 +211,11 @@ fn on_gpu<C: Case>(case: &C, inputs: &[Input], setting: &Setting, at: (&Device, 
         let truth = exact.get(i).unwrap().slice::<f64>();
         let small = if storage == Storage::F32 { 2e-5 } else { 16.0 * unit };
         let (far, bound) = (distance(g, truth), small * (largest(truth) + largest(&w)));
-        assert!(far <= bound, "{}: gradient of input {i} is off by {far:e}, more than {bound:e}", setting.about);
+        assert!(
+            far <= bound,
+            "{}: gradient of input {i} is off by {far:e}, more than {bound:e}",
+            setting.about
+        );
     }
 }
 

@@ -44,7 +44,8 @@ impl Case for Patches {
     }
 
     fn run(&self, x: &[Tensor]) -> Result<Tensor> {
-        let image = Tensor::of(x[0].dtype(), &self.image, &[self.b, self.channels, self.s, self.s])?.like(&x[1])?;
+        let image =
+            Tensor::of(x[0].dtype(), &self.image, &[self.b, self.channels, self.s, self.s])?.like(&x[1])?;
         ops::patch_embed(&image, &x[0], &x[1], &x[2], &x[3])
     }
 

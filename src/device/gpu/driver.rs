@@ -13,6 +13,9 @@ pub trait Driver: Send + Sync {
     fn is_emulated(&self) -> bool {
         false
     }
+    fn computes(&self) -> bool {
+        true
+    }
     fn blocks(&self) -> usize;
     /// Memory is asked for in multiples of this; 1 if exactly as much as needed (so that a checker sees the end).
     fn granule(&self) -> usize;
@@ -46,10 +49,15 @@ pub(super) fn open(name: &str) -> Result<Box<dyn Driver>> {
         #[cfg(not(feature = "host-kernels"))]
         "host" => Err(Error::argument("device", "host", "a build with kernels for the host", "one without")
             .fix("build with `--features host-kernels`, or use --device cpu")),
+        "plan" => Ok(super::plan::of(if name == "plan" {
+            super::plan::H200
+        } else {
+            number as u64 * 1_000_000_000
+        })),
         _ => Err(unknown(name)),
     }
 }
 
 fn unknown(name: &str) -> Error {
-    Error::argument("device", "name", "cpu, cuda (or cuda:1, ..) or host", name)
+    Error::argument("device", "name", "cpu, cuda (or cuda:1, ..), host or plan (plan:80 has 80 GB)", name)
 }

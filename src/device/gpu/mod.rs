@@ -12,7 +12,6 @@ mod plan;
 mod pool;
 mod product;
 
-pub use plan::rehearse;
 pub use array::{Array, Storage};
 pub use driver::Driver;
 pub use pool::Holder;
@@ -121,6 +120,11 @@ impl Gpu {
     /// Whether it is no GPU, but the CPU.
     pub fn is_emulated(&self) -> bool {
         self.0.driver.is_emulated()
+    }
+
+    /// Whether there are results: a plan computes nothing.
+    pub fn computes(&self) -> bool {
+        self.0.driver.computes()
     }
 
     /// Blocks that run well side by side: a few for every multiprocessor.

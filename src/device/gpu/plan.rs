@@ -1,11 +1,13 @@
 //! A GPU that computes nothing: memory, launches, products and bytes are counted as on any other, downloads are zeros. It
 //! tells what a step would take - on a machine without a GPU, in the time that the launches themselves need.
 
-use super::{Driver, Gpu, Product};
+use super::{Driver, Product};
 use crate::Result;
 use crate::device::launch::{Arg, Launch};
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 /// Above every address that a process has.
 const FIRST: usize = 1 << 56;
@@ -15,21 +17,20 @@ struct Plan {
     memory: u64,
     next: AtomicUsize,
     used: AtomicU64,
-    sizes: std::sync::Mutex<std::collections::HashMap<usize, usize>>,
+    sizes: Mutex<HashMap<usize, usize>>,
 }
 
+/// What an H200 offers to programs.
+pub(super) const H200: u64 = 139 * (1 << 30);
+
 /// A GPU of so much memory, on which everything succeeds that fits.
-pub fn rehearse(memory: u64) -> Gpu {
-    Gpu::of(Box::new(Plan {
-        memory,
-        next: AtomicUsize::new(FIRST),
-        used: AtomicU64::new(0),
-        sizes: std::sync::Mutex::default(),
-    }))
+pub(super) fn of(memory: u64) -> Box<dyn Driver> {
+    let (next, used) = (AtomicUsize::new(FIRST), AtomicU64::new(0));
+    Box::new(Plan { memory, next, used, sizes: Mutex::default() })
 }
 
 impl Plan {
-    fn sizes(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<usize, usize>> {
+    fn sizes(&self) -> MutexGuard<'_, HashMap<usize, usize>> {
         super::lock(&self.sizes)
     }
 }
@@ -37,6 +38,10 @@ impl Plan {
 impl Driver for Plan {
     fn name(&self) -> String {
         "a plan (nothing is computed)".into()
+    }
+
+    fn computes(&self) -> bool {
+        false
     }
 
     fn blocks(&self) -> usize {

@@ -42,7 +42,8 @@ impl Product {
     /// Sizes and storages.
     pub fn name(&self) -> String {
         let (m, n, k) = self.sizes;
-        let (bias, add) = (if self.bias.is_some() { " + bias" } else { "" }, if self.add { ", added" } else { "" });
+        let (bias, add) =
+            (if self.bias.is_some() { " + bias" } else { "" }, if self.add { ", added" } else { "" });
         format!("{} [{m}, {k}] x [{k}, {n}]{bias} -> {}{add}", self.a.storage.name(), self.c.storage.name())
     }
 

@@ -1,12 +1,14 @@
 //! `qformer bench`: a training step or captioning on random weights and inputs, timed.
 
+mod kernels;
+mod plan;
+
 use super::engine::PlaceArgs;
 use crate::device::gpu::Counts;
 use crate::device::meter;
-use crate::kernels;
 use crate::model::{CLS, Config, GenerateOptions, Model, Profile, SEP};
 use crate::nn::{Params, Pass, Precision};
-use crate::tensor::{DType, Device, Gpu, Storage, Stream, Tensor};
+use crate::tensor::{DType, Device, Storage, Stream, Tensor};
 use crate::train::optimizer::Hyper;
 use crate::train::schedule::Schedule;
 use crate::train::trainer::{Contrast, Micro, Options, Trainer};
@@ -22,7 +24,8 @@ use std::time::Instant;
 /// GFLOP/s (2mnk of every matrix product that is computed, nothing else), the share of that in the rate a plain product
 /// reaches on the same threads in the same run, and the peak of memory.
 ///
-/// `kernels` times the kernels of a GPU one by one (--device cuda, or host with --config tiny): GB/s or TFLOP/s of the bytes
+/// `step --device plan` computes nothing: it counts what a step launches, moves and holds on a GPU, and says what the roofline
+/// of an H200 makes of it. `kernels` times the kernels of a GPU one by one (--device cuda, or host with --config tiny): GB/s or TFLOP/s of the bytes
 /// and operations they cannot do without, and the share of that in what a copy or a large product reaches in the same run.
 #[derive(clap::Args)]
 #[command(
@@ -103,7 +106,12 @@ pub fn run(args: &Args) -> Result<()> {
     let pool = threads.build().map_err(|e| Error::argument("bench", "--threads", "threads to start", e))?;
     let place = args.place.open()?;
     if args.what == "kernels" {
-        return each_kernel(args, &place);
+        return kernels::run(args, &place);
+    }
+    if let Device::Gpu(gpu) = &place.0
+        && !gpu.computes()
+    {
+        return plan::run(args, config, gpu, place.1);
     }
     let measured = pool.install(|| match args.what.as_str() {
         "step" => step(args, config, &place),
@@ -154,6 +162,12 @@ fn texts(c: &Config, args: &Args) -> Vec<Vec<u32>> {
 }
 
 fn step(args: &Args, config: Config, place: &(Device, Precision)) -> Result<Measured> {
+    let (mut trainer, batch) = trainer(args, config, place)?;
+    measure(args, place, || trainer.step(&batch).map(drop))
+}
+
+/// A trainer of random numbers and a batch of noise; of zeros where nothing is computed.
+fn trainer(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(Trainer, [Micro; 1])> {
     let micro = Micro {
         image: noise(&config, args.batch)?,
         text: texts(&config, args),
@@ -172,10 +186,11 @@ fn step(args: &Args, config: Config, place: &(Device, Precision)) -> Result<Meas
         hyper: Hyper::default(),
     };
     let (model, specs) = Model::new(config, false)?;
-    let params = Params::random(specs, DType::F32, 1)?.to(&place.0, place.1)?;
-    let mut trainer = Trainer::new(model, params, options)?;
-    let batch = [micro];
-    measure(args, place, || trainer.step(&batch).map(drop))
+    let params = match &place.0 {
+        Device::Gpu(gpu) if !gpu.computes() => Params::zeros(specs, &place.0, place.1)?,
+        _ => Params::random(specs, DType::F32, 1)?.to(&place.0, place.1)?,
+    };
+    Ok((Trainer::new(model, params, options)?, [micro]))
 }
 
 fn caption(args: &Args, config: Config, place: &(Device, Precision)) -> Result<Measured> {
@@ -203,7 +218,7 @@ fn measure(args: &Args, place: &(Device, Precision), mut f: impl FnMut() -> Resu
     let rate = || {
         gpu.map_or_else(
             || Ok(meter::product_rate()),
-            |gpu| kernels::product_rate(gpu, place.1.rest, large(gpu)),
+            |gpu| crate::kernels::product_rate(gpu, place.1.rest, kernels::large(gpu)),
         )
     };
     let before = rate()?;
@@ -247,79 +262,6 @@ fn measure(args: &Args, place: &(Device, Precision), mut f: impl FnMut() -> Resu
         dtype: place.1.name(),
         gpu: counts.map(|c| per_run(&c, args.steps as u64)),
     })
-}
-
-/// Rows of a product that fills a GPU; the emulator's is no GPU.
-fn large(gpu: &Gpu) -> usize {
-    if gpu.is_emulated() { 256 } else { 8192 }
-}
-
-#[derive(Serialize)]
-struct Timed<'a> {
-    kernel: &'a str,
-    microseconds: f64,
-    gb_per_s: f64,
-    tflop_per_s: f64,
-    /// Of the rate of a copy, or of a large product: whichever it is nearer to.
-    share_of_limit: f64,
-    device: &'a str,
-    dtype: &'static str,
-}
-
-fn each_kernel(args: &Args, (device, precision): &(Device, Precision)) -> Result<()> {
-    let Device::Gpu(gpu) = device else {
-        return Err(Error::argument("bench kernels", "--device", "cuda or host", "cpu"));
-    };
-    let sizes = match args.config.as_str() {
-        "tiny" => kernels::Sizes::tiny(),
-        "full" | "base" => kernels::Sizes::full(args.batch),
-        other => return Err(Error::argument("bench kernels", "--config", "full or tiny", other)),
-    };
-    let emulated = gpu.is_emulated();
-    let (copy, product) = (
-        kernels::copy_rate(gpu, if emulated { 1 << 20 } else { 1 << 30 })?,
-        kernels::product_rate(gpu, precision.rest, large(gpu))?,
-    );
-    let name = gpu.name();
-    if !args.json {
-        println!(
-            "{name}, {}: copy {:.0} GB/s, product {:.1} TFLOP/s",
-            precision.name(),
-            copy / 1e9,
-            product / 1e12
-        );
-    }
-    for mut work in kernels::works(gpu, precision.rest, sizes, !emulated)? {
-        work.seconds()?;
-        let mut times = (0..args.steps.max(1)).map(|_| work.seconds()).collect::<Result<Vec<f64>>>()?;
-        times.sort_by(f64::total_cmp);
-        let seconds = times[times.len() / 2];
-        let (bytes, flops) = (work.bytes as f64 / seconds, work.flops as f64 / seconds);
-        let timed = Timed {
-            kernel: &work.name,
-            microseconds: seconds * 1e6,
-            gb_per_s: bytes / 1e9,
-            tflop_per_s: flops / 1e12,
-            share_of_limit: (bytes / copy).max(flops / product),
-            device: &name,
-            dtype: precision.name(),
-        };
-        if args.json {
-            let text = serde_json::to_string(&timed).map_err(|e| Error::new(Kind::Write, "bench").got(e))?;
-            println!("{text}");
-        } else {
-            println!(
-                "{:72} {:10.1} us {:8.0} GB/s {:8.1} TFLOP/s {:5.0} % of {}",
-                timed.kernel,
-                timed.microseconds,
-                timed.gb_per_s,
-                timed.tflop_per_s,
-                100.0 * timed.share_of_limit,
-                if bytes / copy > flops / product { "copy" } else { "product" }
-            );
-        }
-    }
-    Ok(())
 }
 
 fn per_run(c: &Counts, runs: u64) -> GpuCounts {

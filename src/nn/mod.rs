@@ -1,0 +1,16 @@
+//! Parameters under their LAVIS names, and the pass that uses them.
+//!
+//! A model holds ids; the numbers live in [`Params`]. A [`Pass`] hands them out: tracked on its tape if they are trained,
+//! constants otherwise. So frozen parameters never get a gradient buffer.
+
+mod params;
+mod pass;
+mod specs;
+
+pub use params::{Params, Precision, Value};
+pub use pass::{DropoutPlan, LayerNorm, Linear, Pass};
+pub use specs::{Builder, Init, Spec, from_nothing, initial};
+
+/// Index of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Id(pub usize);

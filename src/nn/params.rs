@@ -1,0 +1,265 @@
+//! The numbers of a model's parameters, on the CPU or on a GPU.
+
+use super::{Id, Spec, initial};
+use crate::tensor::{DType, Device, HalfMatrix, Storage, Tensor};
+use crate::{Error, Result};
+use rayon::prelude::*;
+
+/// How a GPU stores what dense layers work on: weights and activations of the image encoder, and of everything behind it.
+/// The image encoder's residual stream, norms, statistics, losses, master weights and moments are in f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Precision {
+    pub vit: Storage,
+    pub rest: Storage,
+}
+
+impl Precision {
+    /// The oracle.
+    pub const F32: Precision = Precision { vit: Storage::F32, rest: Storage::F32 };
+    /// As LAVIS trains; needs loss scaling.
+    pub const F16: Precision = Precision { vit: Storage::F16, rest: Storage::F16 };
+    /// EVA's weights are published in f16, which bf16 would round.
+    pub const BF16: Precision = Precision { vit: Storage::F16, rest: Storage::BF16 };
+
+    pub fn named(name: &str) -> Result<Precision> {
+        match name {
+            "f32" => Ok(Precision::F32),
+            "f16" => Ok(Precision::F16),
+            "bf16" => Ok(Precision::BF16),
+            _ => Err(Error::argument("precision", "name", "f32, f16 or bf16", name)),
+        }
+    }
+
+    /// What a command is told: a name, or nothing - then f32 on the CPU and bf16 on a GPU.
+    pub fn on(device: &Device, name: Option<&str>) -> Result<Precision> {
+        match (device, name) {
+            (Device::Cpu, None | Some("f32")) => Ok(Precision::F32),
+            (Device::Cpu, Some(other)) => Err(Error::argument("precision", "dtype", "f32 on the CPU", other)
+                .fix("16 bits run on a GPU: --device cuda")),
+            (Device::Gpu(_), name) => Precision::named(name.unwrap_or("bf16")),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        self.rest.name()
+    }
+
+    pub(super) fn of(self, name: &str) -> Storage {
+        if name.starts_with("visual_encoder.") { self.vit } else { self.rest }
+    }
+}
+
+/// The numbers of a parameter.
+pub enum Value {
+    Tensor(Tensor),
+    /// A frozen weight of dense layers.
+    Half(HalfMatrix),
+}
+
+/// All parameters of a model, in the order they were declared.
+pub struct Params {
+    specs: Vec<Spec>,
+    values: Vec<Tensor>,
+    /// Instead of the value, which is then an empty tensor.
+    halves: Vec<Option<HalfMatrix>>,
+    /// On a GPU in less than f32: what products use in place of trained values, which are their masters.
+    copies: Vec<Option<Tensor>>,
+    /// On a GPU: frozen values that are stored there in fewer bits than they came in.
+    originals: Vec<Option<Value>>,
+    device: Device,
+    precision: Precision,
+}
+
+impl Params {
+    /// Values from `source`, which is asked once per parameter.
+    pub fn new(specs: Vec<Spec>, mut source: impl FnMut(&Spec) -> Result<Tensor>) -> Result<Params> {
+        Params::of_values(specs, |spec| source(spec).map(Value::Tensor))
+    }
+
+    /// The same, frozen weights in half precision among them.
+    pub fn of_values(specs: Vec<Spec>, mut source: impl FnMut(&Spec) -> Result<Value>) -> Result<Params> {
+        let (mut values, mut halves) = (Vec::with_capacity(specs.len()), Vec::with_capacity(specs.len()));
+        let mut dtype = None;
+        for spec in &specs {
+            let value = source(spec)?;
+            let sizes = match &value {
+                Value::Tensor(t) => t.shape().sizes().to_vec(),
+                Value::Half(h) => h.sizes().to_vec(),
+            };
+            let wrong = |expected: String, got: String| {
+                Err(Error::argument("model weights", &spec.name, expected, got))
+            };
+            if sizes != spec.shape {
+                return wrong(format!("{:?}", spec.shape), format!("{sizes:?}"));
+            }
+            match value {
+                Value::Tensor(t) => {
+                    let first: DType = *dtype.get_or_insert(t.dtype());
+                    if t.dtype() != first {
+                        return wrong(first.to_string(), t.dtype().to_string());
+                    }
+                    values.push(t.detach());
+                    halves.push(None);
+                }
+                Value::Half(_) if spec.trained => {
+                    return wrong("f32 or f64, since it is trained".into(), "half precision".into());
+                }
+                Value::Half(h) => {
+                    values.push(Tensor::zeros(DType::F32, &[0]));
+                    halves.push(Some(h));
+                }
+            }
+        }
+        let copies = specs.iter().map(|_| None).collect();
+        let originals = specs.iter().map(|_| None).collect();
+        let (device, precision) = (Device::Cpu, Precision::F32);
+        Ok(Params { specs, values, halves, copies, originals, device, precision })
+    }
+
+    /// The same parameters on a device.
+    pub fn to(mut self, device: &Device, precision: Precision) -> Result<Params> {
+        let Device::Gpu(gpu) = device else {
+            for i in 0..self.specs.len() {
+                match self.stored(Id(i))? {
+                    Value::Half(half) => self.halves[i] = Some(half),
+                    Value::Tensor(t) => self.values[i] = t,
+                }
+            }
+            self.copies.fill(None);
+            self.device = Device::Cpu;
+            return Ok(self);
+        };
+        if self.values.iter().any(|v| v.dtype() != DType::F32) {
+            return Err(Error::argument("model weights", "dtype", "f32 for a GPU", "f64"));
+        }
+        for (i, spec) in self.specs.iter().enumerate() {
+            let storage = if spec.dense { precision.of(&spec.name) } else { Storage::F32 };
+            if let Some(half) = self.halves[i].take() {
+                let bytes = gpu.upload("load weights", Storage::F16, half.bytes())?;
+                // From one 16-bit storage to another by way of f32.
+                let bytes =
+                    if storage == Storage::F16 { bytes } else { bytes.cast("load weights", Storage::F32)? };
+                self.values[i] = Tensor::of_array(bytes.cast("load weights", storage)?, &spec.shape)?;
+                self.originals[i] = Some(Value::Half(half));
+                continue;
+            }
+            let frozen = if spec.trained { Storage::F32 } else { storage };
+            let there = self.values[i].to(device, frozen)?;
+            let original = std::mem::replace(&mut self.values[i], there);
+            self.originals[i] = (frozen != Storage::F32).then_some(Value::Tensor(original));
+            self.copies[i] = match spec.trained && storage != Storage::F32 {
+                true => Some(self.values[i].to(device, storage)?),
+                false => None,
+            };
+        }
+        (self.device, self.precision) = (device.clone(), precision);
+        Ok(self)
+    }
+
+    /// The parameter as it is to be kept, in the host's memory: a frozen one exactly as it came.
+    pub fn stored(&self, id: Id) -> Result<Value> {
+        Ok(match (&self.originals[id.0], &self.halves[id.0]) {
+            (Some(Value::Half(half)), _) | (None, Some(half)) => Value::Half(half.clone()),
+            (Some(Value::Tensor(t)), _) => Value::Tensor(t.clone()),
+            (None, None) => Value::Tensor(self.values[id.0].to_cpu()?),
+        })
+    }
+
+    /// Whether what is kept of a parameter is in half precision.
+    pub fn comes_in_half(&self, id: Id) -> bool {
+        self.halves[id.0].is_some() || matches!(self.originals[id.0], Some(Value::Half(_)))
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// What products use in place of a trained value on a GPU, if that is something else.
+    pub fn copy(&self, id: Id) -> Option<&Tensor> {
+        self.copies[id.0].as_ref()
+    }
+
+    /// Zeros on a device: what a plan of a step needs, which is about sizes alone.
+    pub fn zeros(specs: Vec<Spec>, device: &Device, precision: Precision) -> Result<Params> {
+        let Device::Gpu(gpu) = device else {
+            return Params::new(specs, |spec| Ok(Tensor::zeros(DType::F32, &spec.shape)));
+        };
+        let zeros = |spec: &Spec, storage: Storage| {
+            let array = gpu.zeros("weights", storage, spec.shape.iter().product())?;
+            Tensor::of_array(array, &spec.shape)
+        };
+        let (mut values, mut copies) = (Vec::new(), Vec::new());
+        for spec in &specs {
+            let storage = if spec.dense { precision.of(&spec.name) } else { Storage::F32 };
+            values.push(zeros(spec, if spec.trained { Storage::F32 } else { storage })?);
+            let copied = spec.trained && storage != Storage::F32;
+            copies.push(if copied { Some(zeros(spec, storage)?) } else { None });
+        }
+        let none = || specs.iter().map(|_| None).collect();
+        let (halves, originals) = (specs.iter().map(|_| None).collect(), none());
+        Ok(Params { values, copies, halves, originals, device: device.clone(), precision, specs })
+    }
+
+    /// Random values as a model's training begins, from a seed.
+    pub fn random(specs: Vec<Spec>, dtype: DType, seed: u64) -> Result<Params> {
+        let mut index = 0;
+        Params::new(specs, |spec| {
+            let each = |i: usize| initial(spec, index, seed, i..i + 1).sum::<f64>();
+            let values: Vec<f64> = (0..spec.shape.iter().product()).into_par_iter().map(each).collect();
+            index += 1;
+            Tensor::of(dtype, &values, &spec.shape)
+        })
+    }
+
+    pub fn len(&self) -> usize {
+        self.specs.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.specs.is_empty()
+    }
+
+    pub fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    /// An empty tensor for one in half precision.
+    pub fn get(&self, id: Id) -> &Tensor {
+        &self.values[id.0]
+    }
+
+    pub fn half(&self, id: Id) -> Option<&HalfMatrix> {
+        self.halves[id.0].as_ref()
+    }
+
+    pub fn get_mut(&mut self, id: Id) -> &mut Tensor {
+        &mut self.values[id.0]
+    }
+
+    /// Puts in another value of the same shape, on whatever device the parameters are.
+    pub fn set(&mut self, id: Id, value: &Tensor) -> Result<()> {
+        let own = &self.values[id.0];
+        if value.shape() != own.shape() {
+            let name = &self.specs[id.0].name;
+            return Err(Error::argument("model weights", name, own.shape(), value.shape()));
+        }
+        let storage = own.array().map_or(Storage::F32, |a| a.storage());
+        self.values[id.0] = value.to(&self.device, storage)?;
+        if let Some(copy) = &mut self.copies[id.0] {
+            *copy = self.values[id.0].to(&self.device, copy.array().map_or(storage, |a| a.storage()))?;
+        }
+        Ok(())
+    }
+
+    pub fn find(&self, name: &str) -> Option<Id> {
+        self.specs.iter().position(|s| s.name == name).map(Id)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Id, &Spec, &Tensor)> {
+        self.specs.iter().zip(&self.values).enumerate().map(|(i, (s, v))| (Id(i), s, v))
+    }
+}

@@ -1,0 +1,105 @@
+//! What parameters a model has: names, shapes, how they begin.
+
+use super::{Id, LayerNorm, Linear};
+use crate::tensor::Stream;
+use std::ops::Range;
+
+/// How a parameter begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// The deviation.
+    Normal(f64),
+    /// From minus this to this.
+    Uniform(f64),
+    Constant(f64),
+}
+
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub init: Init,
+    pub trained: bool,
+    /// It is an operand of products (or a table of rows): on a GPU they run in the storage that a [`Precision`] says.
+    pub dense: bool,
+}
+
+/// Collects specifications while a model is laid out.
+#[derive(Default)]
+pub struct Builder {
+    pub specs: Vec<Spec>,
+    trained: bool,
+}
+
+impl Builder {
+    /// Parameters declared from here on are trained, or frozen.
+    pub fn trained(&mut self, trained: bool) {
+        self.trained = trained;
+    }
+
+    pub fn param(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Id {
+        let (name, shape) = (name.into(), shape.to_vec());
+        self.specs.push(Spec { name, shape, init, trained: self.trained, dense: false });
+        Id(self.specs.len() - 1)
+    }
+
+    /// An operand of products.
+    pub fn dense(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Id {
+        let id = self.param(name, shape, init);
+        self.specs[id.0].dense = true;
+        id
+    }
+
+    /// As BERT begins a dense layer.
+    pub fn linear(&mut self, name: &str, input: usize, output: usize) -> Linear {
+        Linear {
+            weight: self.dense(format!("{name}.weight"), &[output, input], Init::Normal(0.02)),
+            bias: self.dense(format!("{name}.bias"), &[output], Init::Constant(0.0)),
+        }
+    }
+
+    /// As PyTorch begins a dense layer that nobody initialises: LAVIS's projections and its matching head.
+    pub fn plain_linear(&mut self, name: &str, input: usize, output: usize) -> Linear {
+        let init = Init::Uniform((input as f64).sqrt().recip());
+        Linear {
+            weight: self.dense(format!("{name}.weight"), &[output, input], init),
+            bias: self.dense(format!("{name}.bias"), &[output], init),
+        }
+    }
+
+    pub fn norm(&mut self, name: &str, width: usize, eps: f64) -> LayerNorm {
+        LayerNorm {
+            weight: self.param(format!("{name}.weight"), &[width], Init::Constant(1.0)),
+            bias: self.param(format!("{name}.bias"), &[width], Init::Constant(0.0)),
+            eps,
+        }
+    }
+}
+
+/// The same parameters for a model that starts from nothing. BERT's deviation of 0.02 suits rows that are added to trained
+/// ones; where nothing is trained yet, a signal should keep its size through narrow layers, too:
+///   weights [out, in..] and tables [rows, C]: 1 / sqrt(in), 1 / sqrt(C);   tokens and places [1, N, C]: 0.5;   biases: 0
+pub fn from_nothing(mut specs: Vec<Spec>) -> Vec<Spec> {
+    for spec in &mut specs {
+        spec.init = match (spec.init, &spec.shape[..]) {
+            (Init::Constant(c), _) => Init::Constant(c),
+            (_, [] | [_]) => Init::Constant(0.0),
+            (_, [1, ..]) => Init::Normal(0.5),
+            (_, [_, rest @ ..]) => {
+                Init::Normal((rest.iter().product::<usize>().max(1) as f64).sqrt().recip())
+            }
+        };
+    }
+    specs
+}
+
+/// Element by element, how a parameter begins from a seed; `index` is its place among the specifications.
+pub fn initial(spec: &Spec, index: usize, seed: u64, range: Range<usize>) -> impl Iterator<Item = f64> {
+    let stream = Stream { seed, step: u32::MAX, site: index as u32 + 1 };
+    let init = spec.init;
+    range.map(move |i| match init {
+        Init::Constant(c) => c,
+        Init::Normal(std) => std * stream.normal(i as u64),
+        Init::Uniform(bound) => bound * (2.0 * stream.uniform(i as u64) - 1.0),
+    })
+}
