@@ -16,25 +16,27 @@ Then:
 All in float32 on the CPU without dropout. Each KIND-NAME.safetensors holds `weights.*`, `inputs.*`, `outputs.*` and, where the kind
 has them, `grads.*` or `after.*` (parameters after the last optimizer step) under LAVIS's parameter names, and as JSON
 metadata `kind`, `config` and what the kind needs. The model is LAVIS's own code (blip2_qformer.py, Qformer.py, eva_vit.py):
-this file only builds it in other sizes, feeds it and listens.
+lavis_model.py only builds it in other sizes; this file feeds it and listens.
 """
 import argparse
 import contextlib
 import functools
-import importlib.util
 import inspect
 import json
-import math
 import os
 import sys
 import types
 
-KINDS = ["vit", "stage1", "stage1_ids", "train", "generate", "features", "retrieval"]
+try:
+    import torch
+    from lavis_model import CLS, PAD, SEP, build, fill, load_state, randomize, sizes_of
+except ModuleNotFoundError:
+    torch = None  # --help, which says how to install it, works without
+
 TINY = dict(image_size=28, patch_size=7, vit_width=48, vit_depth=3, vit_heads=4, vit_mlp=209, hidden=64, layers=4, heads=4, ffn=128,
             num_query=8, cross_freq=2, vocab=120, max_txt_len=12, embed_dim=24, max_pos=64)
 HEADS = dict(image_size=56, patch_size=14, vit_width=176, vit_depth=1, vit_heads=2, vit_mlp=392, hidden=128, layers=2, heads=2, ffn=256,
              num_query=32, cross_freq=2, vocab=203, max_txt_len=32, embed_dim=64, max_pos=64)
-PAD, CLS, SEP = 0, 2, 3
 RUNS = [dict(num_beams=1, max_length=12, min_length=1), dict(num_beams=3, max_length=16, min_length=6),
         dict(num_beams=5, max_length=18, min_length=8), dict(num_beams=3, max_length=16, min_length=4, repetition_penalty=1.5),
         dict(num_beams=4, max_length=14, min_length=2, length_penalty=2.0), dict(num_beams=4, max_length=14, min_length=2, length_penalty=-1.0),
@@ -43,144 +45,12 @@ RUN = dict(init_lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, warmup_steps=8, weight_dec
            betas=[0.9, 0.999], eps=1e-8)
 
 
-@functools.cache
-def import_lavis():
-    """LAVIS's three model files without its package initialisers, which want every data set and video library installed."""
-    spec = importlib.util.find_spec("lavis")
-    if spec is None:
-        sys.exit("record.py: LAVIS is not installed: run the pip commands that `record.py --help` begins with")
-    root = os.path.dirname(spec.origin)
-    for name in ("lavis", "lavis.common", "lavis.models", "lavis.models.blip2_models", "lavis.models.blip_models"):
-        package = types.ModuleType(name)
-        package.__path__ = [os.path.join(root, *name.split(".")[1:])]
-        sys.modules[name] = package
-    import lavis.models.base_model as base
-    sys.modules["lavis.models"].BaseModel = base.BaseModel  # the registry asks for it there
-    from lavis.models.blip2_models import Qformer, blip2, blip2_qformer
-    from lavis.models import eva_vit
-    return blip2_qformer, blip2, Qformer, eva_vit
-
-
-class Encoding(dict):
-    """What a tokenizer returns."""
-    __getattr__ = dict.__getitem__
-
-    def to(self, device):
-        return self
-
-
-class Ids:
-    """Stands in for the tokenizer: a 'text' is a list of ids from [CLS] to [SEP]."""
-    pad_token_id, sep_token_id = PAD, SEP
-
-    def __init__(self, vocab):
-        self.bos_token_id = vocab - 1
-
-    def __call__(self, texts, padding=True, truncation=False, max_length=None, return_tensors="pt"):
-        width = max_length if padding == "max_length" else max(map(len, texts))
-        if max(map(len, texts)) > width:
-            raise ValueError(f"a text is longer than {width} tokens")
-        ids = torch.tensor([t + [PAD] * (width - len(t)) for t in texts])
-        mask = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t in texts])
-        return Encoding(input_ids=ids, attention_mask=mask)
-
-
-def build(c):
-    """LAVIS's Blip2Qformer with the sizes of c; its own constructor knows only two sizes and downloads their weights."""
-    blip2_qformer, blip2, Qformer, eva_vit = import_lavis()
-    model = blip2_qformer.Blip2Qformer.__new__(blip2_qformer.Blip2Qformer)
-    torch.nn.Module.__init__(model)
-    model.tokenizer, model.max_txt_len = Ids(c["vocab"]), c["max_txt_len"]
-    ratio = c["vit_mlp"] / c["vit_width"]
-    while int(c["vit_width"] * ratio) < c["vit_mlp"]:  # the quotient may be a rounding below
-        ratio = math.nextafter(ratio, math.inf)
-    model.visual_encoder = eva_vit.VisionTransformer(
-        img_size=c["image_size"], patch_size=c["patch_size"], use_mean_pooling=False, embed_dim=c["vit_width"], depth=c["vit_depth"],
-        num_heads=c["vit_heads"], mlp_ratio=ratio, qkv_bias=True, norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6))
-    for p in model.visual_encoder.parameters():
-        p.requires_grad = False
-    model.ln_vision = blip2.LayerNorm(c["vit_width"])
-    bert = Qformer.BertConfig(vocab_size=c["vocab"], hidden_size=c["hidden"], num_hidden_layers=c["layers"], num_attention_heads=c["heads"],
-                              intermediate_size=c["ffn"], max_position_embeddings=c["max_pos"], pad_token_id=PAD)
-    bert.encoder_width, bert.add_cross_attention = c["vit_width"], True
-    bert.cross_attention_freq, bert.query_length = c["cross_freq"], c["num_query"]
-    model.Qformer = Qformer.BertLMHeadModel(bert)
-    model.query_tokens = torch.nn.Parameter(torch.zeros(1, c["num_query"], c["hidden"]))
-    model.vision_proj, model.text_proj = (torch.nn.Linear(c["hidden"], c["embed_dim"]) for _ in range(2))
-    model.itm_head = torch.nn.Linear(c["hidden"], 2)
-    model.temp = torch.nn.Parameter(0.07 * torch.ones([]))
-    return model.eval()
-
-
-def randomize(model, g):
-    """Every parameter takes part visibly: no zero biases, no unit norms, logits of a few units."""
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            r = torch.randn(p.shape, generator=g)
-            if name == "temp":
-                p.fill_(0.07)
-            elif "norm" in name.lower() or "ln_vision" in name:
-                p.copy_(0.1 * r + (1 if name.endswith("weight") else 0))
-            elif "word_embeddings" in name:
-                p.copy_(2 * r / math.sqrt(p.shape[1]))
-            elif "embed" in name or "token" in name:
-                p.copy_(0.5 * r)
-            elif p.ndim < 2:
-                p.copy_(0.1 * r)
-            else:
-                p.copy_(r / math.sqrt(p[0].numel()))
-
-
-def read_checkpoint(path):
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("model", state) if isinstance(state, dict) else sys.exit(f"record.py: {path}: expected a state dict, got {type(state)}")
-
-
-def load_state(checkpoint, vit):
-    state = dict(read_checkpoint(checkpoint))
-    if vit:
-        for name, value in read_checkpoint(vit).items():
-            state.setdefault(name if name.startswith("visual_encoder.") else "visual_encoder." + name, value)
-    if "visual_encoder.pos_embed" not in state:
-        sys.exit(f"record.py: {checkpoint} holds no image encoder, as LAVIS saves it: give its file with --vit (eva_vit_g.pth)")
-    return state
-
-
-def sizes_of(state):
-    """The configuration a state dict was saved with; head counts are guessed (64 a head, 88 in EVA ViT-g)."""
-    count = lambda prefix: 1 + max(int(n[len(prefix):].split(".")[0]) for n in state if n.startswith(prefix))
-    shape = lambda name: list(state[name].shape)
-    layer, block = "Qformer.bert.encoder.layer.", "visual_encoder.blocks."
-    cross = [i for i in range(count(layer)) if f"{layer}{i}.crossattention.self.key.weight" in state]
-    _, queries, hidden = shape("query_tokens")
-    width, patch = shape("visual_encoder.patch_embed.proj.weight")[::3]
-    vocab, max_pos = (shape(f"Qformer.bert.embeddings.{n}_embeddings.weight")[0] for n in ("word", "position"))
-    depth = count(block)
-    return dict(image_size=round(math.sqrt(shape("visual_encoder.pos_embed")[1] - 1)) * patch, patch_size=patch, vit_width=width,
-                vit_depth=39 if (width, depth) == (1408, 40) else depth,  # LAVIS leaves EVA's last block out
-                vit_heads=width // (88 if width % 88 == 0 else 64), vit_mlp=shape(block + "0.mlp.fc1.weight")[0], hidden=hidden,
-                layers=count(layer), heads=max(1, hidden // 64), ffn=shape(layer + "0.intermediate.dense.weight")[0], num_query=queries,
-                cross_freq=cross[1] if len(cross) > 1 else count(layer), vocab=vocab, max_txt_len=32,
-                embed_dim=shape("vision_proj.weight")[0], max_pos=max_pos)
-
-
-def fill(model, state):
-    wanted = dict(model.named_parameters())
-    missing = [n for n in wanted if n not in state]
-    if missing:
-        sys.exit(f"record.py: the checkpoint lacks {len(missing)} tensors, {missing[0]} first")
-    with torch.no_grad():
-        for name, p in wanted.items():
-            if p.shape != state[name].shape:
-                sys.exit(f"record.py: {name}: expected {list(p.shape)}, got {list(state[name].shape)}; correct the sizes with --set")
-            p.copy_(state[name].float())
-
-
 class Recorder:
     def __init__(self, model, c, args):
         self.model, self.c, self.args = model, c, args
         self.g = torch.Generator().manual_seed(args.seed + 1)
-        self.tensors, self.meta = {}, {}
+        self.tensors, self.meta, self.run = {}, {}, RUN
+        self.given = None  # an iterator over negatives to use instead of LAVIS's draws
 
     def put(self, name, value):
         self.tensors[name] = value.detach().clone().contiguous()
@@ -189,6 +59,16 @@ class Recorder:
         for name, p in self.model.named_parameters():
             if only(name, p):
                 self.put(f"{prefix}.{name}", p)
+
+    def precision(self):
+        """Within it everything is computed that has a gradient."""
+        return contextlib.nullcontext()
+
+    def backward(self, y, grad=None):
+        y.backward(grad)
+
+    def gradient(self, like):
+        return torch.randn(like.shape, generator=self.g)
 
     def images(self, n):
         if self.args.image:
@@ -227,7 +107,7 @@ def forward(r, image, texts, image_id=None, seed=0):
     hooks += [m.ln_vision.register_forward_hook(lambda _m, _i, o: seen.setdefault("image_embeds", o)),
               m.Qformer.bert.register_forward_hook(lambda _m, _i, o: bert.append(o.last_hidden_state)),
               m.Qformer.cls.register_forward_hook(lambda _m, _i, o: seen.__setitem__("lm_logits", o))]
-    with listening(seen, negatives, image_id, inspect.getsource(type(m).forward)):
+    with r.precision(), listening(seen, negatives, image_id, inspect.getsource(type(m).forward), r.given):
         samples = {"image": image, "text_input": texts}
         out = m(samples if image_id is None else dict(samples, image_id=image_id))
     for h in hooks:
@@ -239,9 +119,10 @@ def forward(r, image, texts, image_id=None, seed=0):
 
 
 @contextlib.contextmanager
-def listening(seen, negatives, image_id, source):
-    """Notes features, similarities, logits and drawn negatives as forward computes them. LAVIS 1.0.2 has no branch for image ids (later ones
-    have): there it is put in where forward calls cross_entropy (soft targets) and softmax (same ids masked)."""
+def listening(seen, negatives, image_id, source, given):
+    """Notes features, similarities, logits and drawn negatives as forward computes them; given negatives replace the drawn.
+    LAVIS 1.0.2 has no branch for image ids (later ones have): there it is put in where forward calls cross_entropy (soft
+    targets) and softmax (same ids masked)."""
     F = torch.nn.functional
     plain = dict(normalize=F.normalize, cross_entropy=F.cross_entropy, softmax=F.softmax, multinomial=torch.multinomial)
     names = dict(normalize=["image_feats", "text_feat"], cross_entropy=["sim_i2t", "sim_t2i", "itm_logits"], softmax=["weights_t2i", "weights_i2t"])
@@ -273,7 +154,7 @@ def listening(seen, negatives, image_id, source):
         if not own_branch:  # forward has added its floor of 1e-4, which the branch for ids does not have
             row = len(negatives)
             w = seen["weights_t2i" if row < len(same) else "weights_i2t"][row % len(same)]
-        drawn = plain["multinomial"](w, k)
+        drawn = plain["multinomial"](w, k) if given is None else torch.tensor([next(given)])
         negatives.append(int(drawn))
         return drawn
     try:
@@ -288,9 +169,10 @@ def record_vit(r):
     for p in r.model.visual_encoder.parameters():
         p.requires_grad = True
     image = r.images(r.args.batch)
-    y = r.model.ln_vision(r.model.visual_encoder(image))
-    grad = torch.randn(y.shape, generator=r.g)
-    y.backward(grad)
+    with r.precision():
+        y = r.model.ln_vision(r.model.visual_encoder(image))
+    grad = r.gradient(y)
+    r.backward(y, grad)
     for name, p in r.model.named_parameters():
         if p.grad is not None:
             r.put(f"grads.{name}", p.grad)
@@ -304,7 +186,7 @@ def record_stage1(r, ids=False):
     image, texts = r.images(n), r.texts(n, r.c["max_txt_len"])
     image_id = torch.tensor([7 if i in (0, 2) and n > 2 else i for i in range(n)]) if ids else None
     out, seen = forward(r, image, texts, image_id, r.args.seed)
-    out.loss.backward()
+    r.backward(out.loss)
     tokens = r.model.tokenizer(texts, padding="max_length", max_length=r.c["max_txt_len"])
     inputs = dict(image=image, **tokens, **{k: seen.pop(k) for k in ("neg_image_index", "neg_text_index")}, **({"image_id": image_id} if ids else {}))
     weights = {k: seen.pop(k) for k in ("weights_t2i", "weights_i2t")}
@@ -322,20 +204,21 @@ def record_stage1(r, ids=False):
 def record_train(r):
     """LAVIS's runner: its parameter groups (runner_base.py), its schedule, no dropout."""
     from lavis.common.optims import LinearWarmupCosineLRScheduler
+    run = r.run
     r.parameters("weights")
     n = at_least(r, 2, "LAVIS draws each negative from the rest of the batch")
     batches = [(r.images(n), r.texts(n, r.c["max_txt_len"])) for _ in range(3)]
     trained = [(name, p) for name, p in r.model.named_parameters() if p.requires_grad]
     plain = lambda name, p: p.ndim < 2 or "bias" in name or "ln" in name or "bn" in name
-    groups = [dict(params=[p for n, p in trained if not plain(n, p)], weight_decay=RUN["weight_decay"]), dict(params=[p for n, p in trained if plain(n, p)], weight_decay=0)]
-    opt = torch.optim.AdamW(groups, lr=RUN["init_lr"], weight_decay=RUN["weight_decay"], betas=tuple(RUN["betas"]), eps=RUN["eps"])
-    schedule = LinearWarmupCosineLRScheduler(opt, max_epoch=RUN["max_epoch"], min_lr=RUN["min_lr"], init_lr=RUN["init_lr"],
-                                             warmup_steps=RUN["warmup_steps"], warmup_start_lr=RUN["warmup_lr"])
+    groups = [dict(params=[p for n, p in trained if not plain(n, p)], weight_decay=run["weight_decay"]), dict(params=[p for n, p in trained if plain(n, p)], weight_decay=0)]
+    opt = torch.optim.AdamW(groups, lr=run["init_lr"], weight_decay=run["weight_decay"], betas=tuple(run["betas"]), eps=run["eps"])
+    schedule = LinearWarmupCosineLRScheduler(opt, max_epoch=run["max_epoch"], min_lr=run["min_lr"], init_lr=run["init_lr"],
+                                             warmup_steps=run["warmup_steps"], warmup_start_lr=run["warmup_lr"])
     losses, lrs, images, texts = [], [], [], []
     for step in range(r.args.steps):
-        schedule.step(cur_epoch=step // RUN["steps_per_epoch"], cur_step=step % RUN["steps_per_epoch"])
+        schedule.step(cur_epoch=step // run["steps_per_epoch"], cur_step=step % run["steps_per_epoch"])
         out, seen = forward(r, *batches[step % 3], None, r.args.seed + step)
-        out.loss.backward()
+        r.backward(out.loss)
         opt.step()
         opt.zero_grad()
         losses.append([float(out[k].detach()) for k in ("loss", "loss_itc", "loss_itm", "loss_lm")])
@@ -351,7 +234,7 @@ def record_train(r):
     r.put("outputs.losses", torch.tensor(losses))
     r.put("outputs.lr", torch.tensor(lrs, dtype=torch.float64))
     r.parameters("after", lambda n, p: p.requires_grad)
-    r.meta = dict(run=RUN, loss_columns=["loss", "loss_itc", "loss_itm", "loss_lm"])
+    r.meta = dict(run=run, loss_columns=["loss", "loss_itc", "loss_itm", "loss_lm"])
 
 
 def record_generate(r):
@@ -424,6 +307,10 @@ def record_retrieval(r):
     r.meta = dict(k_test=k_test)
 
 
+RECORD = {"vit": record_vit, "stage1": record_stage1, "stage1_ids": functools.partial(record_stage1, ids=True), "train": record_train,
+          "generate": record_generate, "features": record_features, "retrieval": record_retrieval}
+
+
 def at_least(r, least, why):
     if r.args.batch < least:
         sys.exit(f"record.py: --batch: expected at least {least} for this kind ({why}), got {r.args.batch}")
@@ -447,7 +334,7 @@ def configuration(args):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("kinds", nargs="+", choices=KINDS + ["all"], metavar="KIND", help=f"{', '.join(KINDS)}, or all")
+    ap.add_argument("kinds", nargs="+", choices=[*RECORD, "all"], metavar="KIND", help=f"{', '.join(RECORD)}, or all")
     ap.add_argument("--config", default="tiny", help="sizes for random weights: tiny, heads, or a JSON file with the keys of --set (default: tiny)")
     ap.add_argument("--set", nargs="*", default=[], metavar="KEY=NUMBER", help=f"change single sizes: {', '.join(TINY)}")
     ap.add_argument("--checkpoint", help="a LAVIS checkpoint (.pth) instead of random weights; its sizes are read from it")
@@ -461,18 +348,17 @@ def main():
     ap.add_argument("--name", help="the file is KIND-NAME.safetensors (default: the configuration's name, or `checkpoint`)")
     ap.add_argument("--out", default=".", help="folder for the files (default: here)")
     args = ap.parse_args()
-    global torch
-    import torch
+    if torch is None:
+        sys.exit("record.py: PyTorch is not installed: run the pip commands that `record.py --help` begins with")
     state, c = configuration(args)
     name = args.name or ("checkpoint" if args.checkpoint else os.path.splitext(os.path.basename(args.config))[0])
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)  # LAVIS asks for its rank
     os.makedirs(args.out, exist_ok=True)
-    for kind in KINDS if "all" in args.kinds else args.kinds:
+    for kind in RECORD if "all" in args.kinds else args.kinds:
         model = build(c)
         randomize(model, torch.Generator().manual_seed(args.seed)) if state is None else fill(model, state)
         recorder = Recorder(model, c, args)
-        {"vit": record_vit, "stage1": record_stage1, "stage1_ids": functools.partial(record_stage1, ids=True), "train": record_train,
-         "generate": record_generate, "features": record_features, "retrieval": record_retrieval}[kind](recorder)
+        RECORD[kind](recorder)
         recorder.save(kind, os.path.join(args.out, f"{kind}-{name}.safetensors"))
 
 
