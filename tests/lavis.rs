@@ -13,7 +13,7 @@ fn case(kind: &str) -> PathBuf {
 
 fn agrees(kind: &str) {
     for dtype in [DType::F32, DType::F64] {
-        let report = parity::run(&case(kind), dtype).unwrap();
+        let report = parity::run(&case(kind), &parity::Place::cpu(dtype)).unwrap();
         assert!(report.pass, "{dtype}\n{report}");
         assert!(report.lines.len() > 3, "{report}");
     }
@@ -73,7 +73,7 @@ fn a_changed_weight_is_found_where_it_enters() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("changed.safetensors");
     safetensors::serialize_to_file(views.collect::<Vec<_>>(), header.metadata().clone(), &path).unwrap();
-    let report = parity::run(&path, DType::F32).unwrap();
+    let report = parity::run(&path, &parity::Place::cpu(DType::F32)).unwrap();
     assert!(!report.pass);
     assert_eq!(report.first_divergence.as_deref(), Some("outputs.query_hidden"), "{report}");
 }

@@ -25,7 +25,7 @@ fn cases_beside_the_repository() {
     let mut kinds = Vec::new();
     for file in files {
         for dtype in [DType::F32, DType::F64] {
-            let report = parity::run(&file, dtype).unwrap();
+            let report = parity::run(&file, &parity::Place::cpu(dtype)).unwrap();
             assert!(report.pass, "{dtype}\n{report}");
             kinds.push(report.kind);
         }
@@ -61,7 +61,7 @@ impl Recorded {
         let views =
             self.tensors.iter().map(|(n, (d, s, b))| (n.clone(), TensorView::new(*d, s.clone(), b).unwrap()));
         safetensors::serialize_to_file(views.collect::<Vec<_>>(), self.metadata.clone(), &path).unwrap();
-        parity::run(&path, DType::F32)
+        parity::run(&path, &parity::Place::cpu(DType::F32))
     }
 
     /// Moves the largest number of a tensor by a part of the tensor's length; ids by one.
@@ -185,7 +185,9 @@ fn files_that_are_no_case() {
     let path = folder.path().join("x.safetensors");
     let said = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        parity::run(&path, DType::F32).err().map_or_else(|| "no error".into(), |e| e.to_string())
+        parity::run(&path, &parity::Place::cpu(DType::F32))
+            .err()
+            .map_or_else(|| "no error".into(), |e| e.to_string())
     };
     assert!(said(b"hello, this is text").contains("expected a safetensors file"));
     let whole = std::fs::read(own("vit")).unwrap();
@@ -196,6 +198,7 @@ fn files_that_are_no_case() {
         case.run().err().map_or_else(|| "no error".into(), |e| e.to_string())
     };
     assert!(kind("\"vid\"").contains("expected a case of kind vit, stage1,"), "{}", kind("\"vid\""));
-    let missing = parity::run(&folder.path().join("none"), DType::F32).err().unwrap().to_string();
+    let missing =
+        parity::run(&folder.path().join("none"), &parity::Place::cpu(DType::F32)).err().unwrap().to_string();
     assert!(missing.ends_with("; check the path"), "{missing}");
 }

@@ -123,7 +123,9 @@ impl AdamW {
         };
         for kind in [Storage::F32, Storage::F16, Storage::BF16] {
             let table = Slots::new(gpu, params, grads, self.moments.iter().filter(|m| storage(m) == kind))?;
-            let own = crate::args![&table.slots, &table.chunks];
+            // p, m and v are read and written, g is read, the copy written.
+            let bytes = table.elements * (7 * 4 + if kind == Storage::F32 { 0 } else { kind.bytes() });
+            let own = crate::args![table.memory(bytes), &table.chunks];
             let args = [own, &by.map(|x| Arg::F32(x as f32)), &[Arg::NULL]].concat();
             gpu.launch(&format!("adamw_{}", kind.name()), (table.pieces, 1), (256, 1), 0, &args)?;
         }
@@ -139,7 +141,7 @@ pub fn norm_on_gpu(gpu: &Gpu, params: &Params, grads: &Gradients, moments: &[Mom
     }
     let partial = gpu.array("AdamW", Storage::F32, table.pieces)?;
     let bad = gpu.array("AdamW", Storage::I32, table.pieces)?;
-    let args = crate::args![&table.slots, &table.chunks, &partial, &bad, 1f32];
+    let args = crate::args![table.memory(4 * table.elements), &table.chunks, &partial, &bad, 1f32];
     gpu.launch("adamw_norm", (table.pieces, 1), (256, 1), 0, args)?;
     let total = gpu.array("AdamW", Storage::F32, 1)?;
     let flag = gpu.array("AdamW", Storage::I32, 1)?;
@@ -155,6 +157,7 @@ struct Slots {
     slots: Array,
     chunks: Array,
     pieces: usize,
+    elements: usize,
 }
 
 /// Elements of a chunk.
@@ -167,11 +170,12 @@ impl Slots {
         grads: &Gradients,
         moments: impl Iterator<Item = &'a Moments>,
     ) -> Result<Slots> {
-        let (mut slots, mut chunks) = (Vec::<u64>::new(), Vec::<i32>::new());
+        let (mut slots, mut chunks, mut elements) = (Vec::<u64>::new(), Vec::<i32>::new(), 0);
         for m in moments {
             let Some(g) = grads.get(m.id.0).and_then(Buffer::array) else { continue };
             let place = |a: Option<Array>| a.map_or(0, |a| a.pointer() as u64);
             let value = params.get(m.id);
+            elements += value.len();
             let number = i32::try_from(slots.len() / 7).unwrap_or(i32::MAX);
             chunks.extend(
                 (0..value.len().div_ceil(CHUNK))
@@ -189,7 +193,12 @@ impl Slots {
         }
         let pieces = chunks.len() / 2;
         let slots = gpu.upload("AdamW", Storage::I32, &slots)?;
-        Ok(Slots { slots, chunks: gpu.upload("AdamW", Storage::I32, &chunks)?, pieces })
+        Ok(Slots { slots, chunks: gpu.upload("AdamW", Storage::I32, &chunks)?, pieces, elements })
+    }
+
+    /// The table, as an argument that stands for the bytes it points to.
+    fn memory(&self, bytes: usize) -> Arg {
+        Arg::Memory(self.slots.pointer(), bytes)
     }
 }
 

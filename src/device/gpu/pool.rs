@@ -46,7 +46,8 @@ impl Pool {
     }
 
     /// What to ask the driver for: small blocks in steps of the granule, large ones in eighths of a power of two, so that
-    /// batches of nearly the same size find each other's memory.
+    /// batches of nearly the same size find each other's memory. A block serves its own size only: a step that is run
+    /// again finds all of its blocks.
     pub fn size_for(&self, bytes: usize) -> usize {
         if self.granule == 1 {
             return bytes.max(1);
@@ -55,17 +56,11 @@ impl Pool {
         bytes.max(1).div_ceil(step) * step
     }
 
-    /// The smallest free block that is large enough and not much too large.
+    /// A free block of the size that `bytes` ask for.
     pub fn take(&mut self, op: &'static str, bytes: usize) -> Option<Block> {
         let size = self.size_for(bytes);
-        let most = if self.granule == 1 { size } else { size + size / 4 };
-        let found = *self.free.range(size..=most).next()?.0;
-        let list = self.free.get_mut(&found)?;
-        let at = list.pop()?;
-        if list.is_empty() {
-            self.free.remove(&found);
-        }
-        Some(self.enter(op, at, found))
+        let at = self.free.get_mut(&size)?.pop()?;
+        Some(self.enter(op, at, size))
     }
 
     /// A block that the driver gave.
@@ -129,7 +124,7 @@ mod tests {
         assert!(pool.take("b", 1000).is_none(), "it is in use");
         assert_eq!(pool.holders(), [Holder { op: "a", bytes: 1024, blocks: 1 }]);
         pool.give_back(a.at(), a.bytes());
-        assert!(pool.take("b", 100).is_none(), "much too large");
+        assert!(pool.take("b", 100).is_none(), "too large");
         let b = pool.take("b", 900).map(|b| (b.at() as usize, b.bytes()));
         assert_eq!(b, Some((0x1000, 1024)));
         assert_eq!((pool.restart_peak(), pool.live()), (1024, 1024));

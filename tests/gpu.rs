@@ -1,0 +1,62 @@
+//! The whole step and inference by the kernels: on the host where they are built, or on the GPU that QFORMER_TEST_DEVICE
+//! names (say `cuda`). Against the CPU and the recorded cases, bit for bit again, and counted.
+
+#[cfg(feature = "host-kernels")]
+#[path = "gpu/counted.rs"]
+mod counted;
+#[path = "gpu/plan.rs"]
+mod plan;
+#[cfg(feature = "host-kernels")]
+#[path = "gpu/step.rs"]
+mod step;
+mod tiny;
+
+use qformer::model::{Model, Profile};
+use qformer::nn::{Params, Precision};
+use qformer::tensor::{DType, Device};
+use qformer::train::optimizer::Hyper;
+use qformer::train::schedule::Schedule;
+use qformer::train::trainer::{Contrast, Micro, Options, Trainer};
+
+/// The device of these tests.
+#[allow(dead_code)]
+fn device() -> Device {
+    let name = std::env::var("QFORMER_TEST_DEVICE").unwrap_or_else(|_| "host".into());
+    Device::open(&name).unwrap()
+}
+
+fn options(contrast: Contrast) -> Options {
+    let schedule = Schedule { init_lr: 1e-3, min_lr: 1e-4, warmup_lr: 1e-4, warmup_steps: 2, max_epoch: 10 };
+    Options {
+        seed: 42,
+        dropout: 0.1,
+        profile: Profile::LavisDiagonal,
+        contrast,
+        steps_per_epoch: 30,
+        schedule,
+        hyper: Hyper::default(),
+    }
+}
+
+/// A model of the tiny sizes, its weights such that every parameter matters.
+fn trainer(device: &Device, precision: Precision, contrast: Contrast) -> Trainer {
+    let (model, params) = tiny::model(tiny::config(), false, DType::F32);
+    Trainer::new(model, params.to(device, precision).unwrap(), options(contrast)).unwrap()
+}
+
+fn micro(seed: u64) -> Micro {
+    let config = tiny::config();
+    Micro {
+        image: tiny::pictures(&config, 3, seed, DType::F32),
+        text: tiny::captions(&config, 3, seed),
+        image_id: None,
+        names: (0..3).map(|i| format!("{seed}/{i}.jpg")).collect(),
+    }
+}
+
+/// Every trained parameter.
+#[allow(dead_code)]
+fn values(model: &Model, params: &Params) -> Vec<(String, Vec<f64>)> {
+    let _ = model;
+    params.iter().filter(|(_, s, _)| s.trained).map(|(_, s, t)| (s.name.clone(), t.to_f64())).collect()
+}

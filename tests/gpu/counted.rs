@@ -1,0 +1,57 @@
+//! What a step launches is counted alike where it is computed and where it is only planned; after the first step no memory
+//! is asked for.
+
+use super::{device, micro, trainer};
+use qformer::nn::Precision;
+use qformer::tensor::Device;
+use qformer::train::trainer::Contrast;
+
+#[test]
+fn a_plan_counts_what_a_step_does() {
+    for name in ["f32", "bf16"] {
+        let precision = Precision::named(name).unwrap();
+        let counts = |device: Device| {
+            let mut t = trainer(&device, precision, Contrast::MicroBatch);
+            // Weights that stay as they are, and the same step twice: the same negatives, so the same sizes.
+            let schedule = &mut t.options.schedule;
+            (schedule.init_lr, schedule.min_lr, schedule.warmup_lr) = (0.0, 0.0, 0.0);
+            let Device::Gpu(gpu) = &device else { panic!("a CPU") };
+            gpu.take_counts();
+            t.step(&[micro(3)]).unwrap();
+            let first = gpu.take_counts();
+            assert!(first.allocations > 0);
+            t.step = 0;
+            t.step(&[micro(3)]).unwrap();
+            let second = gpu.take_counts();
+            assert_eq!(second.products, first.products);
+            assert_eq!(second.launches, first.launches);
+            assert_eq!(second.allocations, 0, "{name}: memory was asked for in the second step");
+            assert!(second.peak > 0);
+            second
+        };
+        // Negatives are drawn from similarities, which a plan has not: lengths of pairs differ, launches do not.
+        let (done, planned) = (counts(device()), counts(Device::open("plan").unwrap()));
+        let launches = |c: &qformer::device::gpu::Counts| -> Vec<(String, u64)> {
+            c.launches.iter().map(|(name, l)| (name.clone(), l.count)).collect()
+        };
+        assert_eq!(launches(&done), launches(&planned), "{name}");
+        assert_eq!((done.multiplied(), done.copies), (planned.multiplied(), planned.copies), "{name}");
+    }
+}
+
+/// Kernels of the benchmark run, whatever they are timed for.
+#[test]
+fn the_benchmarked_kernels_run() {
+    let Device::Gpu(gpu) = device() else { panic!("a CPU") };
+    for name in ["f32", "bf16"] {
+        let storage = Precision::named(name).unwrap().rest;
+        let mut names = Vec::new();
+        for mut work in
+            qformer::kernels::works(&gpu, storage, qformer::kernels::Sizes::tiny(), false).unwrap()
+        {
+            assert!(work.seconds().unwrap() >= 0.0 && work.bytes > 0, "{}", work.name);
+            names.push(work.name);
+        }
+        assert!(names.len() > 20, "{names:?}");
+    }
+}

@@ -1,0 +1,205 @@
+//! Steps and captions, against the CPU's and the recorded ones, and again bit for bit.
+
+use super::{device, micro, trainer, values};
+use qformer::model::{Config, GenerateOptions, Images, Model};
+use qformer::nn::{Id, Params, Pass, Precision};
+use qformer::ops;
+use qformer::parity::{self, Place};
+use qformer::tensor::{DType, Device, Storage, Tensor};
+use qformer::train::state::{self, Identity, State};
+use qformer::train::trainer::{Contrast, Trainer};
+use std::path::Path;
+
+fn place(name: &str) -> Place {
+    Place { device: device(), dtype: DType::F32, precision: Precision::named(name).unwrap() }
+}
+
+/// The recorded cases of this repository, in all precisions.
+#[test]
+fn recorded_cases() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lavis");
+    let mut count = 0;
+    for kind in ["vit", "stage1", "stage1_ids", "generate", "features", "retrieval"] {
+        for dtype in ["f32", "f16", "bf16"] {
+            let report =
+                parity::run(&folder.join(format!("{kind}-small.safetensors")), &place(dtype)).unwrap();
+            assert!(report.pass, "{dtype}\n{report}");
+            count += report.lines.len();
+        }
+    }
+    assert!(count > 300, "{count} tensors");
+}
+
+/// In 16 bits no tensor is further from LAVIS than twice what LAVIS itself is under torch.autocast
+/// (`tests/lavis/autocast.py`: the root mean square of eight runs, the median of the case where a small tensor was lucky).
+/// Our bf16 also rounds the image encoder's output, which autocast keeps in f32: 2^-8, in quadrature.
+#[test]
+fn sixteen_bits_err_no_more_than_autocast() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lavis");
+    let mut compared = 0;
+    for kind in ["vit", "stage1", "stage1_ids", "features"] {
+        let text = std::fs::read_to_string(folder.join(format!("{kind}-small.autocast.json"))).unwrap();
+        let all: std::collections::BTreeMap<String, std::collections::BTreeMap<String, f64>> =
+            serde_json::from_str(&text).unwrap();
+        for (dtype, rounding) in [("f16", 0.0), ("bf16", 2f64.powi(-8))] {
+            let report =
+                parity::run(&folder.join(format!("{kind}-small.safetensors")), &place(dtype)).unwrap();
+            let theirs = &all[dtype];
+            let mut sorted: Vec<f64> = theirs.values().copied().collect();
+            sorted.sort_by(f64::total_cmp);
+            let median = sorted[sorted.len() / 2];
+            for line in report.lines.iter().filter(|l| l.measure == "rel_l2") {
+                let Some(own) = theirs.get(&line.name) else { continue };
+                let bound = 2.0 * own.max(median).hypot(rounding);
+                assert!(line.rel_l2 <= bound, "{kind} {dtype} {}: {:e} > {bound:e}", line.name, line.rel_l2);
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 400, "{compared} tensors");
+}
+
+/// Twenty recorded steps of AdamW follow LAVIS's losses.
+#[test]
+fn the_recorded_training_run() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lavis/train-small.safetensors");
+    let report = parity::run(&file, &place("f32")).unwrap();
+    assert!(report.pass, "{report}");
+}
+
+/// With dropout: the same masks, so the same numbers but for rounding.
+#[test]
+fn steps_are_the_cpus() {
+    for contrast in [Contrast::MicroBatch, Contrast::Accumulated] {
+        let mut on = [Device::Cpu, device()].map(|d| trainer(&d, Precision::F32, contrast));
+        for step in 0..3 {
+            let [a, b] = on.each_mut().map(|t| t.step(&[micro(step), micro(step + 50)]).unwrap());
+            for (x, y) in a.losses.losses.iter().zip(b.losses.losses) {
+                assert!((x - y).abs() <= 1e-4 * x.abs(), "step {step}: {a:?}\n{b:?}");
+            }
+            assert_eq!(a.losses.accuracy, b.losses.accuracy, "step {step}");
+            assert!((a.gradient_norm - b.gradient_norm).abs() <= 1e-4 * a.gradient_norm, "step {step}");
+        }
+        let [cpu, gpu] = on.each_ref().map(|t| values(&t.model, &t.params));
+        for ((name, x), (_, y)) in cpu.iter().zip(&gpu) {
+            // The gradient of a key bias is rounding noise around 0, to which AdamW gives the size of a step.
+            if name.ends_with("attention.self.key.bias") {
+                continue;
+            }
+            let far = x.iter().zip(y).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            // Three steps of at most 1e-3 each; gradients near 0 may round to either side.
+            assert!(far < 3e-4, "{name}: off by {far:e}");
+        }
+    }
+}
+
+fn bits(t: &Trainer) -> Vec<u64> {
+    values(&t.model, &t.params).into_iter().flat_map(|(_, v)| v).map(f64::to_bits).collect()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits() {
+    for name in ["f32", "f16", "bf16"] {
+        let run = || {
+            let mut t = trainer(&device(), Precision::named(name).unwrap(), Contrast::MicroBatch);
+            let reports: Vec<_> = (0..2).map(|i| t.step(&[micro(i)]).unwrap()).collect();
+            (bits(&t), reports)
+        };
+        let (first, second) = (run(), run());
+        assert!(first.0 == second.0, "{name}: other weights");
+        assert_eq!(first.1, second.1, "{name}");
+    }
+}
+
+/// A checkpoint of two steps, taken up by a new trainer, goes on as the first one does.
+#[test]
+fn a_resumed_run_is_the_uninterrupted_one() {
+    let at = (device(), Precision::BF16);
+    let mut first = trainer(&at.0, at.1, Contrast::MicroBatch);
+    for i in 0..2 {
+        first.step(&[micro(i)]).unwrap();
+    }
+    let identity =
+        Identity { settings: serde_json::json!({}), frozen: state::frozen_hash(&first.params).unwrap() };
+    let (model, params) = super::tiny::model(super::tiny::config(), false, DType::F32);
+    assert_eq!(state::frozen_hash(&params).unwrap(), identity.frozen, "frozen weights are kept as they came");
+    let folder = tempfile::tempdir().unwrap();
+    let progress = identity.progress(&first, State::default(), None).unwrap();
+    let mut saved =
+        qformer::train::checkpoint::Folder::own(&qformer::files::RealDisk, folder.path()).unwrap();
+    let path = saved.save(&state::checkpoint(&first, progress).unwrap()).unwrap();
+    let mut second =
+        Trainer::new(model, params.to(&at.0, at.1).unwrap(), super::options(Contrast::MicroBatch)).unwrap();
+    let loaded = qformer::train::checkpoint::load(&qformer::files::RealDisk, &path).unwrap();
+    state::restore(&mut second, loaded).unwrap();
+    let [a, b] = [&mut first, &mut second].map(|t| t.step(&[micro(9)]).unwrap());
+    assert_eq!(a, b);
+    assert!(bits(&first) == bits(&second), "other weights");
+}
+
+/// f16 begins with loss scaling; an overflow leaves the step out and halves the scale.
+#[test]
+fn an_overflow_in_f16_leaves_the_step_out() {
+    let mut t = trainer(&device(), Precision::F16, Contrast::MicroBatch);
+    assert!(t.scale.enabled);
+    t.scale.scale = 2f64.powi(40);
+    let before = bits(&t);
+    let report = t.step(&[micro(1)]).unwrap();
+    assert!(!report.applied && bits(&t) == before, "{report:?}");
+    assert_eq!(t.scale.scale, 2f64.powi(39));
+    t.scale.scale = 1024.0;
+    assert!(t.step(&[micro(1)]).unwrap().applied && bits(&t) != before);
+}
+
+/// Weights as they begin make all words equally likely: spread them, so that captions differ.
+fn captioner(at: &Device, precision: Precision) -> (Model, Params) {
+    let config = Config { max_pos: 24, ..Config::tiny() };
+    let (model, specs) = Model::new(config, false).unwrap();
+    let mut params = Params::random(specs, DType::F32, 5).unwrap();
+    for id in (0..params.len()).map(Id) {
+        if params.specs()[id.0].shape.len() > 1 {
+            params.get_mut(id).data_mut::<f32>().unwrap().iter_mut().for_each(|x| *x *= 12.0);
+        }
+    }
+    (model, params.to(at, precision).unwrap())
+}
+
+/// A caption depends on its picture alone, bit for bit, in every precision; in f32 it is the CPU's.
+#[test]
+fn captions_do_not_depend_on_their_batch() {
+    let options =
+        GenerateOptions { num_beams: 3, max_length: 8, min_length: 3, ..GenerateOptions::default() };
+    let mut cpu = None;
+    for (at, precision) in
+        [(Device::Cpu, Precision::F32), (device(), Precision::F32), (device(), Precision::BF16)]
+    {
+        let (model, params) = captioner(&at, precision);
+        let all = super::tiny::pictures(&model.config, 3, 9, DType::F32);
+        let pixels = all.reshape(&[3, all.len() / 3]).unwrap();
+        let side = model.config.image_size;
+        let image = |i: usize| pixels.slice_rows(i..i + 1).unwrap().reshape(&[1, 3, side, side]).unwrap();
+        let seen: Vec<Images> =
+            (0..3).map(|i| model.image_features(&Pass::inference(&params), &image(i)).unwrap()).collect();
+        let together = model.generate(&params, &Images::stack(&seen).unwrap(), &options, &[0, 1, 2]).unwrap();
+        for (i, one) in seen.iter().enumerate() {
+            let alone = model.generate(&params, one, &options, &[i as u32]).unwrap();
+            assert_eq!(alone[0], together[i], "picture {i} in {precision:?}");
+        }
+        let ids: Vec<Vec<u32>> = together.iter().map(|h| h[0].ids.clone()).collect();
+        if precision == Precision::F32 {
+            assert_eq!(cpu.get_or_insert_with(|| ids.clone()), &ids);
+        }
+    }
+}
+
+#[test]
+fn tensors_of_two_devices_do_not_mix() {
+    let [cpu, gpu] = [Device::Cpu, device()]
+        .map(|d| Tensor::new(vec![1f32, 2.0], &[1, 2]).unwrap().to(&d, Storage::F32).unwrap());
+    let error = super::tiny::error(ops::add(&cpu, &gpu));
+    assert!(error.starts_with("add: inputs: expected tensors on one device, got the CPU, "), "{error}");
+    assert!(error.ends_with("; move them with Tensor::to"), "{error}");
+    let half = gpu.to(&device(), Storage::F32).unwrap();
+    let other = super::tiny::error(ops::add(&gpu, &half));
+    assert!(other == "no error" || other.contains("one device"), "{other}");
+}
