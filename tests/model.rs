@@ -271,6 +271,7 @@ fn every_trained_parameter_is_reached_and_no_frozen_one() {
             let all: Vec<f64> = match grad {
                 qformer::tensor::Buffer::F32(g) => g.iter().map(|x| f64::from(*x)).collect(),
                 qformer::tensor::Buffer::F64(g) => g.clone(),
+                qformer::tensor::Buffer::Gpu(_) => panic!("no GPU here"),
             };
             assert!(all.iter().all(|x| x.is_finite()), "{}", spec.name);
             let rounding = if dtype == DType::F32 { 1e-6 } else { 1e-15 };

@@ -218,8 +218,9 @@ impl Job {
         text + &format!("\n# plan\n{}", self.plan)
     }
 
-    fn loading(&self, corpus: &Arc<Corpus>, train: bool) -> Loading {
+    fn loading(&self, corpus: &Arc<Corpus>, train: bool, device: &Device) -> Loading {
         Loading {
+            device: device.clone(),
             corpus: Arc::clone(corpus),
             tokenize: self.start.tokenize(),
             image_size: self.start.model.config.image_size,
@@ -239,9 +240,9 @@ impl Job {
             ));
         }
         files::make_folders(&RealDisk, out)?;
-        let loading = Arc::new(self.loading(&self.corpus, true));
+        let loading = Arc::new(self.loading(&self.corpus, true, &device));
         let validation = self.validation.as_ref().map(|corpus| Validation {
-            loading: self.loading(corpus, false),
+            loading: self.loading(corpus, false, &device),
             entries: corpus.first_captions(self.config.eval_pictures),
             batch: self.config.batch,
         });

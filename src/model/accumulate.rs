@@ -60,6 +60,25 @@ impl Model {
         Ok(sum)
     }
 
+    /// A step of one micro-batch whose image tokens are there already.
+    pub fn step_from_tokens(
+        &self,
+        params: &Params,
+        tokens: &Tensor,
+        batch: &Batch,
+        plan: StepPlan,
+        grads: &mut Gradients,
+    ) -> Result<StepLosses> {
+        let tape = Tape::new();
+        let pass = Pass::training(params, &tape, plan.drop);
+        let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site: 0 };
+        let out = self.losses(&pass, tokens, batch, plan.profile, sampling, None)?;
+        tape.backward(&out.loss, plan.scale, grads)?;
+        let mut sum = StepLosses::default();
+        sum.add(1.0, [&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item), out.accuracy.shares()?);
+        Ok(sum)
+    }
+
     /// ITC over all micro-batches, the mean of their ITM and LM; see the file's header.
     pub fn step_joint(
         &self,

@@ -156,6 +156,20 @@ impl Params {
         Ok(self)
     }
 
+    /// The same memory for another queue of the GPU. Of use where nothing is trained, since what trains works on its own.
+    pub fn on(&self, gpu: &crate::tensor::Gpu) -> Params {
+        let none = |n| (0..n).map(|_| None).collect();
+        Params {
+            specs: self.specs.clone(),
+            values: self.values.iter().map(|v| v.on(gpu)).collect(),
+            halves: self.halves.iter().map(|_| None).collect(),
+            copies: none(self.specs.len()),
+            originals: self.specs.iter().map(|_| None).collect(),
+            device: Device::Gpu(gpu.clone()),
+            precision: self.precision,
+        }
+    }
+
     /// The parameter as it is to be kept, in the host's memory: a frozen one exactly as it came.
     pub fn stored(&self, id: Id) -> Result<Value> {
         Ok(match (&self.originals[id.0], &self.halves[id.0]) {

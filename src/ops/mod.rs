@@ -35,7 +35,7 @@ pub use linear_half::linear_half;
 pub use max_similarity::max_similarity;
 pub use mean_rows::mean_rows;
 pub use norm_linear::norm_linear;
-pub use patch_embed::patch_embed;
+pub use patch_embed::{patch_embed, pixel_planes};
 pub use rows::{concat_rows, gather_rows, transpose};
 pub use scale::{divide, scale};
 pub use segments::{Segment, Segments};

@@ -75,6 +75,24 @@ pub fn patch_embed(
     })
 }
 
+/// Planes [B,3,S,S] in f32 of 8-bit pixels [B,S,S,3] on a GPU:   (v / 255 - mean[c]) / std[c]
+pub fn pixel_planes(bytes: &Array, size: usize, mean: [f32; 3], std: [f32; 3]) -> Result<Tensor> {
+    let picture = 3 * size * size;
+    if bytes.storage() != Storage::U8 || picture == 0 || !bytes.len().is_multiple_of(picture) {
+        let want = format!("pictures of {size} x {size} x 3 bytes");
+        return Err(Error::argument("pixel_planes", "bytes", want, format!("{bytes:?}")));
+    }
+    let n = bytes.len() / picture;
+    let planes = bytes.gpu().array("pixel_planes", Storage::F32, bytes.len())?;
+    // A patch as large as a picture, in the order of the patch product's rows: channel, row, column.
+    let side = super::int(size);
+    let [m0, m1, m2] = mean;
+    let [s0, s1, s2] = std;
+    let args = crate::args![bytes, &planes, side, side, m0, m1, m2, s0, s1, s2];
+    bytes.gpu().launch("patch_embed_bytes_f32", (n, 1), (128, 1), 0, args)?;
+    Tensor::of_array(planes, &[n, 3, size, size])
+}
+
 #[derive(Clone, Copy)]
 struct Sizes {
     b: usize,

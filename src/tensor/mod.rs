@@ -245,6 +245,14 @@ impl Tensor {
         }
     }
 
+    /// The same memory for another queue of its GPU (see [`Gpu::side`]), without history.
+    pub fn on(&self, gpu: &Gpu) -> Tensor {
+        match self.array() {
+            Some(a) => Tensor::from_buffer(Buffer::Gpu(a.on(gpu)), self.shape),
+            None => self.detach(),
+        }
+    }
+
     /// The same elements in the host's memory, without history.
     pub fn to_cpu(&self) -> Result<Tensor> {
         self.to(&Device::Cpu, Storage::F32)

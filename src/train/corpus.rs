@@ -6,9 +6,11 @@ use super::config::{Config, DataSource};
 use super::trainer::Micro;
 use crate::data::random::Draws;
 use crate::data::{Batch, Dataset, Order, Pair, Sample};
-use crate::tensor::Tensor;
+use crate::nn;
+use crate::tensor::{Device, Tensor};
 use crate::vision::{self, Augment, Crop, Normalise, Resampling, Turn};
 use crate::{Error, Kind, Result};
+use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -104,8 +106,8 @@ impl Corpus {
 
 /// One sample as the trainer takes it.
 pub struct Item {
-    /// `[3, S, S]`
-    pub pixels: Vec<f32>,
+    /// `[S, S, 3]`
+    pub pixels: Vec<u8>,
     pub text: Vec<u32>,
     pub image_id: i64,
     pub name: String,
@@ -117,6 +119,8 @@ pub struct Loading {
     pub tokenize: Tokenize,
     pub image_size: usize,
     pub seed: u64,
+    /// Where batches are put.
+    pub device: Device,
     /// None: whole pictures, resized exactly, as in evaluation.
     pub augment: Option<(Augment, Resampling)>,
 }
@@ -132,7 +136,7 @@ impl Loading {
         Ok(Item { pixels, text, image_id: entry.image_id, name: entry.sample.name.clone() })
     }
 
-    fn pixels(&self, path: &Path, index: usize, micro: u64) -> Result<Vec<f32>> {
+    fn pixels(&self, path: &Path, index: usize, micro: u64) -> Result<Vec<u8>> {
         let picture = vision::load(path, Turn::AsStored)?;
         let (crop, how) = match &self.augment {
             None => (Crop::whole(&picture), Resampling::Exact),
@@ -147,13 +151,13 @@ impl Loading {
             }
         };
         let small = vision::resize_crop(&picture, &crop, self.image_size, self.image_size, how)?;
-        Normalise::default().planes(&small)
+        Ok(small.rgb)
     }
 
     /// A batch of samples as one micro-batch.
     pub fn micro(&self, batch: Batch<Item>) -> Result<Micro> {
         let (n, s) = (batch.items.len(), self.image_size);
-        let mut pixels = Vec::with_capacity(n * 3 * s * s);
+        let mut pixels: Vec<u8> = Vec::with_capacity(n * 3 * s * s);
         let (mut text, mut ids, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for item in batch.items {
             pixels.extend_from_slice(&item.pixels);
@@ -161,7 +165,19 @@ impl Loading {
             ids.push(item.image_id);
             names.push(item.name);
         }
-        let image = Tensor::new(pixels, &[n, 3, s, s])?;
+        let image = self.planes(&pixels)?;
         Ok(Micro { image, text, image_id: Some(ids), names })
+    }
+
+    /// Normalised planes [n,3,S,S] where they are to be computed with.
+    fn planes(&self, pixels: &[u8]) -> Result<Tensor> {
+        let (s, normalise) = (self.image_size, Normalise::default());
+        if let Device::Gpu(gpu) = &self.device {
+            return nn::pictures(gpu, pixels, s, normalise.mean, normalise.std);
+        }
+        let mut planes = vec![0f32; pixels.len()];
+        let pictures = planes.par_chunks_mut(3 * s * s).zip(pixels.par_chunks(3 * s * s));
+        pictures.try_for_each(|(to, rgb)| normalise.write(&vision::Picture::new(s, s, rgb.to_vec())?, to))?;
+        Tensor::new(planes, &[pixels.len() / (3 * s * s), 3, s, s])
     }
 }

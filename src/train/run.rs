@@ -19,6 +19,7 @@ use super::trainer::{Micro, StepReport, Trainer};
 use super::validate::{Validation, evaluate};
 use crate::data::{self, Loader};
 use crate::files::{self, RealDisk};
+use crate::tensor::Device;
 use crate::{Error, Kind, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -64,13 +65,20 @@ pub fn run(run: &Run, trainer: Trainer, stop: &Stop, progress: &mut Progress) ->
     let mut going = Going::begin(run, trainer, progress)?;
     progress.start("step", going.trainer.step, run.length.steps);
     let mut loader = going.loader()?;
+    let mut coming = None;
     while going.trainer.step < run.length.steps && stop.signal().is_none() {
         let begun = Instant::now();
-        let micro = match going.next(&mut loader) {
+        let micro = match coming.take().unwrap_or_else(|| going.next(&mut loader)) {
             Ok(micro) => micro,
             Err(e) => return Err(going.after_bad_data(e, &loader, progress)),
         };
-        let report = going.trainer.step(&micro)?;
+        // A GPU looks at the next step's pictures while it trains on these.
+        let ahead = matches!(going.trainer.params.device(), Device::Gpu(_));
+        if ahead && going.trainer.step + 1 < run.length.steps {
+            coming = Some(going.next(&mut loader));
+        }
+        let next = coming.as_ref().and_then(|c| c.as_deref().ok()).unwrap_or_default();
+        let report = going.trainer.step_ahead(&micro, next)?;
         if let Err(e) = going.note_bad(&loader, progress) {
             return Err(going.after_bad_data(e, &loader, progress));
         }

@@ -8,7 +8,7 @@ use super::schedule::Schedule;
 use crate::device::cpu;
 use crate::model::{Batch, MICRO_SITES, Model, Profile, Sampling, StepLosses, StepPlan};
 use crate::nn::{DropoutPlan, Id, Params, Pass};
-use crate::tensor::{Buffer, Device, Gradients, Real, Storage, Tensor, watch_non_finite};
+use crate::tensor::{Buffer, Device, Gpu, Gradients, Real, Storage, Tensor, watch_non_finite};
 use crate::{Error, Kind, Result, on};
 use rayon::prelude::*;
 
@@ -95,6 +95,15 @@ pub struct Trainer {
     pub scale: LossScale,
     /// Steps done, left-out ones included.
     pub step: u64,
+    ahead: Option<Ahead>,
+}
+
+/// A second queue of the GPU, on which a frozen image encoder looks at the next step's pictures while this one trains.
+struct Ahead {
+    gpu: Gpu,
+    params: Params,
+    /// Of which step, its image tokens, and the pictures, which are read until they are done.
+    tokens: Option<(u64, Tensor, Tensor)>,
 }
 
 impl Trainer {
@@ -111,7 +120,7 @@ impl Trainer {
         let optimizer = AdamW::new(&params, options.hyper)?;
         // Gradients in f16 vanish without it.
         let scale = if params.precision().rest == Storage::F16 { LossScale::F16 } else { LossScale::OFF };
-        Ok(Trainer { model, params, optimizer, options, scale, step: 0 })
+        Ok(Trainer { model, params, optimizer, options, scale, step: 0, ahead: None })
     }
 
     fn plan(&self) -> StepPlan {
@@ -127,13 +136,53 @@ impl Trainer {
 
     /// One optimizer step over one or more micro-batches.
     pub fn step(&mut self, micro: &[Micro]) -> Result<StepReport> {
+        self.step_ahead(micro, &[])
+    }
+
+    /// The tokens of this step's pictures, if the last step saw to them.
+    fn seen_ahead(&mut self) -> Result<Option<Tensor>> {
+        let (Some(ahead), Device::Gpu(gpu)) = (&mut self.ahead, self.params.device()) else {
+            return Ok(None);
+        };
+        let Some((step, tokens, _pictures)) = ahead.tokens.take() else { return Ok(None) };
+        gpu.after(&ahead.gpu)?;
+        Ok((step == self.step).then(|| tokens.on(gpu)))
+    }
+
+    /// Begins to look at the next step's pictures: on a GPU, where the image encoder is frozen.
+    fn look_ahead(&mut self, next: &[Micro]) -> Result<()> {
+        let (Device::Gpu(gpu), [next]) = (self.params.device(), next) else { return Ok(()) };
+        if self.model.trains_vit() {
+            return Ok(());
+        }
+        if self.ahead.is_none() {
+            let side = gpu.side()?;
+            self.ahead = Some(Ahead { params: self.params.on(&side), gpu: side, tokens: None });
+        }
+        let Some(ahead) = &mut self.ahead else { return Ok(()) };
+        // Its pictures have been uploaded, and whoever used its pool's memory last is done.
+        let image = Pass::inference(&self.params).here(&next.image)?;
+        ahead.gpu.after(gpu)?;
+        let pass = Pass::inference(&ahead.params);
+        let tokens = self.model.vit_tokens(&pass, &image.on(&ahead.gpu), |_, _| {})?;
+        ahead.tokens = Some((self.step + 1, tokens, image));
+        Ok(())
+    }
+
+    /// The same; meanwhile a GPU looks at the pictures of `next`, the next step's one micro-batch. The numbers are those of
+    /// `step`.
+    pub fn step_ahead(&mut self, micro: &[Micro], next: &[Micro]) -> Result<StepReport> {
+        let seen = self.seen_ahead()?;
+        self.look_ahead(next)?;
         if micro.is_empty() {
             return Err(Error::argument("train", "micro-batches", "at least one", "none"));
         }
         let batches: Vec<Batch> = micro.iter().map(Micro::batch).collect();
         let (plan, mut grads) = (self.plan(), Gradients::new());
         let joint = self.options.contrast == Contrast::Accumulated && batches.len() > 1;
-        let losses = if joint {
+        let losses = if let (Some(tokens), [batch]) = (&seen, &batches[..]) {
+            self.model.step_from_tokens(&self.params, tokens, batch, plan, &mut grads)
+        } else if joint {
             self.model.step_joint(&self.params, &batches, plan, &mut grads)
         } else {
             self.model.step_separate(&self.params, &batches, plan, &mut grads)

@@ -111,6 +111,40 @@ fn the_same_seed_gives_the_same_bits() {
     }
 }
 
+/// The next step's pictures, looked at on a second queue meanwhile, change no number.
+#[test]
+fn looking_ahead_changes_nothing() {
+    for name in ["f32", "bf16"] {
+        let precision = Precision::named(name).unwrap();
+        let [mut plain, mut ahead] = [0, 1].map(|_| trainer(&device(), precision, Contrast::MicroBatch));
+        for i in 0..3 {
+            let one = plain.step(&[micro(i)]).unwrap();
+            // The last step but one looks at other pictures than those that come: they are not used.
+            let next = if i == 1 { vec![] } else { vec![micro(i + 1)] };
+            assert_eq!(ahead.step_ahead(&[micro(i)], &next).unwrap(), one, "{name}, step {i}");
+        }
+        assert!(bits(&plain) == bits(&ahead), "{name}: other weights");
+    }
+}
+
+/// 8-bit pictures normalised by the kernel are the loader's planes, to the bit.
+#[test]
+fn pictures_are_normalised_as_on_the_cpu() {
+    let Device::Gpu(gpu) = device() else { panic!("a CPU") };
+    let (n, s) = (3, 21);
+    let rgb: Vec<u8> = (0..n * 3 * s * s).map(|i| (i * 31 % 256) as u8).collect();
+    let normalise = qformer::vision::Normalise::default();
+    let there = qformer::nn::pictures(&gpu, &rgb, s, normalise.mean, normalise.std).unwrap();
+    assert_eq!(there.shape().sizes(), [n, 3, s, s]);
+    let mut here = Vec::new();
+    for one in rgb.chunks(3 * s * s) {
+        let picture = qformer::vision::Picture::new(s, s, one.to_vec()).unwrap();
+        here.extend(normalise.planes(&picture).unwrap());
+    }
+    assert!(there.to_f32().iter().zip(&here).all(|(a, b)| a.to_bits() == b.to_bits()));
+    assert_eq!(there.len(), here.len());
+}
+
 /// A checkpoint of two steps, taken up by a new trainer, goes on as the first one does.
 #[test]
 fn a_resumed_run_is_the_uninterrupted_one() {

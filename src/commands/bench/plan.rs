@@ -47,9 +47,9 @@ pub(super) fn run(args: &Args, config: Config, gpu: &Gpu, precision: Precision) 
         return Err(Error::argument("bench", "--device plan", "step", &args.what));
     }
     let (mut trainer, batch) = super::trainer(args, config, &(Device::Gpu(gpu.clone()), precision))?;
-    trainer.step(&batch)?;
+    trainer.step_ahead(&batch, &batch)?;
     let first = gpu.take_counts();
-    trainer.step(&batch)?;
+    trainer.step_ahead(&batch, &batch)?;
     let plan = plan(args, precision, &first, &gpu.take_counts());
     if args.json {
         let text = serde_json::to_string(&plan).map_err(|e| Error::new(Kind::Write, "bench").got(e))?;

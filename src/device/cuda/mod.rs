@@ -22,6 +22,7 @@ include!(concat!(env!("OUT_DIR"), "/kernel_images.rs"));
 const ORDINARY_SHARED: u32 = 48 * 1024;
 
 struct Cuda {
+    ordinal: i32,
     name: String,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -30,6 +31,7 @@ struct Cuda {
     functions: Mutex<HashMap<String, sys::CUfunction>>,
     products: Mutex<Products>,
     recent: Mutex<VecDeque<String>>,
+    staging: Mutex<Staging>,
     waits: bool,
 }
 
@@ -96,6 +98,8 @@ impl Cuda {
             modules.push(unsafe { cu::module::load_data(image.as_ptr().cast()) }.map_err(wrong)?);
         }
         Ok(Cuda {
+            ordinal,
+            staging: Mutex::default(),
             name: cu::device::get_name(device).map_err(wrong)?,
             context,
             stream,
@@ -146,6 +150,86 @@ impl Cuda {
     }
 }
 
+/// From this many bytes on, an upload goes through pinned memory.
+const LARGE: usize = 64 << 10;
+
+/// Two pinned buffers in turns: while the one is copied to the GPU, the next upload fills the other, and nobody waits.
+#[derive(Default)]
+struct Staging {
+    buffers: [Pinned; 2],
+    next: usize,
+}
+
+/// Page-locked memory, and the event behind the last copy from it.
+struct Pinned {
+    at: *mut c_void,
+    bytes: usize,
+    copied: Option<sys::CUevent>,
+}
+
+impl Default for Pinned {
+    fn default() -> Pinned {
+        Pinned { at: std::ptr::null_mut(), bytes: 0, copied: None }
+    }
+}
+
+impl Staging {
+    fn upload(&mut self, to: *mut c_void, from: &[u8], stream: sys::CUstream) -> Result<(), DriverError> {
+        let pinned = &mut self.buffers[self.next];
+        self.next = 1 - self.next;
+        // SAFETY: the buffer is this object's, as long as `bytes` says; nobody copies from it once its event is reached.
+        unsafe {
+            pinned.wait()?;
+            if pinned.bytes < from.len() {
+                pinned.free();
+                pinned.at = cu::malloc_host(from.len(), 0)?;
+                pinned.bytes = from.len();
+            }
+            std::ptr::copy_nonoverlapping(from.as_ptr(), pinned.at.cast::<u8>(), from.len());
+            let bytes = std::slice::from_raw_parts(pinned.at.cast::<u8>(), from.len());
+            cu::memcpy_htod_async(address(to), bytes, stream)?;
+            let event = cu::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+            cu::event::record(event, stream)?;
+            pinned.copied = Some(event);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        for pinned in &mut self.buffers {
+            // SAFETY: as above; each buffer is freed once.
+            unsafe {
+                let _ = pinned.wait();
+                pinned.free();
+            }
+        }
+    }
+}
+
+impl Pinned {
+    /// # Safety
+    /// The GPU's context is current.
+    unsafe fn wait(&mut self) -> Result<(), DriverError> {
+        let Some(event) = self.copied.take() else { return Ok(()) };
+        // SAFETY: an event that `upload` recorded, destroyed once.
+        unsafe {
+            let done = cu::event::synchronize(event);
+            let _ = cu::event::destroy(event);
+            done
+        }
+    }
+
+    /// # Safety
+    /// Nothing copies from it any more.
+    unsafe fn free(&mut self) {
+        if !self.at.is_null() {
+            // SAFETY: `malloc_host` gave it.
+            let _ = unsafe { cu::free_host(self.at) };
+            (self.at, self.bytes) = (std::ptr::null_mut(), 0);
+        }
+    }
+}
+
 /// The kernels for a compute capability: machine code of the same generation, else PTX, which the driver compiles.
 fn images(major: i32, minor: i32) -> impl Iterator<Item = &'static [u8]> {
     let wanted = match (major, minor) {
@@ -189,6 +273,9 @@ impl Driver for Cuda {
 
     fn upload(&self, to: *mut c_void, from: &[u8]) -> Result<()> {
         self.bind()?;
+        if from.len() >= LARGE {
+            return lock(&self.staging).upload(to, from, self.stream).map_err(|e| self.late("upload", e));
+        }
         // SAFETY: `Array` checked the length. From pageable memory the call returns when `from` has been read.
         unsafe { cu::memcpy_htod_async(address(to), from, self.stream) }.map_err(|e| self.late("upload", e))
     }
@@ -251,6 +338,30 @@ impl Driver for Cuda {
         unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| self.late("wait for GPU", e))
     }
 
+    fn side(&self) -> Result<Box<dyn Driver>> {
+        Cuda::new(self.ordinal).map(|c| Box::new(c) as Box<dyn Driver>)
+    }
+
+    fn mark(&self) -> Result<u64> {
+        self.bind()?;
+        let wrong = |e| failed("mark", e);
+        let event = cu::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(wrong)?;
+        // SAFETY: made just now; `wait` destroys it.
+        unsafe { cu::event::record(event, self.stream) }.map_err(wrong)?;
+        Ok(event as u64)
+    }
+
+    fn wait(&self, mark: u64) -> Result<()> {
+        self.bind()?;
+        let (event, flags) = (mark as sys::CUevent, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT);
+        // SAFETY: an event of `mark`, used once; a destroyed event stays until it is reached.
+        unsafe {
+            let waits = cu::stream::wait_event(self.stream, event, flags);
+            let _ = cu::event::destroy(event);
+            waits.map_err(|e| failed("wait", e))
+        }
+    }
+
     fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         self.bind()?;
         let wrong = |e| failed("time on GPU", e);
@@ -274,6 +385,7 @@ impl Drop for Cuda {
         // The process's primary context stays: other handles may use it, and the driver frees it at exit.
         let _ = self.synchronize();
         lock(&self.products).close();
+        lock(&self.staging).close();
         // SAFETY: nothing runs any more, and no handle is used again.
         unsafe {
             self.modules.drain(..).for_each(|m| _ = cu::module::unload(m));

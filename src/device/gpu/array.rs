@@ -55,6 +55,8 @@ impl Drop for Held {
 #[derive(Clone)]
 pub struct Array {
     held: Arc<Held>,
+    /// Whose queue works on it; not always the one whose pool it is from.
+    gpu: Gpu,
     /// In elements.
     start: usize,
     len: usize,
@@ -69,11 +71,16 @@ impl std::fmt::Debug for Array {
 
 impl Array {
     pub(super) fn new(gpu: Gpu, block: Block, storage: Storage, len: usize) -> Array {
-        Array { held: Arc::new(Held { gpu, block }), start: 0, len, storage }
+        Array { held: Arc::new(Held { gpu: gpu.clone(), block }), gpu, start: 0, len, storage }
     }
 
     pub fn gpu(&self) -> &Gpu {
-        &self.held.gpu
+        &self.gpu
+    }
+
+    /// The same memory for another queue of the same device (see [`Gpu::side`]).
+    pub fn on(&self, gpu: &Gpu) -> Array {
+        Array { gpu: gpu.clone(), ..self.clone() }
     }
 
     pub fn storage(&self) -> Storage {
@@ -122,8 +129,8 @@ impl Array {
     /// From the host; as many bytes as the array has.
     pub fn write(&self, bytes: &[u8]) -> Result<()> {
         self.check_bytes("upload", bytes.len())?;
-        self.held.gpu.count(|c| c.uploaded += bytes.len() as u64);
-        if bytes.is_empty() { Ok(()) } else { self.held.gpu.driver().upload(self.pointer(), bytes) }
+        self.gpu.count(|c| c.uploaded += bytes.len() as u64);
+        if bytes.is_empty() { Ok(()) } else { self.gpu.driver().upload(self.pointer(), bytes) }
     }
 
     /// To the host.
@@ -132,9 +139,9 @@ impl Array {
         let mut values = vec![T::zeroed(); self.bytes() / size];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
         self.check_bytes("download", bytes.len())?;
-        self.held.gpu.count(|c| c.downloaded += bytes.len() as u64);
+        self.gpu.count(|c| c.downloaded += bytes.len() as u64);
         if !bytes.is_empty() {
-            self.held.gpu.driver().download(self.pointer(), bytes)?;
+            self.gpu.driver().download(self.pointer(), bytes)?;
         }
         Ok(values)
     }
@@ -152,8 +159,8 @@ impl Array {
 
     /// All bytes zero.
     pub fn zero(&self) -> Result<()> {
-        self.held.gpu.count(|c| c.copies += 1);
-        if self.is_empty() { Ok(()) } else { self.held.gpu.driver().zero(self.pointer(), self.bytes()) }
+        self.gpu.count(|c| c.copies += 1);
+        if self.is_empty() { Ok(()) } else { self.gpu.driver().zero(self.pointer(), self.bytes()) }
     }
 
     /// The elements of another array of the same length and storage.
@@ -163,16 +170,16 @@ impl Array {
             return Err(Error::argument("device copy", "storage", want, got));
         }
         self.check_bytes("device copy", from.bytes())?;
-        self.held.gpu.count(|c| c.copies += 1);
+        self.gpu.count(|c| c.copies += 1);
         if self.is_empty() {
             return Ok(());
         }
-        self.held.gpu.driver().copy(from.pointer(), self.pointer(), self.bytes())
+        self.gpu.driver().copy(from.pointer(), self.pointer(), self.bytes())
     }
 
     /// The same values in memory of its own.
     pub fn duplicate(&self, op: &'static str) -> Result<Array> {
-        let copy = self.held.gpu.array(op, self.storage, self.len)?;
+        let copy = self.gpu.array(op, self.storage, self.len)?;
         copy.copy_from(self)?;
         Ok(copy)
     }
@@ -182,7 +189,7 @@ impl Array {
         if storage == self.storage {
             return Ok(self.clone());
         }
-        let to = self.held.gpu.array(op, storage, self.len)?;
+        let to = self.gpu.array(op, storage, self.len)?;
         self.cast_into(&to)?;
         Ok(to)
     }
@@ -194,7 +201,7 @@ impl Array {
         }
         let kernel = format!("cast_{}_{}", self.storage.name(), to.storage.name());
         let args = crate::args![self, to, self.len as u64];
-        self.held.gpu.launch(&kernel, (self.len.div_ceil(2048), 1), (256, 1), 0, args)
+        self.gpu.launch(&kernel, (self.len.div_ceil(2048), 1), (256, 1), 0, args)
     }
 
     /// self += other, in self's storage; the other is cast if it is stored differently.
@@ -205,7 +212,7 @@ impl Array {
         let other = other.cast("add", self.storage)?;
         let kernel = format!("add_fwd_{}", self.storage.name());
         let args = crate::args![self, &other, self, self.len as u64];
-        self.held.gpu.launch(&kernel, (self.len.div_ceil(2048), 1), (256, 1), 0, args)
+        self.gpu.launch(&kernel, (self.len.div_ceil(2048), 1), (256, 1), 0, args)
     }
 
     fn check_bytes(&self, op: &str, bytes: usize) -> Result<()> {

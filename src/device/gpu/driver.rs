@@ -31,6 +31,12 @@ pub trait Driver: Send + Sync {
     fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<()>;
     fn product(&self, product: &Product) -> Result<()>;
     fn synchronize(&self) -> Result<()>;
+    /// The same device, with a queue of its own.
+    fn side(&self) -> Result<Box<dyn Driver>>;
+    /// A point in this queue, for `wait` of another one, once.
+    fn mark(&self) -> Result<u64>;
+    /// What comes next in this queue waits until another one has reached that point.
+    fn wait(&self, mark: u64) -> Result<()>;
     /// How long the device takes for what `work` asks of it.
     fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
 }

@@ -19,7 +19,7 @@ pub use product::{Operand, Product};
 
 use super::launch::{Arg, Launch};
 use crate::{Error, Kind, Result};
-use pool::Pool;
+use pool::{Pool, Usage};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,7 +79,9 @@ impl Counts {
 struct Inner {
     driver: Box<dyn Driver>,
     pool: Mutex<Pool>,
-    counts: Mutex<Counts>,
+    /// Of all queues of a device.
+    counts: Arc<Mutex<Counts>>,
+    usage: Arc<Mutex<Usage>>,
 }
 
 /// A handle; clones are the same GPU.
@@ -108,8 +110,12 @@ impl Gpu {
     }
 
     pub fn of(driver: Box<dyn Driver>) -> Gpu {
-        let pool = Mutex::new(Pool::new(driver.granule()));
-        Gpu(Arc::new(Inner { driver, pool, counts: Mutex::default() }))
+        Gpu::with(driver, Arc::default(), Arc::default())
+    }
+
+    fn with(driver: Box<dyn Driver>, counts: Arc<Mutex<Counts>>, usage: Arc<Mutex<Usage>>) -> Gpu {
+        let pool = Mutex::new(Pool::new(driver.granule(), usage.clone()));
+        Gpu(Arc::new(Inner { driver, pool, counts, usage }))
     }
 
     /// What it is called by its maker.
@@ -264,6 +270,18 @@ impl Gpu {
     /// Waits until everything is done; what failed meanwhile is an error here.
     pub fn synchronize(&self) -> Result<()> {
         self.0.driver.synchronize()
+    }
+
+    /// The same device with a queue and a pool of its own, for work beside this one's. Memory of the one may be used by
+    /// the other ([`Array::on`]) where `after` says that it is written, and until it is given back.
+    pub fn side(&self) -> Result<Gpu> {
+        let (counts, usage) = (self.0.counts.clone(), self.0.usage.clone());
+        self.0.driver.side().map(|driver| Gpu::with(driver, counts, usage))
+    }
+
+    /// What comes next here waits for everything that the other queue was asked for so far.
+    pub fn after(&self, other: &Gpu) -> Result<()> {
+        self.0.driver.wait(other.0.driver.mark()?)
     }
 
     /// How long the device takes for what `work` asks of it, between two events.

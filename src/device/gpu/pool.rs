@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A piece of the device's memory.
 pub struct Block {
@@ -36,13 +37,23 @@ pub(super) struct Pool {
     granule: usize,
     free: BTreeMap<usize, Vec<usize>>,
     live: HashMap<usize, (&'static str, usize)>,
-    live_bytes: u64,
+    usage: Arc<Mutex<Usage>>,
+}
+
+/// Bytes in use now and at most, of all pools of a device.
+#[derive(Debug, Default)]
+pub(super) struct Usage {
+    live: u64,
     peak: u64,
 }
 
 impl Pool {
-    pub fn new(granule: usize) -> Pool {
-        Pool { granule, free: BTreeMap::new(), live: HashMap::new(), live_bytes: 0, peak: 0 }
+    pub fn new(granule: usize, usage: Arc<Mutex<Usage>>) -> Pool {
+        Pool { granule, free: BTreeMap::new(), live: HashMap::new(), usage }
+    }
+
+    fn usage(&self) -> MutexGuard<'_, Usage> {
+        super::lock(&self.usage)
     }
 
     /// What to ask the driver for: small blocks in steps of the granule, large ones in eighths of a power of two, so that
@@ -70,14 +81,15 @@ impl Pool {
 
     fn enter(&mut self, op: &'static str, at: usize, bytes: usize) -> Block {
         self.live.insert(at, (op, bytes));
-        self.live_bytes += bytes as u64;
-        self.peak = self.peak.max(self.live_bytes);
+        let mut usage = self.usage();
+        usage.live += bytes as u64;
+        usage.peak = usage.peak.max(usage.live);
         Block { at: at as *mut c_void, bytes }
     }
 
     pub fn give_back(&mut self, at: *mut c_void, bytes: usize) {
         if self.live.remove(&(at as usize)).is_some() {
-            self.live_bytes -= bytes as u64;
+            self.usage().live -= bytes as u64;
             self.free.entry(bytes).or_default().push(at as usize);
         }
     }
@@ -88,12 +100,14 @@ impl Pool {
     }
 
     pub fn live(&self) -> u64 {
-        self.live_bytes
+        self.usage().live
     }
 
     /// The peak so far; the next begins at what is in use.
     pub fn restart_peak(&mut self) -> u64 {
-        std::mem::replace(&mut self.peak, self.live_bytes)
+        let mut usage = self.usage();
+        let live = usage.live;
+        std::mem::replace(&mut usage.peak, live)
     }
 
     pub fn holders(&self) -> Vec<Holder> {
@@ -115,7 +129,7 @@ mod tests {
 
     #[test]
     fn memory_comes_back_to_who_needs_about_as_much() {
-        let mut pool = Pool::new(512);
+        let mut pool = Pool::new(512, Arc::default());
         assert_eq!([pool.size_for(1), pool.size_for(513), pool.size_for(1 << 20)], [512, 1024, 1 << 20]);
         let size = pool.size_for((1 << 20) + 1);
         assert!(size > 1 << 20 && size <= (1 << 20) + (1 << 17), "{size}");
