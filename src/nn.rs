@@ -85,7 +85,9 @@ pub fn from_nothing(mut specs: Vec<Spec>) -> Vec<Spec> {
             (Init::Constant(c), _) => Init::Constant(c),
             (_, [] | [_]) => Init::Constant(0.0),
             (_, [1, ..]) => Init::Normal(0.5),
-            (_, [_, rest @ ..]) => Init::Normal((rest.iter().product::<usize>().max(1) as f64).sqrt().recip()),
+            (_, [_, rest @ ..]) => {
+                Init::Normal((rest.iter().product::<usize>().max(1) as f64).sqrt().recip())
+            }
         };
     }
     specs

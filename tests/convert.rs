@@ -208,7 +208,8 @@ fn inspect_lists_what_is_in_a_file() {
 /// Bytes read and pages touched by a run of the program, as Linux counts them for a shell and the children it waited for.
 fn cost(args: &[&str]) -> (u64, u64) {
     let script = r#""$@" > /dev/null && cat /proc/$$/io /proc/$$/stat"#;
-    let shell = Command::new("sh").args(["-c", script, "sh", env!("CARGO_BIN_EXE_qformer")]).args(args).output();
+    let shell =
+        Command::new("sh").args(["-c", script, "sh", env!("CARGO_BIN_EXE_qformer")]).args(args).output();
     let out = shell.unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
     let read = text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap_or_else(|| panic!("{text}"));
@@ -225,7 +226,8 @@ fn large_files_are_listed_without_reading_a_tensor() {
     sparse::safetensors(Path::new(&small), 1, 4).unwrap();
     let (idle, idle_faults) = cost(&["inspect", &small]);
     type Writer = fn(&Path, u64, u64) -> std::io::Result<()>;
-    let files: [(&str, Writer); 2] = [("large.safetensors", sparse::safetensors), ("large.pth", sparse::pytorch)];
+    let files: [(&str, Writer); 2] =
+        [("large.safetensors", sparse::safetensors), ("large.pth", sparse::pytorch)];
     for (name, write) in files {
         let name = path(&tmp, name);
         if let Err(e) = write(Path::new(&name), 1280, 4 << 20) {
@@ -306,7 +308,8 @@ fn a_broken_config_beside_the_model_is_an_error() {
     let cut = &honest[..honest.len() / 2];
     let odd = honest.replace("\"heads\": 2", "\"heads\": 3");
     let misspelt = honest.replace("\"hidden\"", "\"hiden\"");
-    for (text, says) in [(cut, "JSON"), ("", "JSON"), ("[]", "sizes"), (&odd, "heads"), (&misspelt, "hiden")] {
+    for (text, says) in [(cut, "JSON"), ("", "JSON"), ("[]", "sizes"), (&odd, "heads"), (&misspelt, "hiden")]
+    {
         assert_ne!(text, honest);
         std::fs::write(&config, text).unwrap();
         let (code, _, err) = qformer(&["convert", &model, "--to", "lavis", "--out", &out]);

@@ -106,7 +106,8 @@ mod tests {
                 bytemuck::cast_slice(&self.0)
             }
         }
-        let matrix = HalfMatrix::new(Arc::new(Aligned(bytemuck::pod_collect_to_vec(&bytes))), 7, 600).unwrap();
+        let matrix =
+            HalfMatrix::new(Arc::new(Aligned(bytemuck::pod_collect_to_vec(&bytes))), 7, 600).unwrap();
         for (rows, columns) in [(0..7, 0..600), (2..5, 3..300), (6..7, 255..258), (1..3, 599..600)] {
             let mut found = vec![0f32; rows.len() * columns.len()];
             matrix.turned(rows.clone(), columns.clone(), &mut found);

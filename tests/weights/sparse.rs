@@ -71,7 +71,16 @@ fn zip64(file: &mut File, entries: &[(String, Content)]) -> Result<()> {
     let end = (u64::from_le_bytes(begin) + u64::from_le_bytes(size)).to_le_bytes();
     file.write_all(&directory)?;
     file.write_all(&join(&[
-        &join(&[b"PK\x06\x06", &44u64.to_le_bytes(), &[45, 0, 45, 0], &[0; 8], &count, &count, &size, &begin]),
+        &join(&[
+            b"PK\x06\x06",
+            &44u64.to_le_bytes(),
+            &[45, 0, 45, 0],
+            &[0; 8],
+            &count,
+            &count,
+            &size,
+            &begin,
+        ]),
         &join(&[b"PK\x06\x07", &[0; 4], &end, &1u32.to_le_bytes()]),
         &join(&[b"PK\x05\x06", &[0; 4], &[0xff; 4], &size[..4], &[0xff; 4], &[0; 2]]),
     ]))

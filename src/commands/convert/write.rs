@@ -92,7 +92,9 @@ impl Job {
         let Config { vocab, max_txt_len, .. } = self.config;
         let full = Config { vocab, max_txt_len, ..Config::full() };
         if self.config != full {
-            eprintln!("note: LAVIS builds this class in one size, and this model has another: it will not load there");
+            eprintln!(
+                "note: LAVIS builds this class in one size, and this model has another: it will not load there"
+            );
         }
         Ok(())
     }
