@@ -23,7 +23,7 @@ pub struct Args {
     /// different namings (LAVIS, Hugging Face, ...), tensors are matched by what they mean
     #[arg(long, value_name = "OTHER")]
     compare: Option<PathBuf>,
-    /// Print blake3 of every tensor
+    /// Print blake3 of every tensor, for which the whole file is read
     #[arg(long)]
     hash: bool,
     /// JSON instead of lines

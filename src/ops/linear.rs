@@ -224,7 +224,9 @@ fn dots<T: Real, const M: usize>(x: [&[T]; M], w: &[T]) -> [T; M] {
         at += LANES;
     }
     let mut out = [T::ZERO; M];
-    for ((o, a), x) in out.iter_mut().zip(&mut acc).zip(&x) {
+    // A copy: lanes with an index that is not known would keep the sums above in memory, and them from being vectors.
+    let mut sums = acc;
+    for ((o, a), x) in out.iter_mut().zip(&mut sums).zip(&x) {
         for l in 0..w.len() - whole {
             a[l] = w[whole + l].mul_add(x[whole + l], a[l]);
         }

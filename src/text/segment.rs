@@ -136,7 +136,8 @@ fn pack(raw: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut encoder = zstd::bulk::Compressor::new(19)?;
     encoder.include_checksum(true)?;
     encoder.include_contentsize(true)?;
-    encoder.window_log(24)?;
+    // No more than there is to look back on: what a small dictionary does not fill takes time all the same.
+    encoder.window_log((usize::BITS - raw.len().leading_zeros()).clamp(10, 24))?;
     encoder.compress(raw)
 }
 

@@ -67,6 +67,13 @@ impl Source {
         }
     }
 
+    /// Asks the system to fetch these bytes: many small reads then wait for the disk together, not one after the other.
+    pub fn prefetch(&self, at: u64, len: u64) {
+        if let (From::File(file), Some(len)) = (&self.from, std::num::NonZeroU64::new(len)) {
+            let _ = rustix::fs::fadvise(file, at, Some(len), rustix::fs::Advice::WillNeed); // a hint, no more
+        }
+    }
+
     /// `len` bytes from `at`; nothing is allocated before the file is known to hold them.
     pub fn read(&self, at: u64, len: u64) -> Result<Vec<u8>, Refusal> {
         let held = at.checked_add(len).is_some_and(|end| end <= self.length);

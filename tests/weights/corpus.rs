@@ -23,3 +23,14 @@ fn the_fuzzers_begin_with_files_that_are_read() {
         assert!(count >= 2, "{folder}");
     }
 }
+
+#[test]
+fn the_fuzzer_of_configurations_begins_with_honest_ones() {
+    let folder = format!("{}/fuzz/corpus/config", env!("CARGO_MANIFEST_DIR"));
+    let read =
+        |name: &str| qformer::train::config::Config::read(Some(format!("{folder}/{name}").as_ref()), &[]);
+    let [lavis, ours, sets] = ["lavis.yaml", "ours.yaml", "sets.yaml"].map(|name| read(name).unwrap());
+    assert_eq!((lavis.data.len(), lavis.accumulate), (2, 2));
+    assert_eq!((ours.steps, ours.batch), (Some(100), 8));
+    assert_eq!((sets.data.len(), sets.sizes["layers"]), (2, 1));
+}

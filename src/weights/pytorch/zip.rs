@@ -279,6 +279,7 @@ fn check_layout(source: &Source, mut entries: Vec<Entry>, end: u64) -> Result<Ve
         }
     }
     drop(names);
+    entries.iter().for_each(|e| source.prefetch(e.start, 64));
     let mut at = 0;
     for entry in &mut entries {
         if entry.start != at {
