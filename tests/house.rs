@@ -199,6 +199,19 @@ fn no_operation_imports_another() {
     }
 }
 
+/// Whatever computes on the CPU has kernels, too: nothing is left that would find no numbers there.
+#[test]
+fn every_operation_runs_on_a_gpu() {
+    let mut found = 0;
+    for source in sources().iter().filter(|s| s.room == "ops" && s.code.contains("on!(")) {
+        // Half matrices are the CPU's: on a GPU weights in 16 bits are tensors.
+        let known = source.path.ends_with("linear_half.rs");
+        assert!(known || source.code.contains("arrays("), "{}: no kernels", source.path.display());
+        found += 1;
+    }
+    assert!(found > 12, "the operations were not found");
+}
+
 #[test]
 fn unsafe_and_devices_stay_below_the_model() {
     let holds = |code: &str, word: &str| {

@@ -10,6 +10,7 @@ use crate::train::config::{self, Config, Length, yaml};
 use crate::train::corpus::{Corpus, Loading};
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
+use crate::train::rehearsal::{self, Rehearsal};
 use crate::train::run::{self, Run};
 use crate::train::signals::Stop;
 use crate::train::state::{self, Identity};
@@ -103,7 +104,7 @@ pub fn run(args: &Args) -> Result<()> {
     config.notes.iter().for_each(|note| progress.say(format!("note: {note}")));
     let job = Job::prepare("train", config, args.resume || args.export, &progress)?;
     if args.dry_run {
-        return print(&job.describe());
+        return print(&job.describe()?);
     }
     let out = folder(&job.config)?;
     if args.export {
@@ -180,6 +181,10 @@ struct Job {
     start: Start,
     length: Length,
     plan: Plan,
+    device: Device,
+    precision: Precision,
+    /// The longest caption in tokens.
+    longest: usize,
 }
 
 impl Job {
@@ -199,11 +204,12 @@ impl Job {
         let tokenize = start.tokenize();
         let longest = corpus.captions().map(|c| tokenize(c).len()).max().unwrap_or(2);
         let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length);
-        Ok(Job { command, config, corpus, validation, start, length, plan })
+        let (device, precision) = place(&config)?;
+        Ok(Job { command, config, corpus, validation, start, length, plan, device, precision, longest })
     }
 
     /// Settings, data and plan, as `--dry-run` prints them.
-    fn describe(&self) -> String {
+    fn describe(&self) -> Result<String> {
         let mut text = format!("# settings\n{}", config::resolved(&self.config));
         let sizes = serde_json::to_value(&self.start.model.config).unwrap_or_default();
         let sizes: Vec<String> =
@@ -215,12 +221,23 @@ impl Job {
         for set in self.validation.iter().flat_map(|v| &v.sets) {
             text += &format!("validation: {}\n", set.report);
         }
-        text + &format!("\n# plan\n{}", self.plan)
+        text += &format!("\n# plan\n{}", self.plan);
+        if let Some(rehearsal) = self.rehearse()? {
+            text += &format!("\n{rehearsal}");
+        }
+        Ok(text)
     }
 
-    fn loading(&self, corpus: &Arc<Corpus>, train: bool, device: &Device) -> Loading {
+    /// What a step takes on a GPU.
+    fn rehearse(&self) -> Result<Option<Rehearsal>> {
+        let Device::Gpu(gpu) = &self.device else { return Ok(None) };
+        let (sizes, memory) = (&self.start.model.config, gpu.memory());
+        rehearsal::rehearse(&self.config, sizes, self.length, self.precision, self.longest, memory).map(Some)
+    }
+
+    fn loading(&self, corpus: &Arc<Corpus>, train: bool) -> Loading {
         Loading {
-            device: device.clone(),
+            device: self.device.clone(),
             corpus: Arc::clone(corpus),
             tokenize: self.start.tokenize(),
             image_size: self.start.model.config.image_size,
@@ -231,7 +248,9 @@ impl Job {
 
     fn train(self, out: &Path, resume: bool, progress: &mut Progress) -> Result<()> {
         let stop = Stop::listen()?;
-        let (device, precision) = place(&self.config)?;
+        if let Some(r) = self.rehearse()?.filter(|r| r.memory.is_some_and(|m| r.peak > m)) {
+            progress.warn(format!("warning: this may not fit:\n{r}"));
+        }
         if let (Some(free), None) = (self.plan.available, self.plan.largest_batch) {
             progress.warn(format!(
                 "warning: {} are free; this may not fit:\n{}",
@@ -240,13 +259,13 @@ impl Job {
             ));
         }
         files::make_folders(&RealDisk, out)?;
-        let loading = Arc::new(self.loading(&self.corpus, true, &device));
+        let loading = Arc::new(self.loading(&self.corpus, true));
         let validation = self.validation.as_ref().map(|corpus| Validation {
-            loading: self.loading(corpus, false, &device),
+            loading: self.loading(corpus, false),
             entries: corpus.first_captions(self.config.eval_pictures),
             batch: self.config.batch,
         });
-        let Job { command, config, corpus, start, length, .. } = self;
+        let Job { command, config, corpus, start, length, device, precision, .. } = self;
         let (model, params, tokenizer) = start.fill(&config)?;
         let vocabulary = keep(out, &config, &tokenizer, resume)?;
         let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary, precision);
@@ -290,9 +309,8 @@ impl Job {
             run::newest(out, |e| progress.warn(format!("warning: passed over: {e}")))?.ok_or_else(none)?;
         let (model, params, tokenizer) = self.start.fill(&self.config)?;
         let vocabulary = fingerprint(&tokenizer);
-        let precision = place(&self.config)?.1;
-        let settings =
-            state::settings(&self.config, &self.corpus, &model.config, self.length, &vocabulary, precision);
+        let (config, corpus, length) = (&self.config, &self.corpus, self.length);
+        let settings = state::settings(config, corpus, &model.config, length, &vocabulary, self.precision);
         let identity = Identity { settings, frozen: state::frozen_hash(&params)? };
         let mut trainer = Trainer::new(model, params, self.config.options(self.length))?;
         newest.progress.check_same_run(&identity.progress(&trainer, state::State::default(), None)?)?;

@@ -8,6 +8,7 @@ mod manifest;
 pub mod optimizer;
 pub mod plan;
 pub mod progress;
+pub mod rehearsal;
 pub mod run;
 pub mod schedule;
 pub mod signals;

@@ -116,12 +116,12 @@ fn reference<T: Storage, R: Storage>(k: &Case<T, R>) -> [Vec<f64>; 5] {
     [z.to_f64(), y.to_f64(), of(1), of(0), [of(2), of(3)].concat()]
 }
 
-/// The same, rounded at every step.
-fn naive<T: Storage, R: Storage>(k: &Case<T, R>) -> [Vec<f32>; 5] {
+/// The same, rounded at every step; its sums over rows in one order or the other: which is the luckier is chance.
+fn naive<T: Storage, R: Storage>(k: &Case<T, R>, reverse: bool) -> [Vec<f32>; 5] {
     let (n, c) = (k.n, k.c);
     let z: Vec<f32> =
         (0..n * c).map(|i| k.sum(i, |v| r::<T>(v as f32).into(), |v| round::<R>(v)) as f32).collect();
-    let (mut y, mut dz, mut dx, mut dw) = (vec![], vec![], vec![], vec![0f32; 2 * c]);
+    let (mut y, mut dz, mut dx, mut dw, mut norms) = (vec![], vec![], vec![], vec![0f32; 2 * c], vec![]);
     for i in 0..n {
         let row = &z[i * c..][..c];
         let mean = row.iter().sum::<f32>() / c as f32;
@@ -138,7 +138,13 @@ fn naive<T: Storage, R: Storage>(k: &Case<T, R>) -> [Vec<f32>; 5] {
             let d = r::<T>(rs * (g[j] - mg - norm[j] * mgn)) + k.dsum[i * c + j].get() as f32;
             dz.push(r::<R>(d));
             dx.push(r::<T>(r::<R>(d) * drop_factor(k.drop, (i * c + j) as u64)));
-            dw[j] += k.dy[i * c + j].get() as f32 * norm[j];
+        }
+        norms.extend(norm);
+    }
+    for row in 0..n {
+        let i = if reverse { n - 1 - row } else { row };
+        for j in 0..c {
+            dw[j] += k.dy[i * c + j].get() as f32 * norms[i * c + j];
             dw[c + j] += k.dy[i * c + j].get() as f32;
         }
     }
@@ -147,13 +153,15 @@ fn naive<T: Storage, R: Storage>(k: &Case<T, R>) -> [Vec<f32>; 5] {
 
 fn check<T: Storage, R: Storage>(name: &str, k: &Case<T, R>) {
     let got = everywhere(|s| kernels(name, k, s));
-    let (want, plain) = (reference(k), naive(k));
+    let (want, plain, other) = (reference(k), naive(k, false), naive(k, true));
     let what = |part: &str| format!("{part} of layer_norm_{name} [{}, {}]", k.n, k.c);
     assert_close(&what("z"), &got.z, &want[0], &plain[0]);
     assert_close(&what("y"), &got.y, &want[1], &plain[1]);
     assert_close(&what("dz"), &got.dz, &want[2], &plain[2]);
     assert_close(&what("dx"), &got.dx, &want[3], &plain[3]);
-    assert_close(&what("dw, db"), &got.dw, &want[4], &plain[4]);
+    let far = |dw: &[f32]| worst(&wide(dw), &want[4]);
+    let dw = if far(&other[4]) > far(&plain[4]) { &other[4] } else { &plain[4] };
+    assert_close(&what("dw, db"), &got.dw, &want[4], dw);
 }
 
 #[test]
@@ -190,7 +198,7 @@ fn without_branch_or_residual() {
     let mut k = Case::<f16, f32>::new(4, 100, 2, false);
     k.x = None;
     let got = kernels("f16_f32", &k, Schedule::default());
-    let (want, plain) = (reference(&k), naive(&k));
+    let (want, plain) = (reference(&k), naive(&k, false));
     assert_close("y of the residual alone", &got.y, &want[1], &plain[1]);
     assert_close("dz of the residual alone", &got.dz, &want[2], &plain[2]);
 }

@@ -250,6 +250,11 @@ impl Driver for Cuda {
         self.name.clone()
     }
 
+    fn memory(&self) -> Option<u64> {
+        self.bind().ok()?;
+        cu::mem_get_info().ok().map(|(_free, total)| total as u64)
+    }
+
     fn blocks(&self) -> usize {
         self.multiprocessors
     }

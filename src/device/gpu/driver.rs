@@ -16,6 +16,10 @@ pub trait Driver: Send + Sync {
     fn computes(&self) -> bool {
         true
     }
+    /// All of its memory in bytes, if it has one of its own.
+    fn memory(&self) -> Option<u64> {
+        None
+    }
     fn blocks(&self) -> usize;
     /// Memory is asked for in multiples of this; 1 if exactly as much as needed (so that a checker sees the end).
     fn granule(&self) -> usize;

@@ -128,6 +128,11 @@ impl Gpu {
         self.0.driver.is_emulated()
     }
 
+    /// All of its memory in bytes, if it has one of its own.
+    pub fn memory(&self) -> Option<u64> {
+        self.0.driver.memory()
+    }
+
     /// Whether there are results: a plan computes nothing.
     pub fn computes(&self) -> bool {
         self.0.driver.computes()

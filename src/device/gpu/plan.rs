@@ -44,6 +44,10 @@ impl Driver for Plan {
         false
     }
 
+    fn memory(&self) -> Option<u64> {
+        Some(self.memory)
+    }
+
     fn blocks(&self) -> usize {
         132
     }

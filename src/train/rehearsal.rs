@@ -1,0 +1,109 @@
+//! What a step takes on a GPU, counted by going through one without computing it (`device::gpu`, the driver `plan`).
+
+use super::config::{Config, Length};
+use super::trainer::{Micro, Trainer};
+use crate::Result;
+use crate::model::{self, CLS, Model, SEP};
+use crate::nn::{self, Params, Precision};
+use crate::tensor::Device;
+use std::fmt;
+
+/// More than any GPU has.
+const ENDLESS: &str = "plan:100000";
+/// Mean and deviation of pixels do not matter here.
+const PLAIN: [f32; 3] = [1.0; 3];
+
+/// Of a GPU's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rehearsal {
+    pub batch: usize,
+    /// Bytes in use at most in a step, and all there are, if that is known.
+    pub peak: u64,
+    pub memory: Option<u64>,
+    /// The largest batch that fits; None if not even two captions do.
+    pub largest_batch: Option<usize>,
+    /// Launches of kernels and of products in a step.
+    pub launches: u64,
+    pub products: u64,
+}
+
+/// `text` is the length of the longest caption in tokens.
+pub fn rehearse(
+    config: &Config,
+    sizes: &model::Config,
+    length: Length,
+    precision: Precision,
+    text: usize,
+    memory: Option<u64>,
+) -> Result<Rehearsal> {
+    let step = |batch: usize| step(config, sizes, length, precision, text, batch);
+    let batch = config.batch.max(2);
+    let (peak, launches, products) = step(batch)?;
+    let fits = |peak: u64| memory.is_none_or(|m| peak <= m);
+    // Memory grows by the same for every caption, but for the sizes in which a pool hands it out.
+    let smallest = step(2)?.0;
+    let each = peak.saturating_sub(smallest) / (batch as u64 - 1).max(1);
+    let mut largest = memory.filter(|_| fits(smallest)).map(|m| {
+        let more = (m - smallest) / each.max(smallest / 1000).max(1);
+        2 + usize::try_from(more).unwrap_or(usize::MAX).min(1 << 16)
+    });
+    while let Some(guess) = largest.filter(|b| *b > 2) {
+        if fits(step(guess)?.0) {
+            break;
+        }
+        largest = Some(guess - guess.div_ceil(32));
+    }
+    Ok(Rehearsal { batch, peak, memory, largest_batch: largest, launches, products })
+}
+
+/// Peak, launches and products of a step.
+fn step(
+    config: &Config,
+    sizes: &model::Config,
+    length: Length,
+    precision: Precision,
+    text: usize,
+    batch: usize,
+) -> Result<(u64, u64, u64)> {
+    let device = Device::open(ENDLESS)?;
+    let Device::Gpu(gpu) = &device else { return Ok((0, 0, 0)) };
+    let (model, specs) = Model::new(sizes.clone(), config.trains_vit())?;
+    let params = Params::zeros(specs, &device, precision)?;
+    let mut trainer = Trainer::new(model, params, config.options(length))?;
+    let s = sizes.image_size;
+    let caption: Vec<u32> = std::iter::once(CLS).chain((2..text.max(3)).map(|_| CLS)).chain([SEP]).collect();
+    let micro = || -> Result<Micro> {
+        Ok(Micro {
+            image: nn::pictures(gpu, &vec![0; batch * 3 * s * s], s, PLAIN, PLAIN)?,
+            text: vec![caption.clone(); batch],
+            image_id: Some((0..batch as i64).collect()),
+            names: vec![String::new(); batch],
+        })
+    };
+    let micros = (0..config.accumulate).map(|_| micro()).collect::<Result<Vec<_>>>()?;
+    let next = (0..config.accumulate).map(|_| micro()).collect::<Result<Vec<_>>>()?;
+    trainer.step_ahead(&micros, &next)?;
+    let first = gpu.take_counts();
+    trainer.step_ahead(&micros, &next)?;
+    let counts = gpu.take_counts();
+    Ok((first.peak.max(counts.peak), counts.launched(), counts.multiplied()))
+}
+
+impl fmt::Display for Rehearsal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use super::plan::bytes;
+        write!(
+            f,
+            "on the GPU     {} at the peak of a step of {} captions; {} kernels and {} products launched",
+            bytes(self.peak),
+            self.batch,
+            self.launches,
+            self.products
+        )?;
+        match (self.memory, self.largest_batch) {
+            (Some(m), Some(b)) => write!(f, "\n               it has {}: a batch of {b} fits", bytes(m)),
+            (Some(m), None) => write!(f, "\n               it has {}: not even a batch of 2 fits", bytes(m)),
+            (None, _) => Ok(()),
+        }
+    }
+}
