@@ -11,15 +11,19 @@ mod plan;
 mod step;
 mod tiny;
 
-use qformer::model::{Model, Profile};
-use qformer::nn::{Params, Precision};
+use qformer::model::Profile;
+#[cfg(feature = "host-kernels")]
+use qformer::nn::Precision;
+#[cfg(feature = "host-kernels")]
 use qformer::tensor::{DType, Device};
 use qformer::train::optimizer::Hyper;
 use qformer::train::schedule::Schedule;
-use qformer::train::trainer::{Contrast, Micro, Options, Trainer};
+use qformer::train::trainer::{Contrast, Options};
+#[cfg(feature = "host-kernels")]
+use qformer::train::trainer::{Micro, Trainer};
 
 /// The device of these tests.
-#[allow(dead_code)]
+#[cfg(feature = "host-kernels")]
 fn device() -> Device {
     let name = std::env::var("QFORMER_TEST_DEVICE").unwrap_or_else(|_| "host".into());
     Device::open(&name).unwrap()
@@ -39,11 +43,13 @@ fn options(contrast: Contrast) -> Options {
 }
 
 /// A model of the tiny sizes, its weights such that every parameter matters.
+#[cfg(feature = "host-kernels")]
 fn trainer(device: &Device, precision: Precision, contrast: Contrast) -> Trainer {
     let (model, params) = tiny::model(tiny::config(), false, DType::F32);
     Trainer::new(model, params.to(device, precision).unwrap(), options(contrast)).unwrap()
 }
 
+#[cfg(feature = "host-kernels")]
 fn micro(seed: u64) -> Micro {
     let config = tiny::config();
     Micro {
@@ -55,8 +61,7 @@ fn micro(seed: u64) -> Micro {
 }
 
 /// Every trained parameter.
-#[allow(dead_code)]
-fn values(model: &Model, params: &Params) -> Vec<(String, Vec<f64>)> {
-    let _ = model;
+#[cfg(feature = "host-kernels")]
+fn values(params: &qformer::nn::Params) -> Vec<(String, Vec<f64>)> {
     params.iter().filter(|(_, s, _)| s.trained).map(|(_, s, t)| (s.name.clone(), t.to_f64())).collect()
 }
