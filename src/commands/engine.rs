@@ -59,6 +59,7 @@ impl PlaceArgs {
 /// The model of a folder where the command is to compute.
 pub fn open(folder: &Path, run: &RunArgs) -> Result<Pretrained> {
     let (device, precision) = run.place.open()?;
+    device.check_computes("open model")?;
     Pretrained::open(folder)?.to(&device, precision)
 }
 

@@ -68,6 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn place(device: &str, dtype: &str) -> Result<Place> {
     let device = Device::open(device)?;
+    device.check_computes("parity")?;
     match (&device, dtype) {
         (Device::Cpu, "f32") => Ok(Place::cpu(DType::F32)),
         (Device::Cpu, "f64") => Ok(Place::cpu(DType::F64)),

@@ -247,6 +247,7 @@ impl Job {
     }
 
     fn train(self, out: &Path, resume: bool, progress: &mut Progress) -> Result<()> {
+        self.device.check_computes("train")?;
         let stop = Stop::listen()?;
         if let Some(r) = self.rehearse()?.filter(|r| r.memory.is_some_and(|m| r.peak > m)) {
             progress.warn(format!("warning: this may not fit:\n{r}"));

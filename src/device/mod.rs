@@ -27,4 +27,18 @@ impl Device {
     pub fn open(name: &str) -> crate::Result<Device> {
         if name == "cpu" { Ok(Device::Cpu) } else { gpu::Gpu::open(name).map(Device::Gpu) }
     }
+
+    /// An error unless there will be results: a plan only counts.
+    pub fn check_computes(&self, operation: &str) -> crate::Result<()> {
+        match self {
+            Device::Gpu(gpu) if !gpu.computes() => Err(crate::Error::argument(
+                operation,
+                "--device",
+                "cpu, cuda or host",
+                "plan, which computes nothing",
+            )
+            .fix("plan is for `bench step` and `train --dry-run`")),
+            _ => Ok(()),
+        }
+    }
 }

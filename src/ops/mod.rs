@@ -111,7 +111,7 @@ fn drop_args(drop: Option<Dropout>) -> [Arg; 5] {
 }
 
 /// Sums of P rows of partial sums [P,C] in f32, into the gradient of input i.
-fn add_partial(op: &'static str, grads: &mut Grads, i: usize, partial: &Array, c: usize) -> Result<()> {
+fn partial_into(op: &'static str, grads: &mut Grads, i: usize, partial: &Array, c: usize) -> Result<()> {
     let p = partial.len() / c.max(1);
     let sum = |to: &Array, add: bool| {
         let args = crate::args![partial, to, int(p), int(c), i32::from(add)];

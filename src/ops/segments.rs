@@ -1,5 +1,7 @@
 //! The table that says which rows attend to which: segments over packed rows (see `attention` for their meaning).
 
+use crate::device::attention;
+use crate::tensor::{Array, Gpu, Storage};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -40,7 +42,7 @@ pub struct Segments {
     pub(super) q_rows: usize,
     pub(super) k_rows: usize,
     /// The same for the kernels of a GPU, made when it is first used there.
-    pub(super) tables: OnceLock<super::attention::Tables>,
+    tables: OnceLock<Tables>,
 }
 
 impl Segments {
@@ -69,8 +71,53 @@ impl Segments {
         Ok(Arc::new(Segments { list, groups, q_rows, k_rows, tables: OnceLock::new() }))
     }
 
+    /// The same for a GPU's kernels, made once.
+    pub(super) fn tables(&self, gpu: &Gpu) -> Result<&Tables> {
+        if self.tables.get().is_none() {
+            let made = Tables::new(gpu, self)?;
+            self.tables.get_or_init(|| made);
+        }
+        let other = || Error::argument("attention", "segments", "segments used on one GPU", "another GPU");
+        self.tables.get().filter(|t| t.gpu.same(gpu)).ok_or_else(other)
+    }
+
     pub fn list(&self) -> &[Segment] {
         &self.list
+    }
+}
+
+/// The launches of attention's kernels over a table of segments, in a GPU's memory (see `device::attention`).
+#[derive(Debug)]
+pub(super) struct Tables {
+    gpu: Gpu,
+    pub warps: u32,
+    pub blocks: Array,
+    pub strips: Array,
+    pub key_warps: u32,
+    pub tiles: Array,
+    pub steps: Array,
+}
+
+impl Tables {
+    fn new(gpu: &Gpu, segments: &Segments) -> Result<Tables> {
+        let span = |s: &Segment| attention::Span {
+            q: s.q.clone(),
+            a: s.a.clone(),
+            b: s.b.clone(),
+            causal: s.causal,
+        };
+        let spans: Vec<attention::Span> = segments.list.iter().map(span).collect();
+        let plan = attention::Plan::new(&spans, segments.q_rows, segments.k_rows)?;
+        let table = |entries: &[attention::Entry]| gpu.upload("attention", Storage::I32, entries);
+        Ok(Tables {
+            gpu: gpu.clone(),
+            warps: plan.warps,
+            blocks: table(&plan.blocks)?,
+            strips: table(&plan.strips)?,
+            key_warps: plan.key_warps,
+            tiles: table(&plan.tiles)?,
+            steps: table(&plan.steps)?,
+        })
     }
 }
 

@@ -78,6 +78,20 @@ fn too_little_memory_is_one_error() {
     assert!(text.contains("batch"), "{text}");
 }
 
+/// A plan has no results to write down.
+#[test]
+fn a_plan_is_refused_where_numbers_are_wanted() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lavis/vit-small.safetensors");
+    let run = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_qformer")).args(args).output().unwrap();
+    let out = run(&["parity", "--device", "plan", case.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(
+        text.contains("--device: expected cpu, cuda or host, got plan, which computes nothing"),
+        "{text}"
+    );
+}
+
 #[test]
 fn names_of_devices() {
     let error = |name: &str| super::tiny::error(Device::open(name));

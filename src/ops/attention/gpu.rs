@@ -1,56 +1,10 @@
-//! Attention by kernels (`kernels/attention_*.cu`): the tables they work from, their names, forward and backward.
+//! Attention by kernels (`kernels/attention_*.cu`): their names, forward and backward.
 
-use super::{OP, Plan, Segments};
-use crate::device::attention;
+use super::{OP, Plan};
 use crate::device::launch::Arg;
 use crate::ops::{drop_args, int};
 use crate::tensor::{Array, Gpu, Grads, Storage};
 use crate::{Error, Result};
-
-/// A plan of launches in a GPU's memory.
-#[derive(Debug)]
-pub(in crate::ops) struct Tables {
-    gpu: Gpu,
-    warps: u32,
-    blocks: Array,
-    strips: Array,
-    key_warps: u32,
-    tiles: Array,
-    steps: Array,
-}
-
-impl Tables {
-    fn new(gpu: &Gpu, segments: &Segments) -> Result<Tables> {
-        let span = |s: &super::Segment| attention::Span {
-            q: s.q.clone(),
-            a: s.a.clone(),
-            b: s.b.clone(),
-            causal: s.causal,
-        };
-        let spans: Vec<attention::Span> = segments.list().iter().map(span).collect();
-        let plan = attention::Plan::new(&spans, segments.q_rows, segments.k_rows)?;
-        let table = |entries: &[attention::Entry]| gpu.upload(OP, Storage::I32, entries);
-        Ok(Tables {
-            gpu: gpu.clone(),
-            warps: plan.warps,
-            blocks: table(&plan.blocks)?,
-            strips: table(&plan.strips)?,
-            key_warps: plan.key_warps,
-            tiles: table(&plan.tiles)?,
-            steps: table(&plan.steps)?,
-        })
-    }
-
-    /// The tables of a plan's segments, made once for a GPU.
-    fn of<'a>(gpu: &Gpu, segments: &'a Segments) -> Result<&'a Tables> {
-        if segments.tables.get().is_none() {
-            let made = Tables::new(gpu, segments)?;
-            segments.tables.get_or_init(|| made);
-        }
-        let other = || Error::argument(OP, "segments", "segments used on one GPU", "another GPU");
-        segments.tables.get().filter(|t| t.gpu.same(gpu)).ok_or_else(other)
-    }
-}
 
 /// Storage, name and shared memory of the kernels for a head size.
 fn variant(storage: Storage, d: usize, aligned: bool) -> Result<(Storage, String, u32)> {
@@ -122,7 +76,7 @@ impl Plan {
         let (rows, h) = (self.segments.q_rows, self.heads);
         let y = gpu.array(OP, inner, rows * h * self.d)?;
         let lse = gpu.array(OP, Storage::F32, rows * h * if inner == Storage::F32 { 2 } else { 1 })?;
-        let t = Tables::of(&gpu, &self.segments)?;
+        let t = self.segments.tables(&gpu)?;
         let operands = [0, 1, 2].map(|i| self.operand(i, &qkv[i], widths)).concat();
         let own = crate::args![&y, &lse, &t.blocks, &t.strips];
         let kernel = format!("attention_fwd_{name}");
@@ -143,7 +97,7 @@ impl Plan {
             let [q, k, v] = [0, 1, 2].map(|i| self.room(gpu, kept, i));
             [q?, k?, v?]
         };
-        let t = Tables::of(gpu, &self.segments)?;
+        let t = self.segments.tables(gpu)?;
         let operands = [0, 1, 2].map(|i| self.operand(i, &kept.qkv[i], kept.widths)).concat();
         let [dq, dk, dv] = [0, 1, 2].map(|i| self.operand(i, &out[i], kept.widths));
         let own =

@@ -8,8 +8,6 @@
 
 mod gpu;
 
-pub(super) use gpu::Tables;
-
 use super::segments::{MAX_KEYS, Segment, Segments};
 use crate::device::cpu::{self, Shared};
 use crate::device::gemm::{View, gemm};
