@@ -18,6 +18,8 @@ batch=${BATCH:-128}
 steps=${STEPS:-20}
 device=${DEVICE:-cuda}
 config=${CONFIG:-full}
+peer_config=$config # the peer knows full, base and heads
+[ "$config" != tiny ] || peer_config=heads
 out=${OUT:-$(mktemp -d)}
 mkdir -p "$out"
 failed=()
@@ -65,7 +67,7 @@ for round in 1 2; do
         try "step-$dtype-$round" "$QFORMER" bench step --config "$config" --batch "$batch" --steps "$steps" --device "$device" --dtype $dtype --json
     done
     for mode in lavis best; do
-        try "step-torch-$mode-$round" "$python" "$peers/torch_stage1.py" bench --mode $mode --batch "$batch" --steps "$steps"
+        try "step-torch-$mode-$round" "$python" "$peers/torch_stage1.py" bench --mode $mode --config "$peer_config" --batch "$batch" --steps "$steps"
     done
 done
 
