@@ -24,7 +24,7 @@ const COLOURS: [Colour; 8] = [
     ("水色の", [110.0, 200.0, 230.0]),
 ];
 const SHAPES: [(&str, Shape); 6] =
-    [("丸", disc), ("三角", triangle), ("四角", square), ("星", star), ("十字", cross), ("ハート", heart)];
+    [("丸", disc), ("三角", triangle), ("四角", square), ("星", star), ("十字", cross), ("輪", ring)];
 const PLACES: [(&str, [f64; 2]); 5] = [
     ("左上", [0.28, 0.28]),
     ("右上", [0.72, 0.28]),
@@ -140,11 +140,11 @@ fn coverage(pixel: [usize; 2], things: &[Thing], inside: Shape) -> f64 {
 }
 
 fn disc(x: f64, y: f64) -> bool {
-    x * x + y * y < 0.9
+    x * x + y * y < 0.8
 }
 
 fn square(x: f64, y: f64) -> bool {
-    x.abs().max(y.abs()) < 0.8
+    x.abs().max(y.abs()) < 0.88
 }
 
 fn triangle(x: f64, y: f64) -> bool {
@@ -164,10 +164,8 @@ fn star(x: f64, y: f64) -> bool {
     x * x + y * y < 1.2 && (0..5).filter(|k| beyond(*k)).count() < 2
 }
 
-fn heart(x: f64, y: f64) -> bool {
-    let (x, y) = (1.25 * x, -1.2 * y + 0.1);
-    let a = x * x + y * y - 1.0;
-    a * a * a - x * x * y * y * y < 0.0
+fn ring(x: f64, y: f64) -> bool {
+    (0.3..0.95).contains(&(x * x + y * y))
 }
 
 #[cfg(test)]
