@@ -24,7 +24,7 @@ const COLOURS: [Colour; 8] = [
     ("水色の", [110.0, 200.0, 230.0]),
 ];
 const SHAPES: [(&str, Shape); 6] =
-    [("丸", disc), ("三角", triangle), ("四角", square), ("星", star), ("十字", cross), ("ハート", heart)];
+    [("丸", disc), ("三角", triangle), ("四角", square), ("星", star), ("十字", cross), ("輪", ring)];
 const PLACES: [(&str, [f64; 2]); 5] = [
     ("左上", [0.28, 0.28]),
     ("右上", [0.72, 0.28]),
@@ -84,11 +84,11 @@ impl Scene {
             [0, 1, 2].map(|c| (COLOURS[self.colour].1[c] + between(3 + c, -14.0, 14.0)).clamp(0.0, 255.0));
         let (smallest, largest) = RADII[self.count];
         let radius = between(6, smallest, largest);
-        let middle = [0, 1].map(|a| PLACES[self.place].1[a] + between(7 + a, -0.02, 0.02));
+        let middle = [0, 1].map(|a| PLACES[self.place].1[a] + between(7 + a, -0.01, 0.01));
         let thing = |(i, at): (usize, &[f64; 2])| {
             let own = |n: usize, most: f64| between(9 + 4 * i + n, -most, most);
-            let centre = [0, 1].map(|a| middle[a] + STEP * at[a] + own(a, 0.006));
-            Thing { centre, radius: radius * (1.0 + own(2, 0.03)), turn: own(3, 0.14).sin_cos() }
+            let centre = [0, 1].map(|a| middle[a] + STEP * at[a] + own(a, 0.004));
+            Thing { centre, radius: radius * (1.0 + own(2, 0.012)), turn: own(3, 0.05).sin_cos() }
         };
         let things: Vec<Thing> = ARRANGEMENTS[self.count].iter().enumerate().map(thing).collect();
         let mut rgb = Vec::with_capacity(SIDE * SIDE * 3);
@@ -105,7 +105,7 @@ const ARRANGEMENTS: [&[[f64; 2]]; 3] =
     [&[[0.0, 0.0]], &[[-1.0, 0.0], [1.0, 0.0]], &[[-1.0, 1.0], [1.0, 1.0], [0.0, -1.0]]];
 /// A step, and the smallest and largest radius by how many the things are: they never touch.
 const STEP: f64 = 0.136;
-const RADII: [(f64, f64); 3] = [(0.14, 0.18), (0.105, 0.118), (0.105, 0.118)];
+const RADII: [(f64, f64); 3] = [(0.152, 0.168), (0.109, 0.114), (0.109, 0.114)];
 
 /// One of the things of a scene.
 struct Thing {
@@ -140,11 +140,11 @@ fn coverage(pixel: [usize; 2], things: &[Thing], inside: Shape) -> f64 {
 }
 
 fn disc(x: f64, y: f64) -> bool {
-    x * x + y * y < 0.9
+    x * x + y * y < 0.8
 }
 
 fn square(x: f64, y: f64) -> bool {
-    x.abs().max(y.abs()) < 0.8
+    x.abs().max(y.abs()) < 0.88
 }
 
 fn triangle(x: f64, y: f64) -> bool {
@@ -164,10 +164,8 @@ fn star(x: f64, y: f64) -> bool {
     x * x + y * y < 1.2 && (0..5).filter(|k| beyond(*k)).count() < 2
 }
 
-fn heart(x: f64, y: f64) -> bool {
-    let (x, y) = (1.25 * x, -1.2 * y + 0.1);
-    let a = x * x + y * y - 1.0;
-    a * a * a - x * x * y * y * y < 0.0
+fn ring(x: f64, y: f64) -> bool {
+    (0.3..0.95).contains(&(x * x + y * y))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ const OPERATION: &str = "demo";
 const SETTINGS: &str = include_str!("train.yaml");
 const PAGE: &str = "report.html";
 /// Pictures of each scene that training sees.
-const VARIANTS: u32 = 8;
+const VARIANTS: u32 = 16;
 
 /// Train on drawn pictures, then caption and search others: the whole way, with nothing to prepare
 ///
