@@ -1,4 +1,6 @@
-//! The operations: one file each, with the maths, the check of the arguments, forward and backward.
+//! The operations: one file each, with the maths, the check of the arguments, forward and backward: the CPU's loops are
+//! the definition; where the tensors are on a GPU, the kernel of the same name in `kernels/` computes it. What several
+//! need to launch theirs stands below.
 //!
 //! Letters: R rows, C columns, N/K of a product, H heads, D head size, V vocabulary, B images, Q queries.
 

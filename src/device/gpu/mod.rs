@@ -186,7 +186,7 @@ impl Gpu {
         }
         self.count(|c| c.allocations += 1);
         match found {
-            Some(at) => Ok(pool.adopt(op, at, size, bytes)),
+            Some(at) => Ok(pool.adopt(op, at, size)),
             None => Err(self.no_memory(op, bytes, &pool)),
         }
     }

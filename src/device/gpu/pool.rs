@@ -75,7 +75,7 @@ impl Pool {
     }
 
     /// A block that the driver gave.
-    pub fn adopt(&mut self, op: &'static str, at: *mut c_void, size: usize, _wanted: usize) -> Block {
+    pub fn adopt(&mut self, op: &'static str, at: *mut c_void, size: usize) -> Block {
         self.enter(op, at as usize, size)
     }
 
@@ -134,7 +134,7 @@ mod tests {
         let size = pool.size_for((1 << 20) + 1);
         assert!(size > 1 << 20 && size <= (1 << 20) + (1 << 17), "{size}");
         assert!(pool.take("a", 1000).is_none(), "an empty pool has nothing");
-        let a = pool.adopt("a", 0x1000 as *mut c_void, 1024, 1000);
+        let a = pool.adopt("a", 0x1000 as *mut c_void, 1024);
         assert!(pool.take("b", 1000).is_none(), "it is in use");
         assert_eq!(pool.holders(), [Holder { op: "a", bytes: 1024, blocks: 1 }]);
         pool.give_back(a.at(), a.bytes());
