@@ -2,10 +2,9 @@
 
 mod tiny;
 
-use qformer::model::{Config, Model, Profile};
+use qformer::model::{Config, Model};
 use qformer::nn::Params;
 use qformer::tensor::{Buffer, DType, Tensor};
-use qformer::train::optimizer::Hyper;
 use qformer::train::schedule::Schedule;
 use qformer::train::trainer::{Contrast, LossScale, Micro, Options, StepReport, Trainer};
 use std::collections::BTreeMap;
@@ -27,15 +26,7 @@ fn wide() -> Config {
 
 fn options(contrast: Contrast) -> Options {
     let schedule = Schedule { init_lr: 3e-3, min_lr: 1e-4, warmup_lr: 1e-5, warmup_steps: 20, max_epoch: 10 };
-    Options {
-        seed: 42,
-        dropout: 0.1,
-        profile: Profile::LavisDiagonal,
-        contrast,
-        steps_per_epoch: 30,
-        schedule,
-        hyper: Hyper::default(),
-    }
+    tiny::options(contrast, schedule)
 }
 
 fn trainer(config: &Config, contrast: Contrast) -> Trainer {
@@ -46,16 +37,7 @@ fn trainer(config: &Config, contrast: Contrast) -> Trainer {
 
 /// The two micro-batches of a step, as a loader would give them.
 fn batches(config: &Config, step: u64) -> Vec<Micro> {
-    let micro = |k: u64| {
-        let seed = 2 * (step % 7) + k;
-        Micro {
-            image: tiny::pictures(config, 4, seed, DType::F32),
-            text: tiny::captions(config, 4, seed),
-            image_id: None,
-            names: (0..4).map(|i| format!("{seed}/{i}.jpg")).collect(),
-        }
-    };
-    vec![micro(0), micro(1)]
+    [0, 1].map(|k| tiny::micro(config, 4, 2 * (step % 7) + k)).into()
 }
 
 /// Weights and moments as a checkpoint holds them.

@@ -11,12 +11,10 @@ mod plan;
 mod step;
 mod tiny;
 
-use qformer::model::Profile;
 #[cfg(feature = "host-kernels")]
 use qformer::nn::Precision;
 #[cfg(feature = "host-kernels")]
 use qformer::tensor::{DType, Device};
-use qformer::train::optimizer::Hyper;
 use qformer::train::schedule::Schedule;
 use qformer::train::trainer::{Contrast, Options};
 #[cfg(feature = "host-kernels")]
@@ -31,15 +29,7 @@ fn device() -> Device {
 
 fn options(contrast: Contrast) -> Options {
     let schedule = Schedule { init_lr: 1e-3, min_lr: 1e-4, warmup_lr: 1e-4, warmup_steps: 2, max_epoch: 10 };
-    Options {
-        seed: 42,
-        dropout: 0.1,
-        profile: Profile::LavisDiagonal,
-        contrast,
-        steps_per_epoch: 30,
-        schedule,
-        hyper: Hyper::default(),
-    }
+    tiny::options(contrast, schedule)
 }
 
 /// A model of the tiny sizes, its weights such that every parameter matters.
@@ -51,13 +41,7 @@ fn trainer(device: &Device, precision: Precision, contrast: Contrast) -> Trainer
 
 #[cfg(feature = "host-kernels")]
 fn micro(seed: u64) -> Micro {
-    let config = tiny::config();
-    Micro {
-        image: tiny::pictures(&config, 3, seed, DType::F32),
-        text: tiny::captions(&config, 3, seed),
-        image_id: None,
-        names: (0..3).map(|i| format!("{seed}/{i}.jpg")).collect(),
-    }
+    tiny::micro(&tiny::config(), 3, seed)
 }
 
 /// Every trained parameter.

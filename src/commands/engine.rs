@@ -50,10 +50,15 @@ pub struct PlaceArgs {
 
 impl PlaceArgs {
     pub fn open(&self) -> Result<(Device, Precision)> {
-        let device = Device::open(&self.device)?;
-        let precision = Precision::on(&device, self.dtype.as_deref())?;
-        Ok((device, precision))
+        place(&self.device, self.dtype.as_deref())
     }
+}
+
+/// Where to compute and how, as a command line or a configuration names them.
+pub fn place(device: &str, dtype: Option<&str>) -> Result<(Device, Precision)> {
+    let device = Device::open(device)?;
+    let precision = Precision::on(&device, dtype)?;
+    Ok((device, precision))
 }
 
 /// The model of a folder where the command is to compute.

@@ -1,5 +1,6 @@
 //! `qformer train`: from pictures and captions to a trained model directory.
 
+use super::engine;
 use super::output::Output;
 use super::start::{self, Start};
 use crate::files::{self, RealDisk};
@@ -10,7 +11,7 @@ use crate::train::config::{self, Config, Length, yaml};
 use crate::train::corpus::{Corpus, Loading};
 use crate::train::plan::Plan;
 use crate::train::progress::Progress;
-use crate::train::rehearsal::{self, Rehearsal};
+use crate::train::rehearsal;
 use crate::train::run::{self, Run};
 use crate::train::signals::Stop;
 use crate::train::state::{self, Identity};
@@ -119,12 +120,6 @@ pub(super) fn train(command: &'static str, config: Config, progress: &mut Progre
     Job::prepare(command, config, false, progress)?.train(&out, false, progress)
 }
 
-fn place(config: &Config) -> Result<(Device, Precision)> {
-    let device = Device::open(&config.device)?;
-    let precision = Precision::on(&device, config.dtype.as_deref())?;
-    Ok((device, precision))
-}
-
 fn folder(config: &Config) -> Result<PathBuf> {
     config.out.clone().ok_or_else(|| {
         Error::argument("train", "--out", "a folder for the run", "none").fix("give --out DIR")
@@ -204,7 +199,7 @@ impl Job {
         let tokenize = start.tokenize();
         let longest = corpus.captions().map(|c| tokenize(c).len()).max().unwrap_or(2);
         let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length);
-        let (device, precision) = place(&config)?;
+        let (device, precision) = engine::place(&config.device, config.dtype.as_deref())?;
         Ok(Job { command, config, corpus, validation, start, length, plan, device, precision, longest })
     }
 
@@ -222,17 +217,27 @@ impl Job {
             text += &format!("validation: {}\n", set.report);
         }
         text += &format!("\n# plan\n{}", self.plan);
-        if let Some(rehearsal) = self.rehearse()? {
-            text += &format!("\n{rehearsal}");
+        if let Device::Gpu(gpu) = &self.device {
+            text += &format!("\n{}", self.steps().rehearse(gpu.memory(), true)?);
         }
         Ok(text)
     }
 
-    /// What a step takes on a GPU.
-    fn rehearse(&self) -> Result<Option<Rehearsal>> {
-        let Device::Gpu(gpu) = &self.device else { return Ok(None) };
-        let (sizes, memory) = (&self.start.model.config, gpu.memory());
-        rehearsal::rehearse(&self.config, sizes, self.length, self.precision, self.longest, memory).map(Some)
+    /// What is rehearsed of a run on a GPU.
+    fn steps(&self) -> rehearsal::Run<'_> {
+        let (config, sizes, length) = (&self.config, &self.start.model.config, self.length);
+        rehearsal::Run { config, sizes, length, precision: self.precision, text: self.longest }
+    }
+
+    /// Says so if a step will not fit into a GPU's memory.
+    fn warn_of_memory(&self, progress: &Progress) -> Result<()> {
+        let Device::Gpu(gpu) = &self.device else { return Ok(()) };
+        let Some(memory) = gpu.memory() else { return Ok(()) };
+        let step = self.steps().rehearse(Some(memory), false)?;
+        if step.peak > memory {
+            progress.warn(format!("warning: this may not fit:\n{step}"));
+        }
+        Ok(())
     }
 
     fn loading(&self, corpus: &Arc<Corpus>, train: bool) -> Loading {
@@ -249,9 +254,7 @@ impl Job {
     fn train(self, out: &Path, resume: bool, progress: &mut Progress) -> Result<()> {
         self.device.check_computes("train")?;
         let stop = Stop::listen()?;
-        if let Some(r) = self.rehearse()?.filter(|r| r.memory.is_some_and(|m| r.peak > m)) {
-            progress.warn(format!("warning: this may not fit:\n{r}"));
-        }
+        self.warn_of_memory(progress)?;
         if let (Some(free), None) = (self.plan.available, self.plan.largest_batch) {
             progress.warn(format!(
                 "warning: {} are free; this may not fit:\n{}",

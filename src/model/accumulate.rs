@@ -46,21 +46,12 @@ impl Model {
     ) -> Result<StepLosses> {
         let (share, mut sum) = (1.0 / batches.len() as f64, StepLosses::default());
         for (i, batch) in batches.iter().enumerate() {
-            let (tape, site) = (Tape::new(), i as u32 * MICRO_SITES);
-            let pass = Pass::training(params, &tape, plan.drop).at_site(site);
-            let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
-            let out = self.stage1(&pass, batch, plan.profile, sampling, None)?;
-            tape.backward(&out.loss, share * plan.scale, grads)?;
-            sum.add(
-                share,
-                [&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item),
-                out.accuracy.shares()?,
-            );
+            self.micro_step(params, (batch, None), plan, (share, i as u32 * MICRO_SITES), grads, &mut sum)?;
         }
         Ok(sum)
     }
 
-    /// A step of one micro-batch whose image tokens are there already.
+    /// The same of one micro-batch whose image tokens are there already.
     pub fn step_from_tokens(
         &self,
         params: &Params,
@@ -69,14 +60,31 @@ impl Model {
         plan: StepPlan,
         grads: &mut Gradients,
     ) -> Result<StepLosses> {
-        let tape = Tape::new();
-        let pass = Pass::training(params, &tape, plan.drop);
-        let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site: 0 };
-        let out = self.losses(&pass, tokens, batch, plan.profile, sampling, None)?;
-        tape.backward(&out.loss, plan.scale, grads)?;
         let mut sum = StepLosses::default();
-        sum.add(1.0, [&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item), out.accuracy.shares()?);
+        self.micro_step(params, (batch, Some(tokens)), plan, (1.0, 0), grads, &mut sum)?;
         Ok(sum)
+    }
+
+    /// Adds a micro-batch's share of a step to its gradients and losses.
+    fn micro_step(
+        &self,
+        params: &Params,
+        (batch, tokens): (&Batch, Option<&Tensor>),
+        plan: StepPlan,
+        (share, site): (f64, u32),
+        grads: &mut Gradients,
+        sum: &mut StepLosses,
+    ) -> Result<()> {
+        let tape = Tape::new();
+        let pass = Pass::training(params, &tape, plan.drop).at_site(site);
+        let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
+        let out = match tokens {
+            Some(tokens) => self.losses(&pass, tokens, batch, plan.profile, sampling, None)?,
+            None => self.stage1(&pass, batch, plan.profile, sampling, None)?,
+        };
+        tape.backward(&out.loss, share * plan.scale, grads)?;
+        sum.add(share, [&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item), out.accuracy.shares()?);
+        Ok(())
     }
 
     /// ITC over all micro-batches, the mean of their ITM and LM; see the file's header.
@@ -154,17 +162,19 @@ impl Model {
                 grads.add(key, g.clone())?;
             }
         }
-        let part = |which: usize, all: &Tensor, from: usize, like: &Tensor| -> Result<Tensor> {
+        let whole = |which: usize, all: &Tensor| -> Result<Tensor> {
             let none = || Error::argument("train", "contrastive gradient", "one per feature", "none");
             let grad = own.get(params.len() + which).ok_or_else(none)?;
-            let (rows, n) = all.rows();
-            let whole = Tensor::of_buffer(grad.clone(), &[rows, n])?;
+            Tensor::of_buffer(grad.clone(), all.shape().sizes())
+        };
+        let (image, text) = (whole(0, &image)?, whole(1, &text)?);
+        let part = |whole: &Tensor, from: usize, like: &Tensor| -> Result<Tensor> {
             let own = whole.slice_rows(from..from + like.rows().0)?;
             own.like(like)?.reshape(like.shape().sizes())
         };
         let (mut gradients, mut at) = (Vec::new(), [0, 0]);
         for (i, t) in features {
-            gradients.push((part(0, &image, at[0], i)?, part(1, &text, at[1], t)?));
+            gradients.push((part(&image, at[0], i)?, part(&text, at[1], t)?));
             at = [at[0] + i.rows().0, at[1] + t.rows().0];
         }
         Ok(Joint { loss: itc.item(), right, gradients })

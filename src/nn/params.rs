@@ -47,6 +47,21 @@ impl Precision {
     pub(super) fn of(self, name: &str) -> Storage {
         if name.starts_with("visual_encoder.") { self.vit } else { self.rest }
     }
+
+    /// How a GPU stores a parameter, and the copy that products use if that is another.
+    fn stores(self, spec: &Spec) -> (Storage, Option<Storage>) {
+        let products = if spec.dense { self.of(&spec.name) } else { Storage::F32 };
+        if spec.trained {
+            (Storage::F32, Some(products).filter(|s| *s != Storage::F32))
+        } else {
+            (products, None)
+        }
+    }
+}
+
+/// Nothing for each of `n` parameters.
+fn none<T>(n: usize) -> Vec<Option<T>> {
+    (0..n).map(|_| None).collect()
 }
 
 /// The numbers of a parameter.
@@ -110,8 +125,7 @@ impl Params {
                 }
             }
         }
-        let copies = specs.iter().map(|_| None).collect();
-        let originals = specs.iter().map(|_| None).collect();
+        let (copies, originals) = (none(specs.len()), none(specs.len()));
         let (device, precision) = (Device::Cpu, Precision::F32);
         Ok(Params { specs, values, halves, copies, originals, device, precision })
     }
@@ -125,15 +139,15 @@ impl Params {
                     Value::Tensor(t) => self.values[i] = t,
                 }
             }
-            self.copies.fill(None);
-            self.device = Device::Cpu;
+            (self.copies, self.originals) = (none(self.specs.len()), none(self.specs.len()));
+            (self.device, self.precision) = (Device::Cpu, Precision::F32);
             return Ok(self);
         };
         if self.values.iter().any(|v| v.dtype() != DType::F32) {
             return Err(Error::argument("model weights", "dtype", "f32 for a GPU", "f64"));
         }
         for (i, spec) in self.specs.iter().enumerate() {
-            let storage = if spec.dense { precision.of(&spec.name) } else { Storage::F32 };
+            let (storage, copy) = precision.stores(spec);
             if let Some(half) = self.halves[i].take() {
                 let bytes = gpu.upload("load weights", Storage::F16, half.bytes())?;
                 // From one 16-bit storage to another by way of f32.
@@ -143,14 +157,10 @@ impl Params {
                 self.originals[i] = Some(Value::Half(half));
                 continue;
             }
-            let frozen = if spec.trained { Storage::F32 } else { storage };
-            let there = self.values[i].to(device, frozen)?;
+            let there = self.values[i].to(device, storage)?;
             let original = std::mem::replace(&mut self.values[i], there);
-            self.originals[i] = (frozen != Storage::F32).then_some(Value::Tensor(original));
-            self.copies[i] = match spec.trained && storage != Storage::F32 {
-                true => Some(self.values[i].to(device, storage)?),
-                false => None,
-            };
+            self.originals[i] = (storage != Storage::F32).then_some(Value::Tensor(original));
+            self.copies[i] = copy.map(|storage| self.values[i].to(device, storage)).transpose()?;
         }
         (self.device, self.precision) = (device.clone(), precision);
         Ok(self)
@@ -158,13 +168,13 @@ impl Params {
 
     /// The same memory for another queue of the GPU. Of use where nothing is trained, since what trains works on its own.
     pub fn on(&self, gpu: &crate::tensor::Gpu) -> Params {
-        let none = |n| (0..n).map(|_| None).collect();
+        let n = self.specs.len();
         Params {
             specs: self.specs.clone(),
             values: self.values.iter().map(|v| v.on(gpu)).collect(),
-            halves: self.halves.iter().map(|_| None).collect(),
-            copies: none(self.specs.len()),
-            originals: self.specs.iter().map(|_| None).collect(),
+            halves: none(n),
+            copies: none(n),
+            originals: none(n),
             device: Device::Gpu(gpu.clone()),
             precision: self.precision,
         }
@@ -208,13 +218,11 @@ impl Params {
         };
         let (mut values, mut copies) = (Vec::new(), Vec::new());
         for spec in &specs {
-            let storage = if spec.dense { precision.of(&spec.name) } else { Storage::F32 };
-            values.push(zeros(spec, if spec.trained { Storage::F32 } else { storage })?);
-            let copied = spec.trained && storage != Storage::F32;
-            copies.push(if copied { Some(zeros(spec, storage)?) } else { None });
+            let (storage, copy) = precision.stores(spec);
+            values.push(zeros(spec, storage)?);
+            copies.push(copy.map(|storage| zeros(spec, storage)).transpose()?);
         }
-        let none = || specs.iter().map(|_| None).collect();
-        let (halves, originals) = (specs.iter().map(|_| None).collect(), none());
+        let (halves, originals) = (none(specs.len()), none(specs.len()));
         Ok(Params { values, copies, halves, originals, device: device.clone(), precision, specs })
     }
 

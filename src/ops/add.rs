@@ -14,7 +14,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let (x, z) = (x.cast("add", storage)?, z.cast("add", storage)?);
         let args = crate::args![&x, &z, &y, y.len() as u64];
         let kernel = format!("add_fwd_{}", storage.name());
-        x.gpu().launch(&kernel, (y.len().div_ceil(2048), 1), (256, 1), 0, args)?;
+        x.gpu().launch_each(&kernel, y.len(), args)?;
         return record_tensor("add", &[a, b], Tensor::of_array(y, a.shape().sizes())?, |dy, grads| {
             let dy = gradient("add", dy)?;
             grads.add_array(0, dy.clone())?;

@@ -97,27 +97,24 @@ struct OnGpu {
 
 impl OnGpu {
     fn new(x: &Array, targets: &Targets, (r, v): (usize, usize)) -> Result<OnGpu> {
-        let (mut kernel, gpu) = (
-            OnGpu { classes: None, soft: None, losses: x.clone(), smooth: 0.0, counted: r, sizes: (r, v) },
-            x.gpu(),
-        );
-        kernel.losses = gpu.array(OP, Storage::F32, r)?;
+        let gpu = x.gpu();
+        let losses = gpu.array(OP, Storage::F32, r)?;
+        let kernel = OnGpu { classes: None, soft: None, losses, smooth: 0.0, counted: r, sizes: (r, v) };
         match targets {
             Targets::Classes(classes, smooth) => {
                 let table: Vec<i32> =
                     classes.iter().map(|c| c.map_or(-1, |c| super::int(c as usize))).collect();
-                kernel.classes = Some(gpu.upload(OP, Storage::I32, &table)?);
-                (kernel.smooth, kernel.counted) = (*smooth as f32, classes.iter().flatten().count());
+                let (smooth, counted) = (*smooth as f32, classes.iter().flatten().count());
+                Ok(OnGpu { classes: Some(gpu.upload(OP, Storage::I32, &table)?), smooth, counted, ..kernel })
             }
             Targets::Soft(t) => {
                 let t = match t.array() {
                     Some(t) => t.cast(OP, Storage::F32)?,
                     None => gpu.upload(OP, Storage::F32, &t.to_f32())?,
                 };
-                kernel.soft = Some(t);
+                Ok(OnGpu { soft: Some(t), ..kernel })
             }
         }
-        Ok(kernel)
     }
 
     /// With an upstream gradient, x becomes its gradient.
@@ -155,12 +152,10 @@ fn on_gpu(x: &Tensor, logits: Array, targets: &Targets, (r, v): (usize, usize)) 
         super::sum_partial(OP, &super::column_partial(OP, &kernel.losses, r, 1)?, 1)?
     };
     let loss = gpu.array(OP, Storage::F32, 1)?;
-    gpu.launch("scale_fwd_f32", (1, 1), (256, 1), 0, crate::args![&sum, &loss, 1u64, by])?;
-    let kept = x.detach();
+    gpu.launch_each("scale_fwd_f32", 1, crate::args![&sum, &loss, 1u64, by])?;
     record_tensor(OP, &[x], Tensor::of_array(loss, &[])?, move |dy, grads| {
         let dy = super::gradient(OP, dy)?;
         // In place if nobody else looks at the logits any more.
-        drop(kept);
         let dx = if logits.is_unique() { logits } else { logits.duplicate(OP)? };
         kernel.launch(&dx, None, Some(&dy))?;
         grads.add_array(0, dx)

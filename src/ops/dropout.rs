@@ -25,7 +25,7 @@ fn masked_on_gpu(x: &Array, drop: Dropout) -> Result<Array> {
     let y = x.gpu().array("dropout", x.storage(), x.len())?;
     let args = [crate::args![x, &y, x.len() as u64], &super::drop_args(Some(drop))[..]].concat();
     let kernel = format!("dropout_fwd_{}", x.storage().name());
-    x.gpu().launch(&kernel, (x.len().div_ceil(2048), 1), (256, 1), 0, &args)?;
+    x.gpu().launch_each(&kernel, x.len(), &args)?;
     Ok(y)
 }
 

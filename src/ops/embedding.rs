@@ -2,7 +2,8 @@
 //!   y[i] = table[ids[i]];     dtable[v] = sum of dy[i] with ids[i] = v, in order of i; none for `padding` (as in PyTorch)
 
 use crate::device::cpu;
-use crate::tensor::{Tensor, record, record_tensor};
+use crate::device::launch::Arg;
+use crate::tensor::{Tensor, record};
 use crate::{Error, Result, on};
 use std::sync::Arc;
 
@@ -15,17 +16,10 @@ pub fn embedding(table: &Tensor, ids: &[u32], padding: Option<u32>) -> Result<Te
             .fix("use the vocabulary that belongs to this model"));
     }
     if let Some([data]) = super::arrays("embedding", [table])? {
-        let y = data.gpu().array("embedding", data.storage(), ids.len() * c)?;
-        let index = super::index_table("embedding", &data, ids)?;
-        let kernel = format!("embedding_fwd_{}", data.storage().name());
-        let args = crate::args![data.pointer_at(0, y.len()), &index, None, None, &y, super::int(c)];
-        data.gpu().launch(&kernel, (ids.len(), 1), (128, 1), 0, args)?;
-        let ids: Arc<[u32]> = ids.into();
-        let y = Tensor::of_array(y, &[ids.len(), c])?;
-        return record_tensor("embedding", &[table], y, move |dy, grads| {
-            let dy = super::gradient("embedding", dy)?;
-            let rows = super::SortedRows::new("embedding", &dy, &ids, padding)?;
-            grads.accumulate_array(0, |dt, fresh| rows.add(&dy, dt, c, fresh))
+        return super::pick_rows("embedding", (table, &data), ids, padding, |[rows, index, y], c| {
+            let kernel = format!("embedding_fwd_{}", data.storage().name());
+            let args = [rows, index, Arg::NULL, Arg::NULL, y, c.into()];
+            data.gpu().launch(&kernel, (ids.len(), 1), (128, 1), 0, &args)
         });
     }
     on!(table.dtype(), T => {

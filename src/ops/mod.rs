@@ -43,8 +43,9 @@ pub use scale::{divide, scale};
 pub use segments::{Segment, Segments};
 
 use crate::device::launch::Arg;
-use crate::tensor::{Array, Dropout, Grads, Storage, Tensor};
+use crate::tensor::{Array, Dropout, Grads, Storage, Tensor, record_tensor};
 use crate::{Error, Result};
+use std::sync::Arc;
 
 /// The shape an argument must have.
 fn check_shape(op: &str, argument: &str, t: &Tensor, sizes: &[usize]) -> Result<()> {
@@ -181,10 +182,26 @@ impl SortedRows {
     }
 }
 
-/// Indices as kernels read them.
-fn index_table(op: &'static str, like: &Array, index: &[u32]) -> Result<Array> {
-    let index: Vec<i32> = index.iter().map(|i| int(*i as usize)).collect();
-    like.gpu().upload(op, Storage::I32, &index)
+/// Rows `index` of a table on a GPU, as `kernel` (rows, indices, result) picks them; gradients go back to their rows, none
+/// for `skip`.
+fn pick_rows(
+    op: &'static str,
+    (table, data): (&Tensor, &Array),
+    index: &[u32],
+    skip: Option<u32>,
+    kernel: impl FnOnce([Arg; 3], i32) -> Result<()>,
+) -> Result<Tensor> {
+    let (n, c) = (index.len(), table.rows().1);
+    let y = data.gpu().array(op, data.storage(), n * c)?;
+    let numbers: Vec<i32> = index.iter().map(|i| int(*i as usize)).collect();
+    let numbers = data.gpu().upload(op, Storage::I32, &numbers)?;
+    kernel([data.pointer_at(0, y.len()), (&numbers).into(), (&y).into()], int(c))?;
+    let index: Arc<[u32]> = index.into();
+    record_tensor(op, &[table], Tensor::of_array(y, &[n, c])?, move |dy, grads| {
+        let dy = gradient(op, dy)?;
+        let rows = SortedRows::new(op, &dy, &index, skip)?;
+        grads.accumulate_array(0, |to, fresh| rows.add(&dy, to, c, fresh))
+    })
 }
 
 /// A probability that leaves something.

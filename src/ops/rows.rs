@@ -15,17 +15,9 @@ pub fn gather_rows(x: &Tensor, index: &[u32]) -> Result<Tensor> {
         return Err(Error::argument("gather_rows", "index", format!("rows 0..{r}"), bad));
     }
     if let Some([data]) = super::arrays("gather_rows", [x])? {
-        let y = data.gpu().array("gather_rows", data.storage(), index.len() * c)?;
-        let table = super::index_table("gather_rows", &data, index)?;
-        let kernel = format!("gather_rows_fwd_{}", data.storage().name());
-        let args = crate::args![data.pointer_at(0, y.len()), &table, &y, super::int(c)];
-        data.gpu().launch(&kernel, (index.len(), 1), (128, 1), 0, args)?;
-        let index: Arc<[u32]> = index.into();
-        let y = Tensor::of_array(y, &[index.len(), c])?;
-        return record_tensor("gather_rows", &[x], y, move |dy, grads| {
-            let dy = super::gradient("gather_rows", dy)?;
-            let rows = super::SortedRows::new("gather_rows", &dy, &index, None)?;
-            grads.accumulate_array(0, |dx, fresh| rows.add(&dy, dx, c, fresh))
+        return super::pick_rows("gather_rows", (x, &data), index, None, |[rows, numbers, y], c| {
+            let kernel = format!("gather_rows_fwd_{}", data.storage().name());
+            data.gpu().launch(&kernel, (index.len(), 1), (128, 1), 0, &[rows, numbers, y, c.into()])
         });
     }
     on!(x.dtype(), T => {

@@ -16,7 +16,7 @@ pub fn scale(x: &Tensor, c: f64) -> Result<Tensor> {
             let y = x.gpu().array("scale", x.storage(), x.len())?;
             let args = crate::args![x, &y, x.len() as u64, c as f32];
             let kernel = format!("scale_fwd_{}", x.storage().name());
-            x.gpu().launch(&kernel, (x.len().div_ceil(2048), 1), (256, 1), 0, args)?;
+            x.gpu().launch_each(&kernel, x.len(), args)?;
             Ok(y)
         };
         let y = Tensor::of_array(times(&data)?, x.shape().sizes())?;
@@ -58,7 +58,7 @@ fn divide_on_gpu(x: &Tensor, t: &Tensor, data: &Array, by: Array) -> Result<Tens
     let (gpu, n) = (data.gpu(), data.len());
     let y = gpu.array("divide", data.storage(), n)?;
     let name = |pass: &str| format!("divide_{pass}_{}", data.storage().name());
-    gpu.launch(&name("fwd"), (n.div_ceil(2048), 1), (256, 1), 0, crate::args![data, &by, &y, n as u64])?;
+    gpu.launch_each(&name("fwd"), n, crate::args![data, &by, &y, n as u64])?;
     let (kept, backward) = (y.clone(), name("bwd"));
     record_tensor("divide", &[x, t], Tensor::of_array(y, x.shape().sizes())?, move |dy, grads| {
         let dy = super::gradient("divide", dy)?.cast("divide", kept.storage())?;

@@ -4,7 +4,7 @@
 //! [`constant`], which is an error if an input is tracked. So no gradient stops silently. Closures run last to first,
 //! once each, and are dropped as they run, which frees the activations they keep. The tape alone adds gradients up.
 
-use super::{Array, Buffer, DType, Device, Gpu, Real, Shape, Storage, Tensor};
+use super::{Array, Buffer, DType, Gpu, Real, Shape, Storage, Tensor};
 use crate::{Error, Result, on};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -78,10 +78,7 @@ impl Tape {
         if loss.len() != 1 {
             return Err(Error::argument("backward", "loss", "one element", loss.shape()));
         }
-        let mut first = Tensor::of(loss.dtype(), &[seed], loss.shape().sizes())?;
-        if let Some(a) = loss.buffer.array() {
-            first = first.to(&Device::Gpu(a.gpu().clone()), a.storage())?;
-        }
+        let first = Tensor::of(loss.dtype(), &[seed], loss.shape().sizes())?.like(loss)?;
         self.backward_from(&[(loss, first)], into)
     }
 

@@ -27,66 +27,69 @@ pub struct Rehearsal {
     pub products: u64,
 }
 
-/// `text` is the length of the longest caption in tokens.
-pub fn rehearse(
-    config: &Config,
-    sizes: &model::Config,
-    length: Length,
-    precision: Precision,
-    text: usize,
-    memory: Option<u64>,
-) -> Result<Rehearsal> {
-    let step = |batch: usize| step(config, sizes, length, precision, text, batch);
-    let batch = config.batch.max(2);
-    let (peak, launches, products) = step(batch)?;
-    let fits = |peak: u64| memory.is_none_or(|m| peak <= m);
-    // Memory grows by the same for every caption, but for the sizes in which a pool hands it out.
-    let smallest = step(2)?.0;
-    let each = peak.saturating_sub(smallest) / (batch as u64 - 1).max(1);
-    let mut largest = memory.filter(|_| fits(smallest)).map(|m| {
-        let more = (m - smallest) / each.max(smallest / 1000).max(1);
-        2 + usize::try_from(more).unwrap_or(usize::MAX).min(1 << 16)
-    });
-    while let Some(guess) = largest.filter(|b| *b > 2) {
-        if fits(step(guess)?.0) {
-            break;
-        }
-        largest = Some(guess - guess.div_ceil(32));
-    }
-    Ok(Rehearsal { batch, peak, memory, largest_batch: largest, launches, products })
+/// What the steps of a run have in common; `text` is the length of the longest caption in tokens.
+pub struct Run<'a> {
+    pub config: &'a Config,
+    pub sizes: &'a model::Config,
+    pub length: Length,
+    pub precision: Precision,
+    pub text: usize,
 }
 
-/// Peak, launches and products of a step.
-fn step(
-    config: &Config,
-    sizes: &model::Config,
-    length: Length,
-    precision: Precision,
-    text: usize,
-    batch: usize,
-) -> Result<(u64, u64, u64)> {
-    let device = Device::open(ENDLESS)?;
-    let Device::Gpu(gpu) = &device else { return Ok((0, 0, 0)) };
-    let (model, specs) = Model::new(sizes.clone(), config.trains_vit())?;
-    let params = Params::zeros(specs, &device, precision)?;
-    let mut trainer = Trainer::new(model, params, config.options(length))?;
-    let s = sizes.image_size;
-    let caption: Vec<u32> = std::iter::once(CLS).chain((2..text.max(3)).map(|_| CLS)).chain([SEP]).collect();
-    let micro = || -> Result<Micro> {
-        Ok(Micro {
-            image: nn::pictures(gpu, &vec![0; batch * 3 * s * s], s, PLAIN, PLAIN)?,
-            text: vec![caption.clone(); batch],
-            image_id: Some((0..batch as i64).collect()),
-            names: vec![String::new(); batch],
-        })
-    };
-    let micros = (0..config.accumulate).map(|_| micro()).collect::<Result<Vec<_>>>()?;
-    let next = (0..config.accumulate).map(|_| micro()).collect::<Result<Vec<_>>>()?;
-    trainer.step_ahead(&micros, &next)?;
-    let first = gpu.take_counts();
-    trainer.step_ahead(&micros, &next)?;
-    let counts = gpu.take_counts();
-    Ok((first.peak.max(counts.peak), counts.launched(), counts.multiplied()))
+impl Run<'_> {
+    /// Goes through a step. The largest batch is looked for, which takes more of them, if `search`, or if this one is too large.
+    pub fn rehearse(&self, memory: Option<u64>, search: bool) -> Result<Rehearsal> {
+        let batch = self.config.batch.max(2);
+        let (peak, launches, products) = self.step(batch)?;
+        let largest_batch = match memory {
+            Some(memory) if search || peak > memory => self.largest_batch((batch, peak), memory)?,
+            _ => None,
+        };
+        Ok(Rehearsal { batch, peak, memory, largest_batch, launches, products })
+    }
+
+    /// Memory grows by the same for every caption, but for the sizes in which a pool hands it out.
+    fn largest_batch(&self, (batch, peak): (usize, u64), memory: u64) -> Result<Option<usize>> {
+        let smallest = self.step(2)?.0;
+        if smallest > memory {
+            return Ok(None);
+        }
+        let each = peak.saturating_sub(smallest) / (batch as u64 - 1).max(1);
+        let more = (memory - smallest) / each.max(smallest / 1000).max(1);
+        let mut guess = 2 + usize::try_from(more).unwrap_or(usize::MAX).min(1 << 16);
+        while guess > 2 && self.step(guess)?.0 > memory {
+            guess -= guess.div_ceil(32);
+        }
+        Ok(Some(guess))
+    }
+
+    /// Peak, launches and products of a step.
+    fn step(&self, batch: usize) -> Result<(u64, u64, u64)> {
+        let Run { config, sizes, length, precision, text } = *self;
+        let device = Device::open(ENDLESS)?;
+        let Device::Gpu(gpu) = &device else { return Ok((0, 0, 0)) };
+        let (model, specs) = Model::new(sizes.clone(), config.trains_vit())?;
+        let params = Params::zeros(specs, &device, precision)?;
+        let mut trainer = Trainer::new(model, params, config.options(length))?;
+        let s = sizes.image_size;
+        let caption: Vec<u32> =
+            std::iter::once(CLS).chain((2..text.max(3)).map(|_| CLS)).chain([SEP]).collect();
+        let micro = || -> Result<Micro> {
+            Ok(Micro {
+                image: nn::pictures(gpu, &vec![0; batch * 3 * s * s], s, PLAIN, PLAIN)?,
+                text: vec![caption.clone(); batch],
+                image_id: Some((0..batch as i64).collect()),
+                names: vec![String::new(); batch],
+            })
+        };
+        let micros = (0..config.accumulate).map(|_| micro()).collect::<Result<Vec<_>>>()?;
+        let next = (0..config.accumulate).map(|_| micro()).collect::<Result<Vec<_>>>()?;
+        trainer.step_ahead(&micros, &next)?;
+        let first = gpu.take_counts();
+        trainer.step_ahead(&micros, &next)?;
+        let counts = gpu.take_counts();
+        Ok((first.peak.max(counts.peak), counts.launched(), counts.multiplied()))
+    }
 }
 
 impl fmt::Display for Rehearsal {

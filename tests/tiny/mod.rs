@@ -2,9 +2,12 @@
 #![allow(dead_code)]
 
 use qformer::Result;
-use qformer::model::{Config, Model};
+use qformer::model::{Config, Model, Profile};
 use qformer::nn::{Init, Params, Spec};
 use qformer::tensor::{DType, Stream, Tensor};
+use qformer::train::optimizer::Hyper;
+use qformer::train::schedule::Schedule;
+use qformer::train::trainer::{Contrast, Micro, Options};
 
 /// 2 ViT blocks and 2 Q-Former layers, 16 wide.
 pub fn config() -> Config {
@@ -64,6 +67,29 @@ pub fn pictures(config: &Config, n: usize, seed: u64, dtype: DType) -> Tensor {
     let s = config.image_size;
     let pixels: Vec<f64> = normals(n * 3 * s * s, Stream { seed, step: 1, site: 0 }).collect();
     Tensor::of(dtype, &pixels, &[n, 3, s, s]).unwrap()
+}
+
+/// `n` samples of a seed as a loader would give them.
+pub fn micro(config: &Config, n: usize, seed: u64) -> Micro {
+    Micro {
+        image: pictures(config, n, seed, DType::F32),
+        text: captions(config, n, seed),
+        image_id: None,
+        names: (0..n).map(|i| format!("{seed}/{i}.jpg")).collect(),
+    }
+}
+
+/// How the tests of training train: with dropout.
+pub fn options(contrast: Contrast, schedule: Schedule) -> Options {
+    Options {
+        seed: 42,
+        dropout: 0.1,
+        profile: Profile::LavisDiagonal,
+        contrast,
+        steps_per_epoch: 30,
+        schedule,
+        hyper: Hyper::default(),
+    }
 }
 
 /// Captions of different lengths, from [CLS] to [SEP]; the first is the shortest there is.

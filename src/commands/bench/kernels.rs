@@ -3,7 +3,7 @@
 use super::Args;
 use crate::nn::Precision;
 use crate::tensor::{Device, Gpu};
-use crate::{Error, Kind, Result, kernels};
+use crate::{Error, Result, kernels};
 use serde::Serialize;
 
 /// Rows of a product that fills a GPU; the emulator's is no GPU.
@@ -62,8 +62,7 @@ pub(super) fn run(args: &Args, (device, precision): &(Device, Precision)) -> Res
             dtype: precision.name(),
         };
         if args.json {
-            let text = serde_json::to_string(&timed).map_err(|e| Error::new(Kind::Write, "bench").got(e))?;
-            println!("{text}");
+            super::json(&timed)?;
         } else {
             println!(
                 "{:72} {:10.1} us {:8.0} GB/s {:8.1} TFLOP/s {:5.0} % of {}",

@@ -118,11 +118,16 @@ pub fn run(args: &Args) -> Result<()> {
         _ => caption(args, config, &place),
     })?;
     if args.json {
-        let text = serde_json::to_string(&measured).map_err(|e| Error::new(Kind::Write, "bench").got(e))?;
-        println!("{text}");
-    } else {
-        print(&measured);
+        return json(&measured);
     }
+    print(&measured);
+    Ok(())
+}
+
+/// A line of JSON.
+fn json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(value).map_err(|e| Error::new(Kind::Write, "bench").got(e))?;
+    println!("{text}");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use crate::device::gpu::{Counts, Launches};
 use crate::model::Config;
 use crate::nn::Precision;
 use crate::tensor::{Device, Gpu, Storage};
-use crate::{Error, Kind, Result};
+use crate::{Error, Result};
 use serde::Serialize;
 
 /// Measured on an H200: bytes per second of a copy, and operations per second of a product of 8192 in bf16. In f32 the
@@ -52,11 +52,9 @@ pub(super) fn run(args: &Args, config: Config, gpu: &Gpu, precision: Precision) 
     trainer.step_ahead(&batch, &batch)?;
     let plan = plan(args, precision, &first, &gpu.take_counts());
     if args.json {
-        let text = serde_json::to_string(&plan).map_err(|e| Error::new(Kind::Write, "bench").got(e))?;
-        println!("{text}");
-    } else {
-        print(&plan);
+        return super::json(&plan);
     }
+    print(&plan);
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 
 mod products;
 
-use super::gpu::{Driver, Product};
+use super::gpu::{Driver, Product, lock};
 use super::launch::{Arg, Launch};
 use crate::{Error, Kind, Result};
 use cudarc::driver::result::{self as cu, DriverError};
@@ -14,7 +14,7 @@ use cudarc::driver::sys;
 use products::Products;
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_void};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 include!(concat!(env!("OUT_DIR"), "/kernel_images.rs"));
 
@@ -39,10 +39,6 @@ struct Cuda {
 // method); what is changed stands behind mutexes.
 unsafe impl Send for Cuda {}
 unsafe impl Sync for Cuda {}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn failed(operation: &str, e: DriverError) -> Error {
     Error::new(Kind::Device, operation.to_string()).got(format!("CUDA error {e:?}"))

@@ -43,10 +43,7 @@ pub(super) struct Products {
 }
 
 fn failed(p: &Product, e: CublasError) -> Error {
-    let (m, n, k) = p.sizes;
-    Error::new(Kind::Device, "product")
-        .about(format!("{} [{m}, {k}] x [{k}, {n}] -> {}", p.a.storage.name(), p.c.storage.name()))
-        .got(format!("cuBLAS error {:?}", e.0))
+    Error::new(Kind::Device, "product").about(p.name()).got(format!("cuBLAS error {:?}", e.0))
 }
 
 fn data_type(storage: Storage) -> blas::cudaDataType {

@@ -201,7 +201,7 @@ impl Array {
         }
         let kernel = format!("cast_{}_{}", self.storage.name(), to.storage.name());
         let args = crate::args![self, to, self.len as u64];
-        self.gpu.launch(&kernel, (self.len.div_ceil(2048), 1), (256, 1), 0, args)
+        self.gpu.launch_each(&kernel, self.len, args)
     }
 
     /// self += other, in self's storage; the other is cast if it is stored differently.
@@ -212,7 +212,7 @@ impl Array {
         let other = other.cast("add", self.storage)?;
         let kernel = format!("add_fwd_{}", self.storage.name());
         let args = crate::args![self, &other, self, self.len as u64];
-        self.gpu.launch(&kernel, (self.len.div_ceil(2048), 1), (256, 1), 0, args)
+        self.gpu.launch_each(&kernel, self.len, args)
     }
 
     fn check_bytes(&self, op: &str, bytes: usize) -> Result<()> {

@@ -14,7 +14,7 @@ pub(super) struct Host {
     schedule: Schedule,
 }
 
-/// A matrix of f32 with no gaps, [rows, columns] as the product sees it after `transposed`.
+/// The elements of an operand as f32, with no gaps, as they stand in memory; the product sees [rows, columns].
 fn widen(x: &Operand, rows: usize, columns: usize) -> Vec<f32> {
     let (r, c) = if x.transposed { (columns, rows) } else { (rows, columns) };
     let mut out = Vec::with_capacity(r * c);
@@ -23,6 +23,11 @@ fn widen(x: &Operand, rows: usize, columns: usize) -> Vec<f32> {
         unsafe { read(x.at, x.storage, i * x.row, c, &mut out) };
     }
     out
+}
+
+/// What `widen` read of an operand, as the product sees it.
+fn view<'a>(x: &Operand, data: &'a [f32], (rows, columns): (usize, usize)) -> View<'a, f32> {
+    if x.transposed { View::rows(data, rows).transposed() } else { View::rows(data, columns) }
 }
 
 /// # Safety
@@ -145,14 +150,6 @@ impl Driver for Host {
             return Err(Error::argument("product", "b", p.a.storage.name(), p.b.storage.name()));
         }
         let (a, b) = (widen(&p.a, m, k), widen(&p.b, k, n));
-        let view = |x: &'_ Operand, rows: usize, columns: usize| {
-            if x.transposed { (rows, true) } else { (columns, false) }
-        };
-        let ((wa, ta), (wb, tb)) = (view(&p.a, m, k), view(&p.b, k, n));
-        let turn = |data, width, transposed| {
-            let v = View::rows(data, width);
-            if transposed { v.transposed() } else { v }
-        };
         let mut c = if p.add { widen(&p.c, m, n) } else { vec![0.0; m * n] };
         if let Some(bias) = p.bias {
             let mut row = Vec::with_capacity(n);
@@ -160,7 +157,7 @@ impl Driver for Host {
             unsafe { read(bias, p.c.storage, 0, n, &mut row) };
             c.chunks_exact_mut(n).for_each(|c| c.iter_mut().zip(&row).for_each(|(c, b)| *c += b));
         }
-        gemm((m, n, k), 1.0, turn(&a, wa, ta), turn(&b, wb, tb), 1.0, &mut c, n, true);
+        gemm((m, n, k), 1.0, view(&p.a, &a, (m, k)), view(&p.b, &b, (k, n)), 1.0, &mut c, n, true);
         for (i, row) in c.chunks_exact(n).enumerate() {
             // SAFETY: `Product`'s contract.
             unsafe { write(p.c.at, p.c.storage, i * p.c.row, row) };

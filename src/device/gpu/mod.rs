@@ -1,5 +1,5 @@
-//! A GPU: kernels by name, matrix products, copies, and memory from a pool. Two drivers stand behind it: `cuda`, a real one,
-//! and `host`, which runs the same kernels on the CPU (feature `host-kernels`), slowly and checked.
+//! A GPU: kernels by name, matrix products, copies, and memory from a pool. Behind it stands a driver: `cuda`, a real one,
+//! `host`, which runs the same kernels on the CPU (feature `host-kernels`), slowly and checked, or `plan`, which only counts.
 //!
 //! Everything runs in one order (a CUDA stream), so memory that is given back may be handed out again at once: what uses
 //! it next comes later in that order. Launches, bytes and the peak of memory are counted ([`Counts`]).
@@ -99,7 +99,7 @@ fn add(to: &mut BTreeMap<String, Launches>, name: String, bytes: usize, flops: u
     *l = Launches { count: l.count + 1, bytes: l.bytes + bytes as u64, flops: l.flops + flops };
 }
 
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -256,6 +256,11 @@ impl Gpu {
         let bytes: usize = args.iter().map(Arg::bytes).sum();
         self.count(|c| add(&mut c.launches, kernel.to_string(), bytes, 0));
         self.0.driver.launch(&Launch { kernel, grid, block: [block.0, block.1, 1], shared }, args)
+    }
+
+    /// Runs a kernel that takes `n` elements one by one, eight a thread.
+    pub fn launch_each(&self, kernel: &str, n: usize, args: &[Arg]) -> Result<()> {
+        self.launch(kernel, (n.div_ceil(2048), 1), (256, 1), 0, args)
     }
 
     /// c = (c +) a b (+ bias), see [`Product`].

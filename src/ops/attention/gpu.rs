@@ -47,17 +47,10 @@ impl Plan {
         [array.pointer_at(self.columns[i], used), Arg::from(int(widths[i]))]
     }
 
-    fn launch(
-        &self,
-        gpu: &Gpu,
-        kernel: &str,
-        rows: usize,
-        warps: u32,
-        shared: u32,
-        args: &[&[Arg]],
-    ) -> Result<()> {
-        let all = [&args.concat(), &self.tail()[..]].concat();
-        gpu.launch(kernel, (rows, self.heads), (32 * warps, 1), shared, &all)
+    /// A block of `warps` for every entry (of four numbers) of a table, and every head.
+    fn launch(&self, kernel: &str, table: &Array, warps: u32, shared: u32, args: &[&[Arg]]) -> Result<()> {
+        let grid = (table.len() / 4, self.heads);
+        table.gpu().launch(kernel, grid, (32 * warps, 1), shared, &args.concat())
     }
 
     fn tail(&self) -> Vec<Arg> {
@@ -80,7 +73,7 @@ impl Plan {
         let operands = [0, 1, 2].map(|i| self.operand(i, &qkv[i], widths)).concat();
         let own = crate::args![&y, &lse, &t.blocks, &t.strips];
         let kernel = format!("attention_fwd_{name}");
-        self.launch(&gpu, &kernel, t.blocks.len() / 4, t.warps, shared, &[&operands, own])?;
+        self.launch(&kernel, &t.blocks, t.warps, shared, &[&operands, own, &self.tail()])?;
         let out = y.cast(OP, storage)?;
         Ok((out, Kept { qkv, widths, y, lse, name, shared, storage }))
     }
@@ -103,11 +96,11 @@ impl Plan {
         let own =
             [crate::args![&kept.y, dy, &kept.lse, &delta], &dq, crate::args![&t.blocks, &t.strips]].concat();
         let kernel = format!("attention_bwd_q_{}", kept.name);
-        self.launch(gpu, &kernel, t.blocks.len() / 4, t.warps, kept.shared, &[&operands, &own])?;
+        self.launch(&kernel, &t.blocks, t.warps, kept.shared, &[&operands, &own, &self.tail()])?;
         let own = [crate::args![dy, &kept.lse, &delta], &dk, &dv, crate::args![&t.tiles, &t.steps]].concat();
         let kernel = format!("attention_bwd_kv_{}", kept.name);
-        let all = [&operands[..], &own, &self.tail(), crate::args![0i32]].concat();
-        gpu.launch(&kernel, (t.tiles.len() / 4, self.heads), (32 * t.key_warps, 1), kept.shared, &all)?;
+        let all = [&operands[..], &own, &self.tail(), crate::args![0i32]];
+        self.launch(&kernel, &t.tiles, t.key_warps, kept.shared, &all)?;
         let [q, k, v] = out;
         if together {
             return grads.add_array(0, q.cast(OP, kept.storage)?);
