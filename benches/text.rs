@@ -1,13 +1,14 @@
 //! Captions to ids on one thread: cleaning, NFKC, words, WordPiece. Criterion's times are CPU time here (what the
-//! thread ran, /proc/thread-self/schedstat), so that other programs on the machine do not count; elements are captions.
+//! thread ran, CLOCK_THREAD_CPUTIME_ID), so that other programs on the machine do not count; elements are captions.
 //!
 //! `cargo bench --bench text`; with QFORMER_CAPTIONS=FILE (one a line) and QFORMER_VOCAB=vocab.txt on your own.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use qformer::text::Tokenizer;
+use rustix::time::{ClockId, clock_gettime};
 use std::hint::black_box;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn path(variable: &str, default: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(|| concat_root(default), PathBuf::from)
@@ -30,28 +31,26 @@ fn captions() -> Vec<String> {
     text.lines().take(30).filter_map(line).collect()
 }
 
-/// Time this thread has run; wall time where the system does not tell.
-fn ran(start: Instant) -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
-    let nanos = stat.and_then(|s| s.split(' ').next()?.parse().ok());
-    nanos.map_or_else(|| start.elapsed(), Duration::from_nanos)
+/// Time this thread has run.
+fn ran() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn bench(c: &mut Criterion) {
     let tokenizer =
         Tokenizer::open_vocabulary(&path("QFORMER_VOCAB", "tests/text/vocab.txt")).expect("a vocabulary");
     let captions = captions();
-    let start = Instant::now();
     let mut group = c.benchmark_group("text");
     group.throughput(Throughput::Elements(captions.len() as u64));
     let mut run = |name: &str, each: &dyn Fn(&str)| {
         group.bench_function(name, |b| {
             b.iter_custom(|n| {
-                let before = ran(start);
+                let before = ran();
                 for _ in 0..n {
                     captions.iter().for_each(|caption| each(black_box(caption)));
                 }
-                ran(start) - before
+                ran() - before
             });
         });
     };
