@@ -21,10 +21,10 @@ template <class T> DEV float log_sum_exp(const T *row, int V, float *shared_s) {
     return top + logf(dev::block_sum(sum, shared_s));
 }
 
-// A number that orders (x, index): larger x first, then the lower index; 0 comes last.
+// A number that orders (x, index): larger x first, then the lower index; 0 comes last, all ones stand before every x.
 DEV uint64_t rank_of(float x, int index) {
     const uint32_t bits = __float_as_uint(x + 0.f);  // -0 becomes 0
-    const uint32_t order = x != x ? 0xffffffffu : bits >> 31 ? ~bits : bits | 0x80000000u;
+    const uint32_t order = x != x ? 0xfffffffeu : bits >> 31 ? ~bits : bits | 0x80000000u;
     return uint64_t(order) << 32 | uint32_t(~index);
 }
 DEV uint64_t block_max(uint64_t v, uint64_t *maxima_s) {

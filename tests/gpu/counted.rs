@@ -55,3 +55,20 @@ fn the_benchmarked_kernels_run() {
         assert!(names.len() > 20, "{names:?}");
     }
 }
+
+/// A profile takes the time of everything that is counted, under the same names.
+#[test]
+fn a_profile_knows_every_kernel_and_product() {
+    let device = device();
+    let Device::Gpu(gpu) = &device else { panic!("a CPU") };
+    let mut t = trainer(&device, Precision::BF16, Contrast::MicroBatch);
+    gpu.take_counts();
+    let seconds = gpu.profile(|| t.step(&[micro(3)]).map(drop)).unwrap();
+    let counts = gpu.take_counts();
+    let products = counts.products.keys().map(|name| format!("product {name}"));
+    for name in counts.launches.keys().cloned().chain(products) {
+        assert!(seconds.get(&name).is_some_and(|s| *s > 0.0), "no time of {name}");
+    }
+    let named = |n: &&String| !n.starts_with("product ") && !counts.launches.contains_key(*n);
+    assert!(seconds.keys().filter(named).all(|n| n == "copy" || n == "zero"));
+}

@@ -55,6 +55,9 @@ pub struct Args {
     /// Runs that are timed, behind one that is not
     #[arg(long, default_value_t = 5)]
     steps: usize,
+    /// On a GPU, one more run, in which the time of every kernel is taken, beside what the roofline of an H200 says
+    #[arg(long)]
+    profile: bool,
     /// One JSON object instead of lines
     #[arg(long)]
     json: bool,
@@ -113,15 +116,28 @@ pub fn run(args: &Args) -> Result<()> {
     {
         return plan::run(args, config, gpu, place.1);
     }
-    let measured = pool.install(|| match args.what.as_str() {
+    pool.install(|| match args.what.as_str() {
         "step" => step(args, config, &place),
         _ => caption(args, config, &place),
-    })?;
+    })
+}
+
+/// Says what was measured, and then, where it is asked for, of one more run what each kernel took.
+fn show(
+    args: &Args,
+    place: &(Device, Precision),
+    measured: &Measured,
+    run: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     if args.json {
-        return json(&measured);
+        json(measured)?;
+    } else {
+        print(measured);
     }
-    print(&measured);
-    Ok(())
+    match &place.0 {
+        Device::Gpu(gpu) if args.profile => plan::profile(args, gpu, place.1, run),
+        _ => Ok(()),
+    }
 }
 
 /// A line of JSON.
@@ -166,15 +182,22 @@ fn texts(c: &Config, args: &Args) -> Vec<Vec<u32>> {
     (0..args.batch).map(text).collect()
 }
 
-fn step(args: &Args, config: Config, place: &(Device, Precision)) -> Result<Measured> {
+fn step(args: &Args, config: Config, place: &(Device, Precision)) -> Result<()> {
     let (mut trainer, batch) = trainer(args, config, place)?;
-    measure(args, place, || trainer.step_ahead(&batch, &batch).map(drop))
+    let measured = measure(args, place, || trainer.step_ahead(&batch, &batch).map(drop))?;
+    if args.profile {
+        // Uses up what the last step saw to.
+        trainer.step(&batch)?;
+    }
+    show(args, place, &measured, || trainer.step(&batch).map(drop))
 }
 
 /// A trainer of random numbers and a batch of noise; of zeros where nothing is computed.
 fn trainer(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(Trainer, [Micro; 1])> {
+    let image = noise(&config, args.batch)?;
     let micro = Micro {
-        image: noise(&config, args.batch)?,
+        // Where the step is, as PyTorch's peer has them.
+        image: if let Device::Gpu(_) = place.0 { image.to(&place.0, Storage::F32)? } else { image },
         text: texts(&config, args),
         image_id: None,
         names: (0..args.batch).map(|i| format!("noise {i}")).collect(),
@@ -198,7 +221,7 @@ fn trainer(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(
     Ok((Trainer::new(model, params, options)?, [micro]))
 }
 
-fn caption(args: &Args, config: Config, place: &(Device, Precision)) -> Result<Measured> {
+fn caption(args: &Args, config: Config, place: &(Device, Precision)) -> Result<()> {
     let options = GenerateOptions {
         num_beams: args.beams,
         // [DEC] and the tokens: none may end early, so that every run is as long
@@ -211,10 +234,11 @@ fn caption(args: &Args, config: Config, place: &(Device, Precision)) -> Result<M
     let (model, specs) = Model::new(config, false)?;
     let params = Params::random(specs, DType::F32, 1)?.to(&place.0, place.1)?;
     let identities: Vec<u32> = (0..args.batch as u32).collect();
-    measure(args, place, || {
+    let run = || {
         let images = model.image_features(&Pass::inference(&params), &image)?;
         model.generate(&params, &images, &options, &identities).map(drop)
-    })
+    };
+    show(args, place, &measure(args, place, run)?, run)
 }
 
 /// Runs `f` once for warmth and `steps` times for the clock.

@@ -1,5 +1,5 @@
 //! `qformer bench step --device plan`: what a training step launches, moves and holds on a GPU, counted without one, and the
-//! time that the roofline of an H200 predicts for each kernel.
+//! time that the roofline of an H200 predicts for each kernel. With `--profile` on a real one, beside the time it took.
 
 use super::Args;
 use crate::device::gpu::{Counts, Launches};
@@ -8,6 +8,7 @@ use crate::nn::Precision;
 use crate::tensor::{Device, Gpu, Storage};
 use crate::{Error, Result};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Measured on an H200: bytes per second of a copy, and operations per second of a product of 8192 in bf16. In f32 the
 /// maker's figure.
@@ -21,11 +22,15 @@ struct Line {
     launches: u64,
     bytes: u64,
     flops: u64,
+    /// By the roofline.
     microseconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<f64>,
 }
 
 #[derive(Serialize)]
 struct Plan {
+    what: String,
     config: String,
     batch: usize,
     dtype: &'static str,
@@ -50,28 +55,53 @@ pub(super) fn run(args: &Args, config: Config, gpu: &Gpu, precision: Precision) 
     trainer.step_ahead(&batch, &batch)?;
     let first = gpu.take_counts();
     trainer.step_ahead(&batch, &batch)?;
-    let plan = plan(args, precision, &first, &gpu.take_counts());
+    show(args, &plan(args, precision, &first, &gpu.take_counts(), &BTreeMap::new()))
+}
+
+/// One more run, kernel by kernel.
+pub(super) fn profile(
+    args: &Args,
+    gpu: &Gpu,
+    precision: Precision,
+    run: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    gpu.take_counts();
+    let seconds = gpu.profile(run)?;
+    let counts = gpu.take_counts();
+    show(args, &plan(args, precision, &counts, &counts, &seconds))
+}
+
+fn show(args: &Args, plan: &Plan) -> Result<()> {
     if args.json {
-        return super::json(&plan);
+        return super::json(plan);
     }
-    print(&plan);
+    print(plan);
     Ok(())
 }
 
-fn plan(args: &Args, precision: Precision, first: &Counts, counts: &Counts) -> Plan {
+fn plan(
+    args: &Args,
+    precision: Precision,
+    first: &Counts,
+    counts: &Counts,
+    seconds: &BTreeMap<String, f64>,
+) -> Plan {
     let rate = if precision.rest == Storage::F32 { PRODUCT_32 } else { PRODUCT_16 };
-    let line = |(name, l): (&String, &Launches)| Line {
-        name: name.clone(),
+    let line = |name: String, l: &Launches| Line {
+        measured: seconds.get(&name).map(|s| 1e6 * s),
+        name,
         launches: l.count,
         bytes: l.bytes,
         flops: l.flops,
         microseconds: 1e6 * (l.bytes as f64 / COPY).max(l.flops as f64 / rate),
     };
-    let mut kernels: Vec<Line> = counts.launches.iter().map(line).collect();
-    kernels.extend(counts.products.iter().map(|(name, l)| line((&format!("product {name}"), l))));
-    kernels.sort_by(|a, b| b.microseconds.total_cmp(&a.microseconds).then(a.name.cmp(&b.name)));
+    let mut kernels: Vec<Line> = counts.launches.iter().map(|(name, l)| line(name.clone(), l)).collect();
+    kernels.extend(counts.products.iter().map(|(name, l)| line(format!("product {name}"), l)));
+    let weight = |l: &Line| l.measured.unwrap_or(l.microseconds);
+    kernels.sort_by(|a, b| weight(b).total_cmp(&weight(a)).then(a.name.cmp(&b.name)));
     let microseconds: f64 = kernels.iter().map(|k| k.microseconds).sum();
     Plan {
+        what: args.what.clone(),
         config: args.config.clone(),
         batch: args.batch,
         dtype: precision.name(),
@@ -89,17 +119,23 @@ fn plan(args: &Args, precision: Precision, first: &Counts, counts: &Counts) -> P
 }
 
 fn print(p: &Plan) {
-    println!("step {}, batch {}, {}: nothing was computed", p.config, p.batch, p.dtype);
-    println!("  {:>9} {:>9} {:>9} {:>10}", "launches", "MB", "GFLOP", "us (H200)");
+    let measured: f64 = p.kernels.iter().filter_map(|k| k.measured).sum();
+    let what = if measured > 0.0 { "kernel by kernel" } else { "nothing was computed" };
+    println!("{} {}, batch {}, {}: {what}", p.what, p.config, p.batch, p.dtype);
+    println!("  {:>9} {:>9} {:>9} {:>10} {:>10}", "launches", "MB", "GFLOP", "us (H200)", "measured");
     for k in &p.kernels {
         println!(
-            "  {:9} {:9.1} {:9.1} {:10.1}  {}",
+            "  {:9} {:9.1} {:9.1} {:10.1} {:>10}  {}",
             k.launches,
             k.bytes as f64 / 1e6,
             k.flops as f64 / 1e9,
             k.microseconds,
+            k.measured.map_or_else(String::new, |us| format!("{us:.1}")),
             k.name
         );
+    }
+    if measured > 0.0 {
+        println!("{:.1} ms in kernels and products", measured / 1e3);
     }
     println!(
         "{} launches, {} products, {} copies; {:.2} GB moved, {:.1} TFLOP; {:.2} GB at the peak; {} allocations in the first step, {} in the second",

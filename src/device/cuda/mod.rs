@@ -90,8 +90,11 @@ impl Cuda {
         let stream = cu::stream::create(cu::stream::StreamKind::NonBlocking).map_err(wrong)?;
         let mut modules = Vec::new();
         for image in images(major, minor) {
+            // The driver reads words; a copy is aligned to them.
+            let mut words = vec![0u64; image.len().div_ceil(8)];
+            bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..image.len()].copy_from_slice(image);
             // SAFETY: a cubin, or PTX text that ends with a zero, made by this build.
-            modules.push(unsafe { cu::module::load_data(image.as_ptr().cast()) }.map_err(wrong)?);
+            modules.push(unsafe { cu::module::load_data(words.as_ptr().cast()) }.map_err(wrong)?);
         }
         Ok(Cuda {
             ordinal,
@@ -122,6 +125,31 @@ impl Cuda {
             .fix("run again with QFORMER_SYNC=1 to learn which kernel it is")
     }
 
+    /// Records an event, which whoever waits for it destroys.
+    fn event(&self, flags: sys::CUevent_flags) -> Result<u64> {
+        self.bind()?;
+        let event = cu::event::create(flags).map_err(|e| failed("record event", e))?;
+        // SAFETY: made just now.
+        unsafe { cu::event::record(event, self.stream) }.map_err(|e| failed("record event", e))?;
+        Ok(event as u64)
+    }
+
+    /// Remembers what was launched; waits for it if it shall be known what fails.
+    fn launched(&self, what: &str) -> Result<()> {
+        let mut recent = lock(&self.recent);
+        if recent.len() == 8 {
+            recent.pop_front();
+        }
+        recent.push_back(what.to_string());
+        drop(recent);
+        if self.waits {
+            // SAFETY: the stream lives as long as this object.
+            unsafe { cu::stream::synchronize(self.stream) }
+                .map_err(|e| failed(&format!("launch {what}"), e))?;
+        }
+        Ok(())
+    }
+
     fn function(&self, launch: &Launch) -> Result<sys::CUfunction> {
         let mut known = lock(&self.functions);
         if let Some(f) = known.get(launch.kernel) {
@@ -148,6 +176,8 @@ impl Cuda {
 
 /// From this many bytes on, an upload goes through pinned memory.
 const LARGE: usize = 64 << 10;
+/// As large as a pinned buffer becomes.
+const PIECE: usize = 32 << 20;
 
 /// Two pinned buffers in turns: while the one is copied to the GPU, the next upload fills the other, and nobody waits.
 #[derive(Default)]
@@ -275,7 +305,13 @@ impl Driver for Cuda {
     fn upload(&self, to: *mut c_void, from: &[u8]) -> Result<()> {
         self.bind()?;
         if from.len() >= LARGE {
-            return lock(&self.staging).upload(to, from, self.stream).map_err(|e| self.late("upload", e));
+            let mut staging = lock(&self.staging);
+            for (i, piece) in from.chunks(PIECE).enumerate() {
+                staging
+                    .upload(to.wrapping_byte_add(i * PIECE), piece, self.stream)
+                    .map_err(|e| self.late("upload", e))?;
+            }
+            return Ok(());
         }
         // SAFETY: `Array` checked the length. From pageable memory the call returns when `from` has been read.
         unsafe { cu::memcpy_htod_async(address(to), from, self.stream) }.map_err(|e| self.late("upload", e))
@@ -315,22 +351,19 @@ impl Driver for Cuda {
             unsafe { cu::launch_kernel(function, grid, block, launch.shared, self.stream, &mut addresses) };
         let operation = || format!("launch {}", launch.kernel);
         done.map_err(|e| self.late(&operation(), e).about(format!("grid {grid:?}, block {block:?}")))?;
-        let mut recent = lock(&self.recent);
-        if recent.len() == 8 {
-            recent.pop_front();
-        }
-        recent.push_back(launch.kernel.to_string());
-        drop(recent);
-        if self.waits {
-            // SAFETY: the stream lives as long as this object.
-            unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| failed(&operation(), e))?;
-        }
-        Ok(())
+        self.launched(launch.kernel)
     }
 
     fn product(&self, product: &Product) -> Result<()> {
         self.bind()?;
-        lock(&self.products).run(product)
+        let (m, n, k) = product.sizes;
+        if k == 0 && product.bias.is_none() {
+            // A sum of nothing, which the library refuses.
+            let bytes = m * n * product.c.storage.bytes();
+            return if product.add { Ok(()) } else { self.zero(product.c.at, bytes) };
+        }
+        lock(&self.products).run(product)?;
+        self.launched(&product.name())
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -344,12 +377,7 @@ impl Driver for Cuda {
     }
 
     fn mark(&self) -> Result<u64> {
-        self.bind()?;
-        let wrong = |e| failed("mark", e);
-        let event = cu::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(wrong)?;
-        // SAFETY: made just now; `wait` destroys it.
-        unsafe { cu::event::record(event, self.stream) }.map_err(wrong)?;
-        Ok(event as u64)
+        self.event(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
     }
 
     fn wait(&self, mark: u64) -> Result<()> {
@@ -363,18 +391,17 @@ impl Driver for Cuda {
         }
     }
 
-    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    fn stamp(&self) -> Result<u64> {
+        self.event(sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn between(&self, start: u64, end: u64) -> Result<f64> {
         self.bind()?;
-        let wrong = |e| failed("time on GPU", e);
-        let event = || cu::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(wrong);
-        let (start, end) = (event()?, event()?);
-        // SAFETY: both events were made just now, and are destroyed once.
+        let (start, end) = (start as sys::CUevent, end as sys::CUevent);
+        // SAFETY: events of `stamp`, destroyed once.
         unsafe {
-            cu::event::record(start, self.stream).map_err(wrong)?;
-            work()?;
-            cu::event::record(end, self.stream).map_err(wrong)?;
             cu::event::synchronize(end).map_err(|e| self.late("time on GPU", e))?;
-            let ms = cu::event::elapsed(start, end).map_err(wrong)?;
+            let ms = cu::event::elapsed(start, end).map_err(|e| failed("time on GPU", e))?;
             let _ = (cu::event::destroy(start), cu::event::destroy(end));
             Ok(f64::from(ms) / 1e3)
         }

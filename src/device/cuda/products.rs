@@ -1,13 +1,14 @@
 //! Matrix products by cuBLASLt. It thinks in columns: row-major c = a b is, column by column, c^T = b^T a^T with the same
 //! memory, so `b` goes first, sizes change places, and `transposed` keeps its meaning.
 //!
-//! Sums are in f32 (no TF32: f32 is the oracle). For every shape the library's heuristic is asked once for an algorithm.
+//! Sums are in f32 (no TF32: f32 is the oracle), also those of parts. For every shape the library's heuristic is asked once
+//! for an algorithm; where it has none that adds the bias, the bias is written first and the product added to it.
 
 use super::super::gpu::{Operand, Product, Storage};
 use crate::{Error, Kind, Result};
 use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys as blas;
-use cudarc::driver::result as cu;
+use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -15,6 +16,9 @@ use std::ptr::from_ref;
 
 /// What cuBLAS recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
+
+/// CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: where k is split, parts are not rounded to c's storage before they are added.
+const IN_F32: u32 = 2;
 
 /// What an algorithm depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,8 +29,8 @@ struct Key {
     c: (Storage, usize),
     bias: bool,
     add: bool,
-    /// Of the operands' addresses, up to 256 bytes.
-    alignments: [u32; 3],
+    /// Of the addresses of b, a, c and the bias, up to 256 bytes.
+    alignments: [u32; 4],
 }
 
 struct Plan {
@@ -39,7 +43,8 @@ pub(super) struct Products {
     handle: blas::cublasLtHandle_t,
     stream: sys::CUstream,
     workspace: sys::CUdeviceptr,
-    plans: HashMap<Key, Plan>,
+    /// None where the library has no algorithm.
+    plans: HashMap<Key, Option<Plan>>,
 }
 
 fn failed(p: &Product, e: CublasError) -> Error {
@@ -69,7 +74,7 @@ fn key(p: &Product) -> Key {
         c: (p.c.storage, p.c.row),
         bias: p.bias.is_some(),
         add: p.add,
-        alignments: [p.b.at, p.a.at, p.c.at].map(alignment),
+        alignments: [p.b.at, p.a.at, p.c.at, p.bias.unwrap_or(std::ptr::null_mut())].map(alignment),
     }
 }
 
@@ -83,12 +88,43 @@ impl Products {
     }
 
     pub fn run(&mut self, p: &Product) -> Result<()> {
+        let unsupported = || failed(p, CublasError(blas::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
+        if self.multiply(p).map_err(|e| failed(p, e))? {
+            return Ok(());
+        }
+        let Some(bias) = p.bias.filter(|_| !p.add && p.c.row == p.sizes.1) else { return Err(unsupported()) };
+        self.repeat(bias, p)
+            .map_err(|e| Error::new(Kind::Device, "product").about(p.name()).got(format!("{e:?}")))?;
+        let added = Product { bias: None, add: true, ..*p };
+        if self.multiply(&added).map_err(|e| failed(p, e))? { Ok(()) } else { Err(unsupported()) }
+    }
+
+    /// Writes the bias to every row of c: to one, then what is written to as many again.
+    fn repeat(&self, bias: *mut c_void, p: &Product) -> Result<(), DriverError> {
+        let (m, n, _) = p.sizes;
+        let (row, c) = (n * p.c.storage.bytes(), p.c.at as sys::CUdeviceptr);
+        let copy = |to: usize, from, rows: usize| {
+            // SAFETY: c has m rows, and the bias is as long as one.
+            unsafe { cu::memcpy_dtod_async(c + (to * row) as u64, from, rows * row, self.stream) }
+        };
+        copy(0, bias as sys::CUdeviceptr, 1)?;
+        let mut written = 1;
+        while written < m {
+            let more = written.min(m - written);
+            copy(written, c, more)?;
+            written += more;
+        }
+        Ok(())
+    }
+
+    /// Whether the library has an algorithm for it.
+    fn multiply(&mut self, p: &Product) -> Result<bool, CublasError> {
         let key = key(p);
         if !self.plans.contains_key(&key) {
-            let made = self.plan(p, &key).map_err(|e| failed(p, e))?;
+            let made = self.plan(p, &key)?;
             self.plans.insert(key, made);
         }
-        let Some(plan) = self.plans.get(&key) else { return Ok(()) };
+        let Some(Some(plan)) = self.plans.get(&key) else { return Ok(false) };
         let (one, beta) = (1f32, if p.add { 1f32 } else { 0f32 });
         let [b, a, c] = plan.layouts;
         // SAFETY: the plan's handles are alive, the operands as large as the layouts say (`Product`'s contract).
@@ -114,10 +150,10 @@ impl Products {
                 )
             })
         };
-        done.map_err(|e| failed(p, e))
+        done.map(|()| true)
     }
 
-    fn plan(&self, p: &Product, key: &Key) -> Result<Plan, CublasError> {
+    fn plan(&self, p: &Product, key: &Key) -> Result<Option<Plan>, CublasError> {
         let (m, n, k) = p.sizes;
         // [rows, columns] as they stand in memory, seen column by column.
         let layout = |x: &Operand, rows: usize, columns: usize| {
@@ -145,8 +181,9 @@ impl Products {
             use blas::cublasLtMatmulPreferenceAttributes_t as Wish;
             let wish =
                 |what, value: *const c_void, bytes| lt::set_matmul_pref_attribute(wishes, what, value, bytes);
-            let [b, a, c] = &key.alignments;
+            let [b, a, c, _bias] = &key.alignments;
             wish(Wish::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, from_ref(&WORKSPACE).cast(), 8)?;
+            wish(Wish::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, from_ref(&IN_F32).cast(), 4)?;
             wish(Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, from_ref(b).cast(), 4)?;
             wish(Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, from_ref(a).cast(), 4)?;
             wish(Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, from_ref(c).cast(), 4)?;
@@ -154,12 +191,17 @@ impl Products {
             let [b, a, c] = layouts;
             let found = lt::get_matmul_algo_heuristic(self.handle, description, b, a, c, c, wishes);
             lt::destroy_matmul_pref(wishes)?;
-            Ok(Plan { description, layouts, algorithm: found?.algo })
+            let plan = |algorithm| Plan { description, layouts, algorithm };
+            match found {
+                Ok(found) => Ok(Some(plan(found.algo))),
+                Err(CublasError(blas::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => Ok(None),
+                Err(e) => Err(e),
+            }
         }
     }
 
     pub fn close(&mut self) {
-        for (_, plan) in self.plans.drain() {
+        for plan in self.plans.drain().filter_map(|(_, plan)| plan) {
             // SAFETY: each handle was made by `plan` and is destroyed once.
             unsafe {
                 let _ = lt::destroy_matmul_desc(plan.description);

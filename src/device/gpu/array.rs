@@ -160,7 +160,10 @@ impl Array {
     /// All bytes zero.
     pub fn zero(&self) -> Result<()> {
         self.gpu.count(|c| c.copies += 1);
-        if self.is_empty() { Ok(()) } else { self.gpu.driver().zero(self.pointer(), self.bytes()) }
+        if self.is_empty() {
+            return Ok(());
+        }
+        self.gpu.stamped(|| "zero".into(), || self.gpu.driver().zero(self.pointer(), self.bytes()))
     }
 
     /// The elements of another array of the same length and storage.
@@ -174,7 +177,8 @@ impl Array {
         if self.is_empty() {
             return Ok(());
         }
-        self.gpu.driver().copy(from.pointer(), self.pointer(), self.bytes())
+        let copy = || self.gpu.driver().copy(from.pointer(), self.pointer(), self.bytes());
+        self.gpu.stamped(|| "copy".into(), copy)
     }
 
     /// The same values in memory of its own.

@@ -41,8 +41,10 @@ pub trait Driver: Send + Sync {
     fn mark(&self) -> Result<u64>;
     /// What comes next in this queue waits until another one has reached that point.
     fn wait(&self, mark: u64) -> Result<()>;
-    /// How long the device takes for what `work` asks of it.
-    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+    /// A point in this queue whose time is taken, for `between`, once.
+    fn stamp(&self) -> Result<u64>;
+    /// Seconds from one stamp to a later one, when the device has reached both.
+    fn between(&self, start: u64, end: u64) -> Result<f64>;
 }
 
 pub(super) fn open(name: &str) -> Result<Box<dyn Driver>> {

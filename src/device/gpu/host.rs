@@ -8,6 +8,8 @@ use crate::device::launch::{Arg, Launch};
 use crate::{Error, Result};
 use half::{bf16, f16};
 use std::ffi::c_void;
+use std::sync::OnceLock;
+use std::time::Instant;
 
 #[derive(Default)]
 pub(super) struct Host {
@@ -182,9 +184,13 @@ impl Driver for Host {
         Ok(())
     }
 
-    fn seconds(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-        let start = std::time::Instant::now();
-        work()?;
-        Ok(start.elapsed().as_secs_f64())
+    /// Nanoseconds since the first one.
+    fn stamp(&self) -> Result<u64> {
+        static FIRST: OnceLock<Instant> = OnceLock::new();
+        Ok(u64::try_from(FIRST.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn between(&self, start: u64, end: u64) -> Result<f64> {
+        Ok(end.saturating_sub(start) as f64 / 1e9)
     }
 }

@@ -82,6 +82,8 @@ struct Inner {
     /// Of all queues of a device.
     counts: Arc<Mutex<Counts>>,
     usage: Arc<Mutex<Usage>>,
+    /// What was launched, with the stamps around it, while [`Gpu::profile`] runs.
+    stamps: Mutex<Option<Vec<(String, u64, u64)>>>,
 }
 
 /// A handle; clones are the same GPU.
@@ -115,7 +117,7 @@ impl Gpu {
 
     fn with(driver: Box<dyn Driver>, counts: Arc<Mutex<Counts>>, usage: Arc<Mutex<Usage>>) -> Gpu {
         let pool = Mutex::new(Pool::new(driver.granule(), usage.clone()));
-        Gpu(Arc::new(Inner { driver, pool, counts, usage }))
+        Gpu(Arc::new(Inner { driver, pool, counts, usage, stamps: Mutex::default() }))
     }
 
     /// What it is called by its maker.
@@ -255,7 +257,8 @@ impl Gpu {
         let grid = [size(grid.0), size(grid.1), 1];
         let bytes: usize = args.iter().map(Arg::bytes).sum();
         self.count(|c| add(&mut c.launches, kernel.to_string(), bytes, 0));
-        self.0.driver.launch(&Launch { kernel, grid, block: [block.0, block.1, 1], shared }, args)
+        let launch = Launch { kernel, grid, block: [block.0, block.1, 1], shared };
+        self.stamped(|| kernel.to_string(), || self.0.driver.launch(&launch, args))
     }
 
     /// Runs a kernel that takes `n` elements one by one, eight a thread.
@@ -274,7 +277,32 @@ impl Gpu {
             c.flops += flops;
             add(&mut c.products, product.name(), product.bytes(), flops);
         });
-        self.0.driver.product(product)
+        self.stamped(|| format!("product {}", product.name()), || self.0.driver.product(product))
+    }
+
+    /// Takes the time of what `work` asks for, if somebody wants to know.
+    fn stamped(&self, name: impl Fn() -> String, work: impl Fn() -> Result<()>) -> Result<()> {
+        if lock(&self.0.stamps).is_none() {
+            return work();
+        }
+        let start = self.0.driver.stamp()?;
+        work()?;
+        let end = self.0.driver.stamp()?;
+        lock(&self.0.stamps).iter_mut().for_each(|s| s.push((name(), start, end)));
+        Ok(())
+    }
+
+    /// Seconds on the device of every kernel and product (by its name) that `work` asks this queue for.
+    pub fn profile(&self, work: impl FnOnce() -> Result<()>) -> Result<BTreeMap<String, f64>> {
+        *lock(&self.0.stamps) = Some(Vec::new());
+        let done = work();
+        let stamps = lock(&self.0.stamps).take().unwrap_or_default();
+        done?;
+        let mut seconds = BTreeMap::new();
+        for (name, start, end) in stamps {
+            *seconds.entry(name).or_insert(0.0) += self.0.driver.between(start, end)?;
+        }
+        Ok(seconds)
     }
 
     /// Waits until everything is done; what failed meanwhile is an error here.
@@ -295,8 +323,10 @@ impl Gpu {
     }
 
     /// How long the device takes for what `work` asks of it, between two events.
-    pub fn seconds(&self, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-        self.0.driver.seconds(&mut work)
+    pub fn seconds(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+        let start = self.0.driver.stamp()?;
+        work()?;
+        self.0.driver.between(start, self.0.driver.stamp()?)
     }
 
     fn give_back(&self, at: *mut c_void, bytes: usize) {
