@@ -43,8 +43,9 @@ pub struct PlaceArgs {
     /// Where to compute: cpu, cuda (cuda:1, ..), or host (the GPU's kernels emulated on the CPU, slowly)
     #[arg(long, default_value = "cpu", help_heading = "Running")]
     pub device: String,
-    /// On a GPU, how dense layers and attention store what they work on: f32, f16 or bf16 (default)
-    #[arg(long, value_parser = ["f32", "f16", "bf16"], help_heading = "Running")]
+    /// On a GPU, how dense layers and attention store what they work on: f32, f16, bf16 (default; the image encoder in
+    /// f16, as its weights were published) or bf16-vit (the image encoder, too)
+    #[arg(long, value_parser = ["f32", "f16", "bf16", "bf16-vit"], help_heading = "Running")]
     pub dtype: Option<String>,
 }
 

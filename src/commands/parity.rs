@@ -27,7 +27,7 @@ pub struct Args {
     vocab: Option<PathBuf>,
     /// Precision to compute in: f32; f64 on the CPU; f16 or bf16 (dense layers and attention, as --help of train says) on a
     /// GPU
-    #[arg(long, default_value = "f32", value_parser = ["f32", "f64", "f16", "bf16"])]
+    #[arg(long, default_value = "f32", value_parser = ["f32", "f64", "f16", "bf16", "bf16-vit"])]
     dtype: String,
     /// Where to compute: cpu, cuda (cuda:1, ..), or host (the kernels of the GPU, emulated on the CPU)
     #[arg(long, default_value = "cpu")]

@@ -20,13 +20,16 @@ impl Precision {
     pub const F16: Precision = Precision { vit: Storage::F16, rest: Storage::F16 };
     /// EVA's weights are published in f16, which bf16 would round.
     pub const BF16: Precision = Precision { vit: Storage::F16, rest: Storage::BF16 };
+    /// The image encoder, too.
+    pub const BF16_VIT: Precision = Precision { vit: Storage::BF16, rest: Storage::BF16 };
 
     pub fn named(name: &str) -> Result<Precision> {
         match name {
             "f32" => Ok(Precision::F32),
             "f16" => Ok(Precision::F16),
             "bf16" => Ok(Precision::BF16),
-            _ => Err(Error::argument("precision", "name", "f32, f16 or bf16", name)),
+            "bf16-vit" => Ok(Precision::BF16_VIT),
+            _ => Err(Error::argument("precision", "name", "f32, f16, bf16 or bf16-vit", name)),
         }
     }
 
@@ -41,7 +44,7 @@ impl Precision {
     }
 
     pub fn name(self) -> &'static str {
-        self.rest.name()
+        if self == Precision::BF16_VIT { "bf16-vit" } else { self.rest.name() }
     }
 
     pub(super) fn of(self, name: &str) -> Storage {

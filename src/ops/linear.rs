@@ -92,12 +92,10 @@ fn backward_on_gpu(
 ) -> Result<()> {
     let gpu = dy.gpu();
     let dy = &dy.cast(OP, x.storage())?;
-    if grads.wants(0) {
-        let dx = gpu.array(OP, x.storage(), r * k)?;
-        let (a, b, c) = (Operand::rows(dy, n), Operand::rows(w, k), Operand::rows(&dx, k));
-        gpu.product(&Product { sizes: (r, k, n), a, b, c, bias: None, add: false })?;
-        grads.add_array(0, dx)?;
-    }
+    grads.accumulate_array(0, |dx, fresh| {
+        let (a, b, c) = (Operand::rows(dy, n), Operand::rows(w, k), Operand::rows(dx, k));
+        gpu.product(&Product { sizes: (r, k, n), a, b, c, bias: None, add: !fresh })
+    })?;
     if grads.wants(1) {
         let (a, b) = (Operand::rows(dy, n).transposed(), Operand::rows(x, k));
         grads.accumulate_array(1, |dw, fresh| {

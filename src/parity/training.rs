@@ -236,11 +236,16 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     // The learning rate is arithmetic in f64 on both sides: equal to a few units in the last place.
     report.close("outputs.lr", case.shape("outputs.lr")?, &lrs, &case.f64s("outputs.lr")?, 1e-14);
     let recorded = case.f64s("outputs.losses")?;
-    let worst = all.iter().zip(&recorded).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max);
+    // Stored in 16 bits a logit errs by its size, and a loss by twice that, however small the loss has become.
+    let largest = recorded.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let (of, what) = if report.is_exact() { (0.0, "relative") } else { (largest, "of the largest") };
+    let far = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs().max(of);
+    // A NaN on either side must not vanish in `max`.
+    let worst = all.iter().zip(&recorded).map(far).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m });
     let width = recorded.len();
     report.close("outputs.losses", case.shape("outputs.losses")?, &all, &recorded, 1e-3);
     report.near(
-        "outputs.losses, worst of a step (relative)",
+        &format!("outputs.losses, worst of a step ({what})"),
         &[width],
         &[worst],
         &[0.0],

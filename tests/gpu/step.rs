@@ -32,7 +32,8 @@ fn recorded_cases() {
 
 /// In 16 bits no tensor is further from LAVIS than twice what LAVIS itself is under torch.autocast
 /// (`tests/lavis/autocast.py`: the root mean square of eight runs, the median of the case where a small tensor was lucky).
-/// Our bf16 also rounds the image encoder's output, which autocast keeps in f32: 2^-8, in quadrature.
+/// Our bf16 also rounds the image encoder's output, which autocast keeps in f32: 2^-8, in quadrature. The norm of n errors
+/// varies by about 1 / sqrt(2n) of itself, which is much for a bias of two numbers: three times that is allowed.
 #[test]
 fn sixteen_bits_err_no_more_than_autocast() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lavis");
@@ -50,7 +51,8 @@ fn sixteen_bits_err_no_more_than_autocast() {
             let median = sorted[sorted.len() / 2];
             for line in report.lines.iter().filter(|l| l.measure == "rel_l2") {
                 let Some(own) = theirs.get(&line.name) else { continue };
-                let bound = 2.0 * own.max(median).hypot(rounding);
+                let chance = 3.0 / (2.0 * line.shape.iter().product::<usize>() as f64).sqrt();
+                let bound = 2.0 * (1.0 + chance) * own.max(median).hypot(rounding);
                 assert!(line.rel_l2 <= bound, "{kind} {dtype} {}: {:e} > {bound:e}", line.name, line.rel_l2);
                 compared += 1;
             }
