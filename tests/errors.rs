@@ -5,5 +5,6 @@ mod tiny;
 mod errors {
     mod model;
     mod ops;
+    mod output;
     mod training;
 }

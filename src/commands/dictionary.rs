@@ -1,5 +1,6 @@
 //! `qformer dictionary`: a MeCab dictionary as one file.
 
+use super::output::say;
 use crate::files::{RealDisk, write_atomic};
 use crate::{Result, text::segment};
 use std::path::PathBuf;
@@ -25,6 +26,6 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let (bytes, words) = segment::convert(&args.mecab)?;
     write_atomic(&RealDisk, &args.out, bytes.len() as u64, |file| file.write_all(&bytes))?;
-    println!("{}: {words} words, {} bytes", args.out.display(), bytes.len());
+    say!("{}: {words} words, {} bytes", args.out.display(), bytes.len())?;
     Ok(())
 }

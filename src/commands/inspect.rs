@@ -1,5 +1,6 @@
 //! `qformer inspect`: what is in a file of weights, and whether two hold the same.
 
+use super::output::say;
 use crate::weights::names::{self, Meaning, Naming};
 use crate::weights::{Dtype, Info, Set};
 use crate::{Error, Kind, Result};
@@ -39,28 +40,28 @@ pub fn run(args: &Args) -> Result<()> {
     let hashes = if args.hash { Some(hashes(&set)?) } else { None };
     let naming = naming(&set).map(Naming::name);
     if args.json {
-        println!("{}", report(&set, naming, hashes.as_ref()));
+        say!("{}", report(&set, naming, hashes.as_ref()))?;
         return Ok(());
     }
     for file in set.files() {
-        println!("{}: {}, {} bytes", file.path().display(), file.format().name(), file.file_bytes());
+        say!("{}: {}, {} bytes", file.path().display(), file.format().name(), file.file_bytes())?;
         for (key, value) in file.metadata() {
-            println!("  {key}: {}", value.chars().take(200).collect::<String>());
+            say!("  {key}: {}", value.chars().take(200).collect::<String>())?;
         }
         if !file.others().is_empty() {
-            println!("  beside the weights: {}", file.others().join(", "));
+            say!("  beside the weights: {}", file.others().join(", "))?;
         }
     }
     if let Some(naming) = naming {
-        println!("names: {naming}");
+        say!("names: {naming}")?;
     }
     let width = set.tensors().map(|t| t.name.len()).max().unwrap_or(0);
     for t in set.tensors() {
         let hash = hashes.as_ref().and_then(|h| h.get(&t.name)).map(|h| format!("  {h}")).unwrap_or_default();
-        println!("  {:width$}  {:4}  {:?}{hash}", t.name, t.dtype.name(), t.shape);
+        say!("  {:width$}  {:4}  {:?}{hash}", t.name, t.dtype.name(), t.shape)?;
     }
     for (dtype, [tensors, elements, bytes]) in totals(&set) {
-        println!("{dtype}: {tensors} tensors, {elements} elements, {bytes} bytes");
+        say!("{dtype}: {tensors} tensors, {elements} elements, {bytes} bytes")?;
     }
     Ok(())
 }
@@ -148,19 +149,15 @@ fn compare(args: &Args, a: &Set, path: &Path) -> Result<()> {
     let same = only_a.is_empty() && only_b.is_empty() && differ.is_empty();
     let equal = shared.len() - differ.len();
     if args.json {
-        println!(
+        say!(
             "{}",
             json!({"same": same, "equal": equal, "differ": differ, "only_here": only_a, "only_there": only_b})
-        );
+        )?;
     } else {
-        differ.iter().for_each(|(name, how)| println!("differs: {name}: {how}"));
-        only_a.iter().for_each(|name| println!("only in {}: {name}", args.path.display()));
-        only_b.iter().for_each(|name| println!("only in {}: {name}", path.display()));
-        println!(
-            "{equal} tensors equal, {} differ, {} in one only",
-            differ.len(),
-            only_a.len() + only_b.len()
-        );
+        differ.iter().try_for_each(|(name, how)| say!("differs: {name}: {how}"))?;
+        only_a.iter().try_for_each(|name| say!("only in {}: {name}", args.path.display()))?;
+        only_b.iter().try_for_each(|name| say!("only in {}: {name}", path.display()))?;
+        say!("{equal} tensors equal, {} differ, {} in one only", differ.len(), only_a.len() + only_b.len())?;
     }
     if same {
         return Ok(());

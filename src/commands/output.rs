@@ -43,3 +43,11 @@ pub fn print(text: &str) -> Result<bool> {
     out.noted(written)?;
     out.flush()
 }
+
+/// A line to standard output, as `println!` has it; nothing where nobody reads any more.
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::commands::output::print(&format!("{}\n", format_args!($($text)*))).map(drop)
+    };
+}
+pub(crate) use say;

@@ -1,5 +1,6 @@
 //! `qformer parity`: recorded LAVIS cases, number by number.
 
+use super::output::say;
 use crate::nn::Precision;
 use crate::parity::Place;
 use crate::tensor::{DType, Device};
@@ -84,12 +85,12 @@ fn place(device: &str, dtype: &str) -> Result<Place> {
 fn print(report: &(impl Serialize + Display), file: &str, args: &Args) -> Result<()> {
     if args.json {
         let json = serde_json::to_string(report).map_err(|e| Error::new(Kind::Write, "parity").got(e))?;
-        println!("{json}");
+        say!("{json}")?;
     } else if args.quiet {
         let text = report.to_string();
-        println!("{file}: {}", text.lines().last().unwrap_or_default());
+        say!("{file}: {}", text.lines().last().unwrap_or_default())?;
     } else {
-        println!("{report}\n");
+        say!("{report}\n")?;
     }
     Ok(())
 }

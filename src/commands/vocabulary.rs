@@ -1,5 +1,6 @@
 //! `qformer vocabulary`: a WordPiece vocabulary of captions.
 
+use super::output::say;
 use crate::files::{RealDisk, write_atomic};
 use crate::text::{Settings, Tokenizer, vocabulary};
 use crate::{Error, Kind, Result};
@@ -62,13 +63,13 @@ pub fn run(args: &Args) -> Result<()> {
         longest = longest.max(ids.len());
         unknown += ids.iter().filter(|&&id| id == special.unk).count();
     }
-    println!(
+    say!(
         "{}: {} tokens of {} captions; a caption has {:.1} on average and {longest} at the most with [CLS] and [SEP]; {unknown} are [UNK]",
         args.out.display(),
         tokenizer.len() - 1,
         captions.len(),
         total as f64 / captions.len().max(1) as f64,
-    );
+    )?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! `qformer bench kernels`: the kernels of a GPU one by one.
 
 use super::Args;
+use crate::commands::output::say;
 use crate::nn::Precision;
 use crate::tensor::{Device, Gpu};
 use crate::{Error, Result, kernels};
@@ -39,12 +40,12 @@ pub(super) fn run(args: &Args, (device, precision): &(Device, Precision)) -> Res
     );
     let name = gpu.name();
     if !args.json {
-        println!(
+        say!(
             "{name}, {}: copy {:.0} GB/s, product {:.1} TFLOP/s",
             precision.name(),
             copy / 1e9,
             product / 1e12
-        );
+        )?;
     }
     for mut work in kernels::works(gpu, precision.rest, sizes, !emulated)? {
         work.seconds()?;
@@ -64,7 +65,7 @@ pub(super) fn run(args: &Args, (device, precision): &(Device, Precision)) -> Res
         if args.json {
             super::json(&timed)?;
         } else {
-            println!(
+            say!(
                 "{:72} {:10.1} us {:8.0} GB/s {:8.1} TFLOP/s {:5.0} % of {}",
                 timed.kernel,
                 timed.microseconds,
@@ -72,7 +73,7 @@ pub(super) fn run(args: &Args, (device, precision): &(Device, Precision)) -> Res
                 timed.tflop_per_s,
                 100.0 * timed.share_of_limit,
                 if bytes / copy > flops / product { "copy" } else { "product" }
-            );
+            )?;
         }
     }
     Ok(())

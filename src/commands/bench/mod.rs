@@ -4,6 +4,7 @@ mod kernels;
 mod plan;
 
 use super::engine::PlaceArgs;
+use super::output::say;
 use crate::device::gpu::Counts;
 use crate::device::meter;
 use crate::model::{CLS, Config, GenerateOptions, Model, Profile, SEP};
@@ -132,7 +133,7 @@ fn show(
     if args.json {
         json(measured)?;
     } else {
-        print(measured);
+        print(measured)?;
     }
     match &place.0 {
         Device::Gpu(gpu) if args.profile => plan::profile(args, gpu, place.1, run),
@@ -143,8 +144,7 @@ fn show(
 /// A line of JSON.
 fn json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string(value).map_err(|e| Error::new(Kind::Write, "bench").got(e))?;
-    println!("{text}");
-    Ok(())
+    say!("{text}")
 }
 
 fn configuration(name: &str) -> Result<Config> {
@@ -304,24 +304,37 @@ fn per_run(c: &Counts, runs: u64) -> GpuCounts {
     }
 }
 
-fn print(m: &Measured) {
-    println!(
+fn print(m: &Measured) -> Result<()> {
+    say!(
         "{} {}, batch {}, {} tokens, {} threads, {} in {}, median of {}",
-        m.what, m.config, m.batch, m.text, m.threads, m.device, m.dtype, m.steps
-    );
-    println!("  time        {:.3} s (processor {:.3} s)", m.seconds, m.processor_seconds);
-    println!("  samples     {:.2} per second", m.samples_per_s);
-    println!("  arithmetic  {:.1} GFLOP (2mnk of every product), {:.1} GFLOP/s", m.gflop, m.gflop_per_s);
-    println!(
+        m.what,
+        m.config,
+        m.batch,
+        m.text,
+        m.threads,
+        m.device,
+        m.dtype,
+        m.steps
+    )?;
+    say!("  time        {:.3} s (processor {:.3} s)", m.seconds, m.processor_seconds)?;
+    say!("  samples     {:.2} per second", m.samples_per_s)?;
+    say!("  arithmetic  {:.1} GFLOP (2mnk of every product), {:.1} GFLOP/s", m.gflop, m.gflop_per_s)?;
+    say!(
         "  limit       {:.1} GFLOP/s in a plain product, reached {:.0} %",
         m.product_gflop_per_s,
         100.0 * m.share_of_limit
-    );
-    println!("  memory      {:.2} GB at its peak", m.peak_bytes as f64 / 1e9);
+    )?;
+    say!("  memory      {:.2} GB at its peak", m.peak_bytes as f64 / 1e9)?;
     if let Some(g) = &m.gpu {
-        println!(
+        say!(
             "  of a run    {} launches, {} products, {} copies, {} allocations, {} bytes up, {} down",
-            g.launches, g.products, g.copies, g.allocations, g.uploaded, g.downloaded
-        );
+            g.launches,
+            g.products,
+            g.copies,
+            g.allocations,
+            g.uploaded,
+            g.downloaded
+        )?;
     }
+    Ok(())
 }

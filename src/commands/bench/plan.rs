@@ -2,6 +2,7 @@
 //! time that the roofline of an H200 predicts for each kernel. With `--profile` on a real one, beside the time it took.
 
 use super::Args;
+use crate::commands::output::say;
 use crate::device::gpu::{Counts, Launches};
 use crate::model::Config;
 use crate::nn::Precision;
@@ -75,8 +76,7 @@ fn show(args: &Args, plan: &Plan) -> Result<()> {
     if args.json {
         return super::json(plan);
     }
-    print(plan);
-    Ok(())
+    print(plan)
 }
 
 fn plan(
@@ -118,13 +118,13 @@ fn plan(
     }
 }
 
-fn print(p: &Plan) {
+fn print(p: &Plan) -> Result<()> {
     let measured: f64 = p.kernels.iter().filter_map(|k| k.measured).sum();
     let what = if measured > 0.0 { "kernel by kernel" } else { "nothing was computed" };
-    println!("{} {}, batch {}, {}: {what}", p.what, p.config, p.batch, p.dtype);
-    println!("  {:>9} {:>9} {:>9} {:>10} {:>10}", "launches", "MB", "GFLOP", "us (H200)", "measured");
+    say!("{} {}, batch {}, {}: {what}", p.what, p.config, p.batch, p.dtype)?;
+    say!("  {:>9} {:>9} {:>9} {:>10} {:>10}", "launches", "MB", "GFLOP", "us (H200)", "measured")?;
     for k in &p.kernels {
-        println!(
+        say!(
             "  {:9} {:9.1} {:9.1} {:10.1} {:>10}  {}",
             k.launches,
             k.bytes as f64 / 1e6,
@@ -132,12 +132,12 @@ fn print(p: &Plan) {
             k.microseconds,
             k.measured.map_or_else(String::new, |us| format!("{us:.1}")),
             k.name
-        );
+        )?;
     }
     if measured > 0.0 {
-        println!("{:.1} ms in kernels and products", measured / 1e3);
+        say!("{:.1} ms in kernels and products", measured / 1e3)?;
     }
-    println!(
+    say!(
         "{} launches, {} products, {} copies; {:.2} GB moved, {:.1} TFLOP; {:.2} GB at the peak; {} allocations in the first step, {} in the second",
         p.launches,
         p.products,
@@ -147,6 +147,7 @@ fn print(p: &Plan) {
         p.peak_bytes as f64 / 1e9,
         p.allocations[0],
         p.allocations[1]
-    );
-    println!("roofline of an H200: {:.1} ms, {:.0} pictures/s", p.microseconds / 1e3, p.samples_per_s);
+    )?;
+    say!("roofline of an H200: {:.1} ms, {:.0} pictures/s", p.microseconds / 1e3, p.samples_per_s)?;
+    Ok(())
 }

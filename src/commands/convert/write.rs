@@ -1,6 +1,7 @@
 //! The three forms a model is written in: our folder, a file for LAVIS, a file under Hugging Face's names.
 
 use super::{OP, is_vit};
+use crate::commands::output::say;
 use crate::files::{self, RealDisk};
 use crate::model::Config;
 use crate::nn::Spec;
@@ -80,7 +81,7 @@ impl Job {
         pieces.insert(POSITION_IDS.into(), (info, Piece::Positions));
         self.write(out, &pieces, &BTreeMap::from([("format".into(), "pt".into())]))?;
         // JSON's quotes and escapes are Python's, too.
-        println!(
+        say!(
             "import lavis.models, safetensors.torch\n\
              model = lavis.models.load_model(\"blip2\", \"pretrain\")\n\
              model.Qformer.resize_token_embeddings({})\n\
@@ -88,7 +89,7 @@ impl Job {
              assert not unexpected and all(n.startswith(\"visual_encoder.\") for n in missing)",
             self.config.vocab,
             serde_json::json!(out.display().to_string())
-        );
+        )?;
         let Config { vocab, max_txt_len, .. } = self.config;
         let full = Config { vocab, max_txt_len, ..Config::full() };
         if self.config != full {
