@@ -8,7 +8,8 @@
 # QFORMER and TESTS name the binary and the test binaries (ops, gpu) where they were built elsewhere; without them cargo builds both:
 #     cargo build --release --features cuda,host-kernels
 #     cargo test --release --features cuda,host-kernels --no-run --test ops --test gpu
-# BATCH (128), STEPS (20), OUT (a folder for the raw lines). DEVICE=host CONFIG=tiny BATCH=2 STEPS=1 is a rehearsal without a GPU. Goes on after a failure and says at the end what failed.
+# BATCH (128), STEPS (20), ROUNDS (2), OUT (a folder for the raw lines). DEVICE=host CONFIG=tiny BATCH=2 STEPS=1 is a rehearsal without
+# a GPU. Goes on after a failure and says at the end what failed. cuBLASLt may be the one that came with torch.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 peers=${1:?"usage: benches/gpu.sh PEERS CASES [PYTHON]"}
@@ -16,6 +17,7 @@ cases=${2:?"usage: benches/gpu.sh PEERS CASES [PYTHON]"}
 python=${3:-python3}
 batch=${BATCH:-128}
 steps=${STEPS:-20}
+rounds=${ROUNDS:-2}
 device=${DEVICE:-cuda}
 config=${CONFIG:-full}
 peer_config=$config # the peer knows full, base and heads
@@ -24,12 +26,27 @@ out=${OUT:-$(mktemp -d)}
 mkdir -p "$out"
 failed=()
 note() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
-try() { # NAME COMMAND...: its output goes to the screen and to $out/NAME.log
+try() { # NAME COMMAND...: its output goes to $out/NAME.log, the end of it to the screen
     local name=$1
     shift
-    "$@" 2>&1 | tee "$out/$name.log" | tail -n 15
+    timeout "${LIMIT:-300}" "$@" 2>&1 | tee "$out/$name.log" | tail -n 15
     [ "${PIPESTATUS[0]}" -eq 0 ] || failed+=("$name")
 }
+one() { # BINARY TEST: in a process of its own, as a fault of one kernel ends a process's use of the GPU
+    local log=$out/test-$(basename "$1")-${2//::/.}.log
+    if QFORMER_TEST_DEVICE=$device timeout 120 "$1" --exact "$2" --test-threads 1 >"$log" 2>&1; then
+        echo "ok $2"
+        rm "$log"
+    else
+        echo "FAILED $2: $(grep -m1 -A3 panicked "$log" | tr '\n' ' ')"
+    fi
+}
+export -f one
+export out device
+lt=$("$python" -c 'import glob, os, sysconfig
+found = sorted(glob.glob(sysconfig.get_path("purelib") + "/nvidia/**/libcublasLt.so.13", recursive=True))
+print(os.path.dirname(found[0]) if found else "")')
+[ -z "$lt" ] || export LD_LIBRARY_PATH="$lt${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
 if [ -z "${QFORMER:-}" ]; then
     cargo build --release --features cuda,host-kernels || exit 1
@@ -49,8 +66,10 @@ note "the GPU"
 
 note "operations and the whole step against the CPU"
 for test in $TESTS; do
-    QFORMER_TEST_DEVICE=$device try "test-$(basename "$test")" "$test"
-done
+    "$test" --list 2>/dev/null | sed -n "s|: test\$||p" | sed "s|^|$test |"
+done | xargs -P "$(nproc)" -L 1 bash -c 'one "$0" "$1"' >"$out/tests.txt"
+grep -c ^ok "$out/tests.txt" | sed 's/$/ tests passed/'
+if grep ^FAILED "$out/tests.txt"; then failed+=(tests); fi
 
 note "recorded cases"
 for dtype in f32 f16 bf16; do
@@ -62,14 +81,17 @@ try kernels "$QFORMER" bench kernels --device "$device" --config "$config" --bat
 try kernels-torch "$python" "$peers/torch_stage1.py" kernels --batch "$batch"
 
 note "a training step, in turns"
-for round in 1 2; do
-    for dtype in bf16 f16; do
+for round in $(seq "$rounds"); do
+    for dtype in bf16 bf16-vit f16; do
         try "step-$dtype-$round" "$QFORMER" bench step --config "$config" --batch "$batch" --steps "$steps" --device "$device" --dtype $dtype --json
     done
     for mode in lavis best; do
         try "step-torch-$mode-$round" "$python" "$peers/torch_stage1.py" bench --mode $mode --config "$peer_config" --batch "$batch" --steps "$steps"
     done
 done
+
+note "a step kernel by kernel"
+try profile "$QFORMER" bench step --config "$config" --batch "$batch" --steps 3 --device "$device" --dtype bf16 --profile
 
 note "captioning"
 try caption "$QFORMER" bench caption --config "$config" --batch 1 --device "$device" --steps 10 --json

@@ -29,18 +29,16 @@ def last(name):
 
 gpu = last("gpu.txt")
 print(f"\n## {gpu}, {datetime.date.today()}\n\n`benches/gpu.sh PEERS CASES`, batch {batch}.\n")
-for log in sorted(glob.glob(os.path.join(folder, "test-*.log")) + glob.glob(os.path.join(folder, "parity-*.log"))):
-    text = open(log, errors="replace").read()
-    result = [l for l in text.splitlines() if l.startswith("test result") or "DIFFERS" in l]
-    name = os.path.basename(log)[:-4]
-    if name.startswith("parity"):
-        same = sum(": ok" in l for l in text.splitlines())
-        result = [f"{same} cases ok"] + [l for l in text.splitlines() if "DIFFERS" in l]
-    print(f"- {name}: {'; '.join(result) or 'no result'}")
+tests = open(os.path.join(folder, "tests.txt"), errors="replace").read().splitlines()
+print(f"- tests: {sum(l.startswith('ok ') for l in tests)} passed", *[l for l in tests if l.startswith("FAILED")], sep="; ")
+for log in sorted(glob.glob(os.path.join(folder, "parity-*.log"))):
+    text = open(log, errors="replace").read().splitlines()
+    result = [f"{sum(': ok' in l for l in text)} cases ok"] + [l for l in text if "DIFFERS" in l]
+    print(f"- {os.path.basename(log)[:-4]}: {'; '.join(result)}")
 
 print("\n| training step | ms | pictures/s | launches + products | peak GB |\n|---|---|---|---|---|")
-for dtype in ("bf16", "f16"):
-    runs = lines(f"step-{dtype}-*.log")
+for dtype in ("bf16", "bf16-vit", "f16"):
+    runs = lines(f"step-{dtype}-[0-9]*.log")
     if runs:
         s = statistics.median(r["seconds"] for r in runs)
         g = runs[0].get("gpu", {})

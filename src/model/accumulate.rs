@@ -122,7 +122,7 @@ impl Model {
             let (i2t, t2i) = self.similarities(&frozen, &image.detach(), &text.detach())?;
             let ids = batch.image_id.filter(|_| plan.profile == Profile::LavisImageId);
             let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
-            let negatives = NegativeWeights::new(&i2t, &t2i, ids).choose(sampling)?;
+            let negatives = NegativeWeights { i2t: &i2t, t2i: &t2i, ids }.choose(sampling)?;
             let itm = self.itm_loss(&pass, &merged.keys, batch, &negatives, true)?;
             let (lm, lm_right) = self.lm_loss(&pass, &merged, batch.text)?;
             let both = ops::add(&itm.loss, &lm)?;

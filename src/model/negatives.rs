@@ -1,7 +1,7 @@
 //! The negatives of the matching loss: which image a text is wrongly paired with, and which text an image.
 
 use crate::ops;
-use crate::tensor::{Stream, Tensor};
+use crate::tensor::{Array, Storage, Stream, Tensor};
 use crate::{Error, Kind, Result};
 
 /// The floor of a negative's weight.
@@ -28,28 +28,56 @@ pub enum Sampling<'a> {
 }
 
 /// Weights of the negatives [B,B], row by row: softmax + 1e-4 with the diagonal 0; with ids, softmax over other ids only.
-pub(super) struct NegativeWeights {
-    n: usize,
-    i2t: Vec<f64>,
-    t2i: Vec<f64>,
+pub(super) struct NegativeWeights<'a> {
+    pub i2t: &'a Tensor,
+    pub t2i: &'a Tensor,
+    pub ids: Option<&'a [i64]>,
 }
 
-impl NegativeWeights {
-    pub fn new(i2t: &Tensor, t2i: &Tensor, ids: Option<&[i64]>) -> NegativeWeights {
-        NegativeWeights { n: i2t.rows().0, i2t: negative_weights(i2t, ids), t2i: negative_weights(t2i, ids) }
-    }
-
+impl NegativeWeights<'_> {
     pub fn choose(&self, sampling: Sampling) -> Result<Negatives> {
         match sampling {
-            Sampling::Given(given) => check_negatives(given, self.n),
-            Sampling::Draw { seed, step, site } => draw_negatives(self, seed, step, site),
+            Sampling::Given(given) => check_negatives(given, self.i2t.rows().0),
+            Sampling::Draw { seed, step, site } => {
+                let site = site.wrapping_add(NEGATIVE_SITE);
+                let draw = |sim, site| self.draw(sim, Stream { seed, step, site });
+                Ok(Negatives { image: draw(self.t2i, site)?, text: draw(self.i2t, site + 1)? })
+            }
         }
     }
 
     /// i2t and t2i as tensors.
     pub fn tensors(&self) -> Result<[Tensor; 2]> {
-        let tensor = |w: &[f64]| Tensor::new(w.to_vec(), &[self.n, self.n]);
-        Ok([tensor(&self.i2t)?, tensor(&self.t2i)?])
+        let tensor = |sim: &Tensor| Tensor::new(negative_weights(sim, self.ids), sim.shape().sizes());
+        Ok([tensor(self.i2t)?, tensor(self.t2i)?])
+    }
+
+    /// One index per row.
+    fn draw(&self, sim: &Tensor, stream: Stream) -> Result<Vec<u32>> {
+        let n = sim.rows().0;
+        if let Some(sim) = sim.array() {
+            let picked = self.draw_on_gpu(&sim, n, stream)?;
+            // Where nothing can be drawn, the CPU says why; a plan draws nothing.
+            match picked.into_iter().map(u32::try_from).collect() {
+                Ok(picked) if sim.gpu().computes() => return Ok(picked),
+                _ => {}
+            }
+        }
+        draw_rows(&negative_weights(sim, self.ids), n, stream)
+    }
+
+    /// By the kernel, which draws the same; -1 where nothing can be drawn.
+    fn draw_on_gpu(&self, sim: &Array, n: usize, stream: Stream) -> Result<Vec<i32>> {
+        const OP: &str = "sample negatives";
+        let gpu = sim.gpu();
+        let sim = sim.cast(OP, Storage::F32)?;
+        let ids = self.ids.map(|ids| gpu.upload(OP, Storage::I32, ids)).transpose()?;
+        let picked = gpu.array(OP, Storage::I32, n)?;
+        let (seed, site, step) = (stream.seed, stream.site, stream.step);
+        let rows = i32::try_from(n).unwrap_or(i32::MAX);
+        let args = crate::args![&sim, ids.as_ref(), &picked, rows, seed, site, step];
+        gpu.launch("sample_negatives_f32", (n, 1), (32, 1), 0, args)?;
+        picked.read::<i32>()
     }
 }
 
@@ -87,32 +115,25 @@ fn check_negatives(given: &Negatives, n: usize) -> Result<Negatives> {
     Ok(given.clone())
 }
 
-/// One index per row, with the row's weights, by inverting their running sum.
-fn draw_negatives(weights: &NegativeWeights, seed: u64, step: u32, site: u32) -> Result<Negatives> {
-    let draw = |w: &[f64], site: u32| -> Result<Vec<u32>> {
-        let stream = Stream { seed, step, site };
-        let row = |(i, row): (usize, &[f64])| {
-            let total: f64 = row.iter().sum();
-            if !total.is_finite() {
-                return Err(Error::new(Kind::NonFinite, "stage 1")
-                    .expected("finite similarities")
-                    .got(total));
-            }
-            if total == 0.0 {
-                let got = "none to draw from";
-                return Err(Error::argument("stage 1", "batch", "a negative for every caption", got)
-                    .fix("use a batch of at least 2 different images"));
-            }
-            let mut left = stream.uniform(i as u64) * total;
-            let pick = row.iter().position(|w| {
-                left -= w;
-                left < 0.0
-            });
-            let last = row.iter().rposition(|w| *w > 0.0).unwrap_or(0);
-            Ok(pick.unwrap_or(last) as u32)
-        };
-        w.chunks(weights.n.max(1)).enumerate().map(row).collect()
+/// One index per row of n weights, by inverting their running sum.
+fn draw_rows(weights: &[f64], n: usize, stream: Stream) -> Result<Vec<u32>> {
+    let row = |(i, row): (usize, &[f64])| {
+        let total: f64 = row.iter().sum();
+        if !total.is_finite() {
+            return Err(Error::new(Kind::NonFinite, "stage 1").expected("finite similarities").got(total));
+        }
+        if total == 0.0 {
+            let got = "none to draw from";
+            return Err(Error::argument("stage 1", "batch", "a negative for every caption", got)
+                .fix("use a batch of at least 2 different images"));
+        }
+        let mut left = stream.uniform(i as u64) * total;
+        let pick = row.iter().position(|w| {
+            left -= w;
+            left < 0.0
+        });
+        let last = row.iter().rposition(|w| *w > 0.0).unwrap_or(0);
+        Ok(pick.unwrap_or(last) as u32)
     };
-    let site = site.wrapping_add(NEGATIVE_SITE);
-    Ok(Negatives { image: draw(&weights.t2i, site)?, text: draw(&weights.i2t, site + 1)? })
+    weights.chunks(n.max(1)).enumerate().map(row).collect()
 }

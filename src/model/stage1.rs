@@ -159,8 +159,8 @@ impl Model {
         let (image_feats, text_feat) = self.contrastive_features(pass, &merged)?;
         let (i2t, t2i) = self.similarities(pass, &image_feats, &text_feat)?;
         let (itc, itc_right) = self.itc_loss(&i2t, &t2i, profile, batch.image_id)?;
-        let weights =
-            NegativeWeights::new(&i2t, &t2i, batch.image_id.filter(|_| profile == Profile::LavisImageId));
+        let ids = batch.image_id.filter(|_| profile == Profile::LavisImageId);
+        let weights = NegativeWeights { i2t: &i2t, t2i: &t2i, ids };
         let negatives = weights.choose(sampling)?;
         let itm = self.itm_loss(pass, &merged.keys, batch, &negatives, trace.is_none())?;
         let (lm, lm_right) = self.lm_loss(pass, &merged, batch.text)?;
@@ -170,7 +170,7 @@ impl Model {
         if let Some(t) = trace {
             [t.weights_i2t, t.weights_t2i] = weights.tensors()?.map(Some);
             (t.image_feats, t.text_feat) = (Some(image_feats), Some(text_feat));
-            (t.sim_i2t, t.sim_t2i) = (Some(i2t), Some(t2i));
+            (t.sim_i2t, t.sim_t2i) = (Some(i2t.clone()), Some(t2i.clone()));
             let first = merged.layout.lm.first().map_or(merged.layout.rows, |r| r.start);
             let rows = merged.hidden.slice_rows(first..merged.hidden.rows().0)?;
             t.lm_logits = Some(self.qformer.logits(pass, &rows)?);

@@ -17,6 +17,9 @@ use std::ptr::from_ref;
 /// What cuBLAS recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
+/// A step has about a hundred shapes, and half of them recur.
+const MOST_PLANS: usize = 2048;
+
 /// CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: where k is split, parts are not rounded to c's storage before they are added.
 const IN_F32: u32 = 2;
 
@@ -121,6 +124,9 @@ impl Products {
     fn multiply(&mut self, p: &Product) -> Result<bool, CublasError> {
         let key = key(p);
         if !self.plans.contains_key(&key) {
+            if self.plans.len() == MOST_PLANS {
+                self.forget();
+            }
             let made = self.plan(p, &key)?;
             self.plans.insert(key, made);
         }
@@ -200,7 +206,8 @@ impl Products {
         }
     }
 
-    pub fn close(&mut self) {
+    /// Captions of other lengths make other shapes in every step: plans may not pile up.
+    fn forget(&mut self) {
         for plan in self.plans.drain().filter_map(|(_, plan)| plan) {
             // SAFETY: each handle was made by `plan` and is destroyed once.
             unsafe {
@@ -208,6 +215,10 @@ impl Products {
                 plan.layouts.into_iter().for_each(|l| _ = lt::destroy_matrix_layout(l));
             }
         }
+    }
+
+    pub fn close(&mut self) {
+        self.forget();
         // SAFETY: nothing runs any more (the driver has waited).
         unsafe {
             let _ = (lt::destroy_handle(self.handle), cu::free_sync(self.workspace));
