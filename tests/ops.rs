@@ -22,4 +22,5 @@ mod cases {
     mod rows;
     mod scale;
     mod tape;
+    mod top_k;
 }

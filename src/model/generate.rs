@@ -1,14 +1,15 @@
 //! Captions of images: rows of all open hypotheses run together, keys and values are kept.
 //!
 //! A cache holds, per layer, the keys and values of every image's query rows and, behind them, of every token run so
-//! far. A hypothesis is a list of cache rows: the query rows of its image and its own tokens. So beams share what they have
-//! in common, nothing is copied when beams are reordered, and a token is computed once.
+//! far, written where they stay. A hypothesis is a list of cache rows: the query rows of its image and its own tokens. So
+//! beams share what they have in common, nothing is copied when beams are reordered, and a token is computed once.
 //!
 //! Dense layers are the exact ones (each row's sum in an order of its own) and attention reads a row's list alone: a
 //! caption is the same, bit for bit, in any batch.
 
 use super::features::Images;
-use super::search::{Hypothesis, Next, Options, Search, Special};
+use super::options::Options;
+use super::search::{Hypothesis, Next, Outlook, Search, Special};
 use super::{Model, SEP};
 use crate::nn::{Params, Pass};
 use crate::ops;
@@ -17,10 +18,20 @@ use crate::{Error, Result};
 
 const OP: &str = "generate";
 
-/// Keys and values of a layer, and how many rows there are.
+/// Keys and values of a layer, and how many rows there are so far.
 struct Cache {
     layers: Vec<(Tensor, Tensor)>,
     rows: u32,
+}
+
+impl Cache {
+    /// Of the query rows of images, with room for so many tokens.
+    fn new(images: &Images, tokens: usize) -> Result<Cache> {
+        let rows = images.past.first().map_or(0, |(k, _)| k.rows().0);
+        let room = |x: &Tensor| ops::with_room(x, rows + tokens);
+        let layers = images.past.iter().map(|(k, v)| Ok((room(k)?, room(v)?))).collect::<Result<_>>()?;
+        Ok(Cache { layers, rows: rows as u32 })
+    }
 }
 
 /// An open hypothesis: the cache rows it sees, and the token to run next.
@@ -49,18 +60,23 @@ impl Model {
         let mut searches: Vec<Search> =
             identities.iter().map(|id| Search::new(options, special, *id)).collect();
         let mut open = self.first_rows(images);
-        let mut cache =
-            Cache { layers: images.past.clone(), rows: (images.count * self.config.num_query) as u32 };
+        let mut cache = Cache::new(images, images.count * options.most_rows())?;
+        let best = options.enough().map(|k| k.min(self.config.vocab));
         for place in 0..options.max_length - 1 {
             let rows: Vec<&mut Row> = open.iter_mut().flatten().collect();
             if rows.is_empty() {
                 break;
             }
-            let mut logits = self.run(&pass, rows, place, &mut cache)?.into_iter();
+            let logits = self.run(&pass, rows, place, &mut cache)?;
+            let mut outlooks = match best {
+                Some(k) => ops::top_k(&logits, k)?.into_iter().map(Outlook::Best).collect::<Vec<_>>(),
+                None => self.split(&logits).map(Outlook::All).collect(),
+            }
+            .into_iter();
             for (search, rows) in searches.iter_mut().zip(&mut open) {
-                let mut own: Vec<Vec<f64>> = logits.by_ref().take(rows.len()).collect();
+                let own: Vec<Outlook> = outlooks.by_ref().take(rows.len()).collect();
                 if !own.is_empty() {
-                    let next = search.advance(&mut own);
+                    let next = search.advance(own);
                     *rows = next
                         .iter()
                         .map(|n: &Next| Row { token: n.token, ..rows[n.parent].clone() })
@@ -93,8 +109,7 @@ impl Model {
         }
         let pass = Pass::inference(params).exact();
         let mut rows = self.first_rows(images);
-        let mut cache =
-            Cache { layers: images.past.clone(), rows: (images.count * self.config.num_query) as u32 };
+        let mut cache = Cache::new(images, captions.iter().map(Vec::len).sum())?;
         let mut all = vec![Vec::new(); captions.len()];
         for place in 0..longest {
             let mut open = Vec::new();
@@ -104,7 +119,7 @@ impl Model {
             }
             let logits = self.run(&pass, open, place, &mut cache)?;
             let which = captions.iter().enumerate().filter(|(_, ids)| ids.len() > place).map(|(i, _)| i);
-            for (i, logits) in which.zip(logits) {
+            for (i, logits) in which.zip(self.split(&logits)) {
                 all[i].push(logits);
             }
         }
@@ -118,34 +133,32 @@ impl Model {
         (0..images.count as u32).map(|i| vec![row(i)]).collect()
     }
 
-    /// Runs the tokens of these rows, all at one place of their captions; returns their logits.
-    fn run(
-        &self,
-        pass: &Pass,
-        rows: Vec<&mut Row>,
-        place: usize,
-        cache: &mut Cache,
-    ) -> Result<Vec<Vec<f64>>> {
-        let ids: Vec<u32> = rows.iter().map(|r| r.token).collect();
+    /// Logits [R,V], row by row.
+    fn split(&self, logits: &Tensor) -> impl Iterator<Item = Vec<f64>> {
+        let all = logits.to_f64();
+        let v = self.config.vocab;
+        (0..all.len() / v).map(move |i| all[i * v..(i + 1) * v].to_vec())
+    }
+
+    /// Runs the tokens of these rows, all at one place of their captions; returns their logits [R,V].
+    fn run(&self, pass: &Pass, rows: Vec<&mut Row>, place: usize, cache: &mut Cache) -> Result<Tensor> {
+        let tokens: Vec<(u32, u32)> = rows.iter().map(|r| (r.token, place as u32)).collect();
+        let first = cache.rows as usize;
         let mut lists = Vec::with_capacity(rows.len());
         for row in rows {
             row.seen.push(cache.rows);
             cache.rows += 1;
             lists.push(row.seen.clone());
         }
-        let f = &self.qformer;
-        let word = ops::embedding(&pass.param(f.word), &ids, None)?;
-        let position = ops::embedding(&pass.param(f.position), &vec![place as u32; ids.len()], None)?;
-        let mut x = f.norm.forward(pass, &ops::add(&word, &position)?)?;
+        let (f, lists) = (&self.qformer, ops::Lists::new(lists));
+        let sum = ops::embedding_sum([&pass.param(f.word), &pass.param(f.position)], &tokens)?;
+        let mut x = f.norm.forward(pass, &sum)?;
         for (layer, (keys, values)) in f.layers.iter().zip(&mut cache.layers) {
             let a = &layer.attention;
-            *keys = ops::concat_rows(&[keys, &a.key.forward(pass, &x)?])?;
-            *values = ops::concat_rows(&[values, &a.value.forward(pass, &x)?])?;
-            let q = a.query.forward(pass, &x)?;
+            let q = pass.linear_cached(&x, [&a.query, &a.key, &a.value], [keys, values], first)?;
             let y = ops::attend_rows([&q, keys, values], &lists, f.heads, f.scale)?;
             x = layer.text.forward(pass, &a.output(pass, &y, &x, 0)?, 0)?;
         }
-        let logits = f.logits(pass, &x)?.to_f64();
-        Ok(logits.chunks(self.config.vocab).map(<[f64]>::to_vec).collect())
+        f.logits(pass, &x)
     }
 }

@@ -6,6 +6,7 @@ mod features;
 mod generate;
 mod layout;
 mod negatives;
+mod options;
 mod qformer;
 mod search;
 mod stage1;
@@ -16,7 +17,8 @@ pub use config::{CLS, Config, PAD, SEP};
 pub use features::{Images, ItmScores, Retrieval, TextFeatures, mean_cosine, retrieval_scores};
 pub use layout::Layout;
 pub use negatives::{Negatives, Sampling};
-pub use search::{Hypothesis, Options as GenerateOptions};
+pub use options::Options as GenerateOptions;
+pub use search::Hypothesis;
 pub use stage1::{Batch, Outputs, Profile, Trace};
 
 use crate::Result;

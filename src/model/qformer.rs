@@ -176,7 +176,7 @@ impl Qformer {
 
     /// Logits over the vocabulary; the decoder shares the word embeddings.     x [R,C] -> [R,V]
     pub fn logits(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let x = self.transform_norm.forward(pass, &ops::gelu(&self.transform.forward(pass, x)?)?)?;
+        let x = self.transform_norm.forward(pass, &pass.linear_gelu(x, &self.transform)?)?;
         pass.linear(&x, self.word, self.head_bias)
     }
 }
@@ -220,7 +220,7 @@ impl FeedForward {
     }
 
     pub fn forward(&self, pass: &Pass, x: &Tensor, site: u32) -> Result<Tensor> {
-        let y = self.down.forward(pass, &ops::gelu(&self.up.forward(pass, x)?)?)?;
+        let y = self.down.forward(pass, &pass.linear_gelu(x, &self.up)?)?;
         self.norm.after(pass, &y, x, pass.dropout(site))
     }
 }

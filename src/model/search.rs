@@ -1,7 +1,7 @@
 //! Which token comes next: greedy, beam search and sampling as transformers 4.30's `generate` has them.
 //!
 //! A search belongs to one image and knows nothing of the others, so a caption never depends on its batch. It is given the
-//! logits of its open rows and answers with the next rows: which row each continues, and by which token.
+//! outlook of its open rows and answers with the next rows: which row each continues, and by which token.
 //!
 //! Beam search (`BeamSearchScorer`), per step over beams b and tokens v:
 //!   s(b,v) = score(b) + processed log_softmax(logits)(b,v); the 2n best in order, ties to the lower b V + v;
@@ -10,99 +10,8 @@
 //! Processing: repetition penalty, then no [SEP] below the minimum length; sampling then divides by the temperature, keeps
 //! the top_k largest, and of these the smallest set with a probability of top_p. Lengths count [DEC], as in LAVIS.
 
+use super::options::Options;
 use crate::tensor::Stream;
-use crate::{Error, Result};
-
-/// The arguments of `generate`; the defaults are LAVIS's.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    pub num_beams: usize,
-    pub max_length: usize,
-    pub min_length: usize,
-    /// Nucleus or top-k sampling instead of the most probable tokens (`num_beams` 1).
-    pub do_sample: bool,
-    pub top_p: f64,
-    /// 0: all tokens. transformers' default.
-    pub top_k: usize,
-    pub temperature: f64,
-    pub repetition_penalty: f64,
-    pub length_penalty: f64,
-    pub num_return_sequences: usize,
-    pub seed: u64,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options {
-            num_beams: 3,
-            max_length: 30,
-            min_length: 10,
-            do_sample: false,
-            top_p: 0.9,
-            top_k: 50,
-            temperature: 1.0,
-            repetition_penalty: 1.0,
-            length_penalty: 1.0,
-            num_return_sequences: 1,
-            seed: 0,
-        }
-    }
-}
-
-impl Options {
-    /// LAVIS's `use_nucleus_sampling`.
-    pub fn nucleus() -> Options {
-        Options { num_beams: 1, do_sample: true, ..Options::default() }
-    }
-
-    /// Refuses what cannot be searched with, for a model of `vocab` tokens and `positions` text positions.
-    pub fn check(&self, vocab: usize, positions: usize) -> Result<()> {
-        let wrong = |what: &str, want: String, got: String| Err(Error::argument("generate", what, want, got));
-        let positive = |x: f64| x.is_finite() && x > 0.0;
-        if self.num_beams == 0 || 2 * self.num_beams > vocab {
-            return wrong("num_beams", format!("1 to {}", vocab / 2), self.num_beams.to_string());
-        }
-        if self.max_length < 2 || self.max_length > positions {
-            return wrong(
-                "max_length",
-                format!("2 to {positions}, the model's text positions"),
-                self.max_length.to_string(),
-            );
-        }
-        if self.min_length > self.max_length {
-            return wrong(
-                "min_length",
-                format!("at most max_length, {}", self.max_length),
-                self.min_length.to_string(),
-            );
-        }
-        if !(positive(self.top_p) && self.top_p <= 1.0) {
-            return wrong("top_p", "above 0 and at most 1".into(), self.top_p.to_string());
-        }
-        if !positive(self.temperature) {
-            return wrong("temperature", "a finite number above 0".into(), self.temperature.to_string());
-        }
-        if !positive(self.repetition_penalty) {
-            return wrong(
-                "repetition_penalty",
-                "a finite number above 0".into(),
-                self.repetition_penalty.to_string(),
-            );
-        }
-        if !self.length_penalty.is_finite() {
-            return wrong("length_penalty", "a finite number".into(), self.length_penalty.to_string());
-        }
-        if self.do_sample && self.num_beams > 1 {
-            return wrong("num_beams", "1 when sampling".into(), self.num_beams.to_string());
-        }
-        let most = if self.do_sample { 1 << 16 } else { self.num_beams };
-        if self.num_return_sequences == 0 || self.num_return_sequences > most {
-            let want = format!("1 to {most}{}", if self.do_sample { "" } else { ", the number of beams" });
-            return wrong("num_return_sequences", want, self.num_return_sequences.to_string());
-        }
-        Ok(())
-    }
-}
 
 /// The special ids a search needs.
 #[derive(Clone, Copy, Debug)]
@@ -126,6 +35,14 @@ pub struct Hypothesis {
 pub struct Next {
     pub parent: usize,
     pub token: u32,
+}
+
+/// What may follow a row.
+pub enum Outlook {
+    /// The logits of all tokens.
+    All(Vec<f64>),
+    /// The most probable tokens, in order, with the logarithms of their probabilities.
+    Best(Vec<(u32, f64)>),
 }
 
 struct Row {
@@ -162,17 +79,17 @@ impl Search {
         }
     }
 
-    /// Takes the logits of the open rows, in order (the first call has one row, of [DEC]); returns the next rows.
-    pub fn advance(&mut self, logits: &mut [Vec<f64>]) -> Vec<Next> {
+    /// Takes the outlooks of the open rows, in order (the first call has one row, of [DEC]); returns the next rows.
+    pub fn advance(&mut self, outlooks: Vec<Outlook>) -> Vec<Next> {
         if self.done {
             return Vec::new();
         }
         let next = if self.options.do_sample {
-            self.sample(logits)
+            self.sample(&outlooks)
         } else if self.options.num_beams == 1 {
-            self.greedy(logits)
+            self.greedy(outlooks)
         } else {
-            self.beams(logits)
+            self.beams(outlooks)
         };
         if next.is_empty() {
             self.done = true;
@@ -230,12 +147,30 @@ impl Search {
         }
     }
 
-    fn greedy(&mut self, logits: &mut [Vec<f64>]) -> Vec<Next> {
-        let Some(mut row) = self.rows.pop() else { return Vec::new() };
-        let probable = log_softmax(&logits[0]);
-        self.process(&row.ids, &mut logits[0]);
-        let token = best(&logits[0], 1)[0] as u32;
-        row.score += probable[token as usize];
+    /// The same where the most probable are known: only [SEP] may have to go.
+    fn process_best(&self, ids: &[u32], best: &mut [(u32, f64)]) {
+        if ids.len() < self.options.min_length {
+            best.iter_mut().filter(|b| b.0 == self.special.eos).for_each(|b| b.1 = f64::NEG_INFINITY);
+        }
+    }
+
+    fn greedy(&mut self, outlooks: Vec<Outlook>) -> Vec<Next> {
+        let (Some(mut row), Some(outlook)) = (self.rows.pop(), outlooks.into_iter().next()) else {
+            return Vec::new();
+        };
+        let (token, log_prob) = match outlook {
+            Outlook::All(mut logits) => {
+                let probable = log_softmax(&logits);
+                self.process(&row.ids, &mut logits);
+                let token = best(&logits, 1)[0];
+                (token as u32, probable[token])
+            }
+            Outlook::Best(mut list) => {
+                self.process_best(&row.ids, &mut list);
+                list[best(&list.iter().map(|b| b.1).collect::<Vec<_>>(), 1)[0]]
+            }
+        };
+        row.score += log_prob;
         row.ids.push(token);
         if token == self.special.eos {
             self.finished.push(Hypothesis { score: row.score, log_prob: row.score, ids: row.ids });
@@ -245,20 +180,36 @@ impl Search {
         vec![Next { parent: 0, token }]
     }
 
-    fn beams(&mut self, logits: &mut [Vec<f64>]) -> Vec<Next> {
-        let (n, vocab) = (self.options.num_beams, logits[0].len());
-        let mut all = Vec::with_capacity(logits.len() * vocab);
-        for (row, logits) in self.rows.iter().zip(logits.iter()) {
-            let mut scores = log_softmax(logits);
-            self.process(&row.ids, &mut scores);
-            all.extend(scores.iter().map(|s| s + row.score));
+    /// What may come next, of every row: (row, token), and what it would be worth.
+    fn continuations(&self, outlooks: Vec<Outlook>) -> (Vec<(usize, u32)>, Vec<f64>) {
+        let (mut what, mut all) = (Vec::new(), Vec::new());
+        for (parent, (row, outlook)) in self.rows.iter().zip(outlooks).enumerate() {
+            match outlook {
+                Outlook::All(logits) => {
+                    let mut scores = log_softmax(&logits);
+                    self.process(&row.ids, &mut scores);
+                    what.extend((0..scores.len()).map(|token| (parent, token as u32)));
+                    all.extend(scores.iter().map(|s| s + row.score));
+                }
+                Outlook::Best(mut list) => {
+                    self.process_best(&row.ids, &mut list);
+                    what.extend(list.iter().map(|b| (parent, b.0)));
+                    all.extend(list.iter().map(|b| b.1 + row.score));
+                }
+            }
         }
+        (what, all)
+    }
+
+    fn beams(&mut self, outlooks: Vec<Outlook>) -> Vec<Next> {
+        let n = self.options.num_beams;
+        let (what, all) = self.continuations(outlooks);
         let candidates = best(&all, 2 * n);
         let length = self.rows[0].ids.len();
         let old = std::mem::take(&mut self.rows);
         let mut next = Vec::with_capacity(n);
         for (rank, at) in candidates.iter().enumerate() {
-            let (parent, token, score) = (at / vocab, (at % vocab) as u32, all[*at]);
+            let ((parent, token), score) = (what[*at], all[*at]);
             if token != self.special.eos {
                 let ids = old[parent].ids.iter().copied().chain([token]).collect();
                 self.rows.push(Row { ids, score });
@@ -298,7 +249,7 @@ impl Search {
         }
     }
 
-    fn sample(&mut self, logits: &mut [Vec<f64>]) -> Vec<Next> {
+    fn sample(&mut self, outlooks: &[Outlook]) -> Vec<Next> {
         if self.rows.len() == 1 && self.rows[0].ids.len() == 1 {
             // The first call: one row for all sequences.
             self.finished = vec![
@@ -312,8 +263,9 @@ impl Search {
         let (old, sequences) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.sequence));
         let mut next = Vec::new();
         for (i, (mut row, sequence)) in old.into_iter().zip(sequences).enumerate() {
-            let parent = i.min(logits.len() - 1);
-            let mut scores = logits[parent].clone();
+            let parent = i.min(outlooks.len() - 1);
+            let Outlook::All(logits) = &outlooks[parent] else { continue };
+            let mut scores = logits.clone();
             let probable = log_softmax(&scores);
             self.process(&row.ids, &mut scores);
             let u = self.stream.uniform((sequence * self.options.max_length + row.ids.len()) as u64);

@@ -119,6 +119,26 @@ impl<'a> Pass<'a> {
         product(x, &self.param(weight), Some(bias))
     }
 
+    /// GELU of a dense layer. One kernel where decoding runs on a GPU.
+    pub fn linear_gelu(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+        if self.exact && x.array().is_some() {
+            return ops::linear_exact_gelu(x, &self.param(layer.weight), &self.param(layer.bias));
+        }
+        ops::gelu(&layer.forward(self, x)?)
+    }
+
+    /// Queries of rows x; their keys and values become rows of two caches (see [`ops::linear_exact_cached`]).
+    pub fn linear_cached(
+        &self,
+        x: &Tensor,
+        layers: [&Linear; 3],
+        caches: [&mut Tensor; 2],
+        at: usize,
+    ) -> Result<Tensor> {
+        let layers = layers.map(|l| (self.param(l.weight), self.param(l.bias)));
+        ops::linear_exact_cached(x, layers.each_ref().map(|(w, b)| (w, b)), caches, at)
+    }
+
     /// Tracks an input under a key behind the parameters' (gradients with respect to activations).
     pub fn input(&self, t: &Tensor, nth: usize) -> Tensor {
         self.tape.map_or_else(|| t.clone(), |tape| tape.leaf(t, self.params.len() + nth))

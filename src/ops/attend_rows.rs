@@ -5,12 +5,48 @@
 
 use super::{check_dtype, check_shape};
 use crate::device::cpu;
-use crate::tensor::{Array, Real, Storage, Tensor, constant, constant_tensor};
+use crate::tensor::{Array, Gpu, Real, Storage, Tensor, constant, constant_tensor};
 use crate::{Error, Result, on};
+use std::sync::OnceLock;
 
 const OP: &str = "attend_rows";
 
-pub fn attend_rows([q, k, v]: [&Tensor; 3], lists: &[Vec<u32>], heads: usize, scale: f64) -> Result<Tensor> {
+/// Which key rows every row sees.
+#[derive(Debug)]
+pub struct Lists {
+    lists: Vec<Vec<u32>>,
+    /// The largest of all.
+    last: Option<u32>,
+    /// For the kernel, made when it is first used: the lists one after the other, and where each begins.
+    tables: OnceLock<[Array; 2]>,
+}
+
+impl Lists {
+    pub fn new(lists: Vec<Vec<u32>>) -> Lists {
+        let last = lists.iter().flatten().copied().max();
+        Lists { lists, last, tables: OnceLock::new() }
+    }
+
+    fn tables(&self, gpu: &Gpu) -> Result<&[Array; 2]> {
+        if self.tables.get().is_none() {
+            let mut numbers: Vec<i32> =
+                self.lists.iter().flatten().map(|l| super::int(*l as usize)).collect();
+            let (count, mut start) = (numbers.len(), 0);
+            numbers.push(0);
+            for list in &self.lists {
+                start += list.len();
+                numbers.push(super::int(start));
+            }
+            let all = gpu.upload(OP, Storage::I32, &numbers)?;
+            let tables = [all.part(0..count)?, all.part(count..numbers.len())?];
+            self.tables.get_or_init(|| tables);
+        }
+        let other = || Error::argument(OP, "lists", "lists used on one GPU", "another GPU");
+        self.tables.get().filter(|t| t[0].gpu().same(gpu)).ok_or_else(other)
+    }
+}
+
+pub fn attend_rows([q, k, v]: [&Tensor; 3], lists: &Lists, heads: usize, scale: f64) -> Result<Tensor> {
     let ((r, c), (n, _)) = (q.rows(), k.rows());
     if heads == 0 || !c.is_multiple_of(heads) {
         return Err(Error::argument(OP, "heads", format!("a divisor of {c} columns"), heads));
@@ -22,10 +58,10 @@ pub fn attend_rows([q, k, v]: [&Tensor; 3], lists: &[Vec<u32>], heads: usize, sc
     if !scale.is_finite() {
         return Err(Error::argument(OP, "scale", "a finite number", scale));
     }
-    if lists.len() != r {
-        return Err(Error::argument(OP, "lists", format!("one for each of {r} rows"), lists.len()));
+    if lists.lists.len() != r {
+        return Err(Error::argument(OP, "lists", format!("one for each of {r} rows"), lists.lists.len()));
     }
-    if let Some(row) = lists.iter().flatten().find(|row| **row as usize >= n) {
+    if let Some(row) = lists.last.filter(|row| *row as usize >= n) {
         return Err(Error::argument(OP, "lists", format!("rows below {n}"), row));
     }
     if let Some(arrays) = super::arrays(OP, [q, k, v])? {
@@ -33,27 +69,21 @@ pub fn attend_rows([q, k, v]: [&Tensor; 3], lists: &[Vec<u32>], heads: usize, sc
         return constant_tensor(OP, &[q, k, v], Tensor::of_array(y, &[r, c])?);
     }
     on!(q.dtype(), T => {
-        let y = forward::<T>([q, k, v], lists, heads, T::of(scale));
+        let y = forward::<T>([q, k, v], &lists.lists, heads, T::of(scale));
         constant(OP, &[q, k, v], y, &[r, c])
     })
 }
 
 fn on_gpu(
     [q, k, v]: &[Array; 3],
-    lists: &[Vec<u32>],
+    lists: &Lists,
     (r, c, heads): (usize, usize, usize),
     scale: f32,
 ) -> Result<Array> {
-    let (mut rows, mut starts) = (Vec::new(), vec![0]);
-    for list in lists {
-        rows.extend(list.iter().map(|l| super::int(*l as usize)));
-        starts.push(super::int(rows.len()));
-    }
-    let table = |values: &[i32]| q.gpu().upload(OP, Storage::I32, values);
-    let (rows, starts) = (table(&rows)?, table(&starts)?);
+    let [rows, starts] = lists.tables(q.gpu())?;
     let y = q.gpu().array(OP, q.storage(), r * c)?;
     let width = super::int(c);
-    let args = crate::args![q, k, width, v, width, &rows, &starts, &y, super::int(c / heads), scale];
+    let args = crate::args![q, k, width, v, width, rows, starts, &y, super::int(c / heads), scale];
     let kernel = format!("attend_rows_{}", q.storage().name());
     q.gpu().launch(&kernel, (r, heads), (128, 1), 0, args)?;
     Ok(y)

@@ -14,6 +14,7 @@ mod gelu;
 mod l2_normalize;
 mod layer_norm;
 mod linear;
+mod linear_exact;
 mod linear_half;
 mod max_similarity;
 mod mean_rows;
@@ -22,25 +23,28 @@ mod patch_embed;
 mod rows;
 mod scale;
 mod segments;
+mod top_k;
 
 pub use add::add;
-pub use attend_rows::attend_rows;
+pub use attend_rows::{Lists, attend_rows};
 pub use attention::{Heads, attention};
 pub use cross_entropy::{Right, Targets, cross_entropy, log_softmax_row, right};
 pub use dropout::dropout;
-pub use embedding::embedding;
+pub use embedding::{embedding, embedding_sum};
 pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::{layer_norm, layer_norm_as, normalize_rows, normalize_rows_as, residual_norm};
-pub use linear::{linear, linear_exact};
+pub use linear::linear;
+pub use linear_exact::{linear_exact, linear_exact_cached, linear_exact_gelu};
 pub use linear_half::linear_half;
 pub use max_similarity::max_similarity;
 pub use mean_rows::mean_rows;
 pub use norm_linear::norm_linear;
 pub use patch_embed::{patch_embed, pixel_planes};
-pub use rows::{concat_rows, gather_rows, transpose};
+pub use rows::{concat_rows, gather_rows, transpose, with_room};
 pub use scale::{divide, scale};
 pub use segments::{Segment, Segments};
+pub use top_k::top_k;
 
 use crate::device::launch::Arg;
 use crate::tensor::{Array, Dropout, Grads, Storage, Tensor, record_tensor};
@@ -63,6 +67,28 @@ fn check_dtype(op: &str, first: &Tensor, others: &[(&str, &Tensor)]) -> Result<(
         }
     }
     Ok(())
+}
+
+/// The arguments of a dense layer: R, N and K.
+fn check_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<(usize, usize, usize)> {
+    let (r, k) = x.rows();
+    let &[n, wk] = weight.shape().sizes() else {
+        return Err(Error::argument("linear", "weight", "[out, in]", weight.shape()));
+    };
+    if wk != k {
+        return Err(Error::argument(
+            "linear",
+            "weight",
+            format!("[{n}, {k}] for x {}", x.shape()),
+            weight.shape(),
+        ));
+    }
+    if let Some(b) = bias {
+        check_shape("linear", "bias", b, &[n])?;
+        check_dtype("linear", x, &[("bias", b)])?;
+    }
+    check_dtype("linear", x, &[("weight", weight)])?;
+    Ok((r, n, k))
 }
 
 /// Where operands are that must be together: their arrays if all are on one GPU, None if all are on the CPU.

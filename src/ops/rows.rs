@@ -2,10 +2,11 @@
 //!   gather_rows: y[i] = x[index[i]];     dx[r] = sum of dy[i] with index[i] = r
 //!   transpose:   y[j,i] = x[i,j];     dx[i,j] = dy[j,i]
 //!   concat_rows: y = the parts, one under the other;     dpart = its rows of dy
+//!   with_room:   y = x, and room behind it for rows that are written later; a constant
 
 use super::check_dtype;
 use crate::device::cpu;
-use crate::tensor::{Array, Storage, Tensor, record, record_tensor};
+use crate::tensor::{Array, Real, Storage, Tensor, constant, constant_tensor, record, record_tensor};
 use crate::{Error, Result, on};
 use std::sync::Arc;
 
@@ -96,6 +97,24 @@ fn concat_on_gpu(parts: &[&Tensor], c: usize) -> Result<Tensor> {
     record_tensor("concat_rows", parts, y, move |dy, grads| {
         let dy = super::gradient("concat_rows", dy)?;
         places.into_iter().enumerate().try_for_each(|(i, range)| grads.add_array(i, dy.part(range)?))
+    })
+}
+
+/// x, and behind its rows room for those that [`super::linear_exact_cached`] writes: `rows` of them all in all.
+pub fn with_room(x: &Tensor, rows: usize) -> Result<Tensor> {
+    let (r, c) = x.rows();
+    if rows < r {
+        return Err(Error::argument("with_room", "rows", format!("at least {r}"), rows));
+    }
+    if let Some([data]) = super::arrays("with_room", [x])? {
+        let y = data.gpu().array("with_room", data.storage(), rows * c)?;
+        y.part(0..r * c)?.copy_from(&data)?;
+        return constant_tensor("with_room", &[x], Tensor::of_array(y, &[rows, c])?);
+    }
+    on!(x.dtype(), T => {
+        let mut y = x.data::<T>().to_vec();
+        y.resize(rows * c, T::ZERO);
+        constant("with_room", &[x], y, &[rows, c])
     })
 }
 

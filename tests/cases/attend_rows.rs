@@ -59,7 +59,7 @@ fn equals_its_definition_and_ignores_the_other_rows() {
         let double = |x: &[f64]| t(x, &[x.len() / c, c]);
         let y = ops::attend_rows(
             [&double(&case.q), &double(&case.k), &double(&case.v)],
-            &case.lists,
+            &ops::Lists::new(case.lists.clone()),
             case.heads,
             case.scale,
         );
@@ -68,13 +68,20 @@ fn equals_its_definition_and_ignores_the_other_rows() {
         assert!(distance(&y.to_f64(), &case.define()) < 1e-13, "draw {n}");
         let single = |x: &[f64]| Tensor::new(floats::<f32>(x), &[x.len() / c, c]).unwrap();
         let (q, k, v) = (single(&case.q), single(&case.k), single(&case.v));
-        let all = ops::attend_rows([&q, &k, &v], &case.lists, case.heads, case.scale).unwrap();
+        let all =
+            ops::attend_rows([&q, &k, &v], &ops::Lists::new(case.lists.clone()), case.heads, case.scale)
+                .unwrap();
         // Sums of 37 keys and of 33 products, each off by its length times 2^-24 of terms of at most 5 * 5.
         assert!(distance(&all.to_f64(), &case.define()) < 70.0 * 25.0 / f64::from(1 << 24), "draw {n}");
         for i in 0..rows {
             let q = q.slice_rows(i..i + 1).unwrap();
-            let alone =
-                ops::attend_rows([&q, &k, &v], &case.lists[i..i + 1], case.heads, case.scale).unwrap();
+            let alone = ops::attend_rows(
+                [&q, &k, &v],
+                &ops::Lists::new(vec![case.lists[i].clone()]),
+                case.heads,
+                case.scale,
+            )
+            .unwrap();
             assert_eq!(alone.data::<f32>(), &all.data::<f32>()[i * c..(i + 1) * c], "row {i} of draw {n}");
         }
     }
@@ -83,6 +90,7 @@ fn equals_its_definition_and_ignores_the_other_rows() {
 #[test]
 fn large_scores_are_stable_and_nothing_to_see_is_zero() {
     let (q, k, v) = (t(&[1000.0, 1000.0], &[2, 1]), t(&[1.0, 2.0], &[2, 1]), t(&[5.0, 7.0], &[2, 1]));
-    let y = ops::attend_rows([&q, &k, &v], &[vec![0, 1], vec![]], 1, 1.0).unwrap().to_f64();
+    let y =
+        ops::attend_rows([&q, &k, &v], &ops::Lists::new(vec![vec![0, 1], vec![]]), 1, 1.0).unwrap().to_f64();
     assert_eq!(y, [7.0, 0.0]);
 }

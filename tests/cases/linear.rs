@@ -116,3 +116,30 @@ fn nan_and_infinity_propagate() {
     let y = ops::linear(&x, &t(&[1., 1.], &[1, 2]), None).unwrap().to_f64();
     assert!(y[0].is_nan() && y[1] == f64::INFINITY && y[2] == 2.0, "{y:?}");
 }
+
+/// Queries are given back; keys and values become rows of their caches, the others stay as they are.
+#[test]
+fn cached_layers_are_the_exact_ones() {
+    for n in 0..DRAWS {
+        let rng = &mut Rng::new(n);
+        let case = exact_case(rng);
+        let (r, n, k) = (case.rows(), case.n, case.k);
+        let x = t(&case.x, &[r, k]);
+        let layers = [0, 1, 2].map(|_| (t(&rng.values(n * k), &[n, k]), t(&rng.values(n), &[n])));
+        let past = t(&rng.values(2 * n), &[2, n]);
+        let mut caches = [0, 1].map(|_| ops::with_room(&past, 4 + r).unwrap());
+        let [keys, cached] = &mut caches;
+        let pairs = layers.each_ref().map(|(w, b)| (w, b));
+        let q = ops::linear_exact_cached(&x, pairs, [keys, cached], 3).unwrap();
+        let alone = pairs.map(|(w, b)| ops::linear_exact(&x, w, Some(b)).unwrap().to_f64());
+        assert_eq!(q.to_f64(), alone[0]);
+        for (cache, alone) in caches.iter().zip(&alone[1..]) {
+            let all = cache.to_f64();
+            assert_eq!(all.len(), (4 + r) * n);
+            assert_eq!((&all[..2 * n], &all[3 * n..(3 + r) * n]), (&past.to_f64()[..], &alone[..]));
+        }
+        let [keys, cached] = &mut caches;
+        let e = ops::linear_exact_cached(&x, pairs, [keys, cached], 5).unwrap_err().to_string();
+        assert!(e.starts_with(&format!("linear: cache: expected [at least {}, {n}], got", 5 + r)), "{e}");
+    }
+}

@@ -297,7 +297,7 @@ fn attention() {
 #[test]
 fn attention_of_rows() {
     let said = |q: &Tensor, k: &Tensor, v: &Tensor, lists: &[Vec<u32>], heads, scale| {
-        error(ops::attend_rows([q, k, v], lists, heads, scale))
+        error(ops::attend_rows([q, k, v], &ops::Lists::new(lists.to_vec()), heads, scale))
     };
     let (q, k, lists) = (t(&[2, 4]), t(&[3, 4]), [vec![0, 2], vec![]]);
     assert_eq!(said(&q, &k, &k, &lists, 2, 1.0), "no error");

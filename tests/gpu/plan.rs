@@ -7,7 +7,7 @@
 use super::options;
 use qformer::model::{CLS, Config, Model, SEP};
 use qformer::nn::{Params, Precision};
-use qformer::tensor::{DType, Device, Tensor};
+use qformer::tensor::{DType, Device, Storage, Tensor};
 use qformer::train::trainer::{Contrast, Micro, Trainer};
 use serde_json::Value;
 use std::path::Path;
@@ -103,5 +103,36 @@ fn names_of_devices() {
             error("cuda"),
             "device: cuda: expected a build with CUDA kernels, got one without; build with `cargo build --release --features cuda`, or use --device cpu"
         );
+    }
+}
+
+/// A token of a caption: seven kernels a layer, six around them; two small tables up, the best tokens down, no copies.
+#[test]
+fn a_token_is_few_launches_and_no_copies() {
+    let device = Device::open("plan").unwrap();
+    let Device::Gpu(gpu) = &device else { panic!("a CPU") };
+    for precision in [Precision::F32, Precision::BF16] {
+        let config = qformer::model::Config { max_pos: 24, ..qformer::model::Config::tiny() };
+        let (layers, vocab) = (config.layers as u64, config.vocab);
+        let side = config.image_size;
+        let (model, specs) = qformer::model::Model::new(config, false).unwrap();
+        let params = qformer::nn::Params::zeros(specs, &device, precision).unwrap();
+        let image = Tensor::zeros(DType::F32, &[1, 3, side, side]).to(&device, Storage::F32).unwrap();
+        let images = model.image_features(&qformer::nn::Pass::inference(&params), &image).unwrap();
+        let counts = |tokens: usize| {
+            let options = qformer::model::GenerateOptions {
+                max_length: tokens + 1,
+                min_length: tokens + 1,
+                ..Default::default()
+            };
+            gpu.take_counts();
+            model.generate(&params, &images, &options, &[0]).unwrap();
+            gpu.take_counts()
+        };
+        let (few, many) = (counts(4), counts(9));
+        assert_eq!(many.launched() - few.launched(), 5 * (7 * layers + 6));
+        assert_eq!((many.multiplied(), few.multiplied()), (0, 0));
+        assert_eq!((many.copies, few.copies), (2 * layers, 2 * layers), "caches that are made");
+        assert!(many.downloaded < 9 * 3 * 4 * 16 && vocab > 16, "{} bytes down", many.downloaded);
     }
 }

@@ -1,4 +1,4 @@
-//! What decoding asks: the best tokens, log-softmax, and attention of single rows over listed keys.
+//! What decoding asks: dense layers of few rows, the best tokens, log-softmax, and attention of single rows over listed keys.
 
 use crate::harness::*;
 use half::{bf16, f16};
@@ -105,7 +105,9 @@ fn attend_rows() {
         });
         let tensor = |x: &[T], rows: usize| Tensor::of(DType::F64, &values(x), &[rows, w]).expect("a tensor");
         let (qt, kt, vt) = (tensor(&q, n), tensor(&k, keys), tensor(&v, keys));
-        let want = ops::attend_rows([&qt, &kt, &vt], lists, heads, f64::from(scale)).expect("the definition");
+        let want =
+            ops::attend_rows([&qt, &kt, &vt], &ops::Lists::new(lists.to_vec()), heads, f64::from(scale))
+                .expect("the definition");
         let (q, k, v) = (floats(&q), floats(&k), floats(&v));
         let mut naive = vec![0f32; n * w];
         for (i, list) in lists.iter().enumerate() {
@@ -132,4 +134,116 @@ fn attend_rows() {
     go::<f32>(50, 2, 13, &beams);
     go::<bf16>(300, 1, 128, &[(0..300).rev().collect()]); // several rounds of keys
     go::<f16>(1, 1, 8, &[vec![0]]);
+    go::<bf16>(40, 2, 88, &[(0..40).collect(), vec![3, 39]]);
+    go::<f16>(20, 2, 65, &[(0..19).collect(), vec![3]]);
+}
+
+/// Up to three layers of the same x.
+struct Layers {
+    rows: usize,
+    n: usize,
+    k: usize,
+    parts: usize,
+    bias: bool,
+    gelu: bool,
+}
+
+impl Layers {
+    fn new(rows: usize, n: usize, k: usize) -> Layers {
+        Layers { rows, n, k, parts: 1, bias: true, gelu: false }
+    }
+
+    /// The kernel's results for x [R,K], which begins `skip` elements behind an aligned place.
+    fn run<T: Storage>(&self, x: &[T], w: &[Vec<T>], b: &[Vec<T>], skip: usize, s: Schedule) -> Vec<Vec<T>> {
+        let (rows, n, k) = (self.rows, self.n, self.k);
+        let shifted = [&x[..skip], x].concat();
+        let dev = on_device(&shifted);
+        let weights: Vec<_> = w.iter().map(|w| on_device(w)).collect();
+        let biases: Vec<_> = b.iter().map(|b| on_device(b)).collect();
+        let y: Vec<_> = (0..self.parts).map(|_| fresh::<T>(rows * n)).collect();
+        let mut args = vec![Arg::NULL; 10];
+        let Arg::Pointer(start) = Arg::from(&dev) else { panic!("no pointer") };
+        args[0] = Arg::Pointer(start.wrapping_byte_add(skip * size_of::<T>()));
+        for p in 0..self.parts {
+            args[1 + p] = (&weights[p]).into();
+            args[4 + p] = if self.bias { (&biases[p]).into() } else { Arg::NULL };
+            args[7 + p] = (&y[p]).into();
+        }
+        let numbers = [rows, n, k, self.parts, usize::from(self.gelu)];
+        args.extend(numbers.map(|v| Arg::from(v as i32)));
+        let grid = [n.div_ceil(8) as u32, (self.parts * rows.div_ceil(16)) as u32, 1];
+        let threads = if k > 1536 { 384 } else { 256 };
+        run(&launch_of(&format!("linear_exact_{}", T::NAME), grid, [threads, 1, 1]), &args, s);
+        y.iter().map(read).collect()
+    }
+
+    fn check<T: Storage>(&self) {
+        let (rows, n, k) = (self.rows, self.n, self.k);
+        let x = random::<T>(rows * k, 1, 1.0);
+        let w: Vec<Vec<T>> = (0..self.parts as u64).map(|p| random(n * k, 2 + p, 0.2)).collect();
+        let b: Vec<Vec<T>> = (0..self.parts as u64).map(|p| random(n, 5 + p, 1.0)).collect();
+        let y = everywhere(|s| self.run(&x, &w, &b, 0, s));
+        let tensor = |x: &[T], sizes: &[usize]| Tensor::of(DType::F64, &values(x), sizes).expect("a tensor");
+        for p in 0..self.parts {
+            let bias = self.bias.then(|| tensor(&b[p], &[n]));
+            let u = ops::linear_exact(&tensor(&x, &[rows, k]), &tensor(&w[p], &[n, k]), bias.as_ref());
+            let u = u.expect("the definition");
+            let want = if self.gelu { ops::gelu(&u).expect("the definition") } else { u };
+            let (x, w, b) = (floats(&x), floats(&w[p]), floats(&b[p]));
+            let naive = |i: usize, j: usize| {
+                let sum = (0..k).fold(0f32, |s, l| s + x[i * k + l] * w[j * k + l]);
+                let u = r::<T>(if self.bias { sum + b[j] } else { sum });
+                let cdf = 0.5 * (1.0 + libm::erff(u * std::f32::consts::FRAC_1_SQRT_2));
+                if self.gelu { r::<T>(u * cdf) } else { u }
+            };
+            let naive: Vec<f32> = (0..rows * n).map(|i| naive(i / n, i % n)).collect();
+            assert_close("linear_exact", &y[p], &want.to_f64(), &naive);
+        }
+        // A row alone, and one of a matrix that no 16 bytes are aligned in: the same bits.
+        for i in 0..rows {
+            let one = Layers { rows: 1, ..*self };
+            let alone = one.run(&x[i * k..][..k], &w, &b, 1, Schedule::default());
+            for (alone, y) in alone.iter().zip(&y) {
+                assert!(alone[..] == y[i * n..][..n], "row {i} of {rows}, {n} x {k} in {}", T::NAME);
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_exact() {
+    let new = Layers::new;
+    let three = |rows, n, k| Layers { parts: 3, ..new(rows, n, k) };
+    for layers in [
+        new(1, 1, 1),
+        new(3, 13, 24),
+        three(5, 9, 64),
+        three(18, 16, 100),
+        Layers { gelu: true, ..new(4, 24, 768) },
+        Layers { bias: false, ..new(3, 8, 1600) },
+        Layers { gelu: true, ..new(33, 7, 37) },
+    ] {
+        layers.check::<f32>();
+        layers.check::<f16>();
+        layers.check::<bf16>();
+    }
+}
+
+/// What is not a number stays in its row and column; nothing is summed where there is nothing.
+#[test]
+fn linear_exact_of_special_values() {
+    let layers = Layers { bias: false, ..Layers::new(3, 9, 40) };
+    let mut x = vec![f16::ONE; 3 * 40];
+    let mut w = vec![f16::ONE; 9 * 40];
+    (x[40 + 39], w[8 * 40]) = (f16::NAN, f16::INFINITY);
+    let y = layers.run(&x, &[w], &[vec![]], 0, Schedule::default());
+    for (i, y) in y[0].iter().enumerate() {
+        match (i / 9, i % 9) {
+            (1, _) => assert!(y.is_nan(), "{i}"),
+            (_, 8) => assert_eq!(*y, f16::INFINITY, "{i}"),
+            _ => assert_eq!(y.to_f32(), 40.0, "{i}"),
+        }
+    }
+    let y = Layers::new(2, 3, 0).run::<f32>(&[], &[vec![]], &[vec![1.0, 2.0, 3.0]], 0, Schedule::default());
+    assert_eq!(y, [[1.0, 2.0, 3.0, 1.0, 2.0, 3.0]]);
 }

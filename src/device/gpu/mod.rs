@@ -80,7 +80,7 @@ struct Inner {
     driver: Box<dyn Driver>,
     pool: Mutex<Pool>,
     /// Of all queues of a device.
-    counts: Arc<Mutex<Counts>>,
+    counts: Arc<Mutex<Tally>>,
     usage: Arc<Mutex<Usage>>,
     /// What was launched, with the stamps around it, while [`Gpu::profile`] runs.
     stamps: Mutex<Option<Vec<(String, u64, u64)>>>,
@@ -96,9 +96,18 @@ impl std::fmt::Debug for Gpu {
     }
 }
 
-fn add(to: &mut BTreeMap<String, Launches>, name: String, bytes: usize, flops: u64) {
-    let l = to.entry(name).or_default();
-    *l = Launches { count: l.count + 1, bytes: l.bytes + bytes as u64, flops: l.flops + flops };
+/// Counts while they grow: products get their names when somebody asks.
+#[derive(Default)]
+struct Tally {
+    counts: Counts,
+    products: BTreeMap<product::Kind, Launches>,
+}
+
+impl Launches {
+    fn add(&mut self, bytes: usize, flops: u64) {
+        (self.count, self.bytes, self.flops) =
+            (self.count + 1, self.bytes + bytes as u64, self.flops + flops);
+    }
 }
 
 pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -115,7 +124,7 @@ impl Gpu {
         Gpu::with(driver, Arc::default(), Arc::default())
     }
 
-    fn with(driver: Box<dyn Driver>, counts: Arc<Mutex<Counts>>, usage: Arc<Mutex<Usage>>) -> Gpu {
+    fn with(driver: Box<dyn Driver>, counts: Arc<Mutex<Tally>>, usage: Arc<Mutex<Usage>>) -> Gpu {
         let pool = Mutex::new(Pool::new(driver.granule(), usage.clone()));
         Gpu(Arc::new(Inner { driver, pool, counts, usage, stamps: Mutex::default() }))
     }
@@ -152,8 +161,9 @@ impl Gpu {
     /// Counts so far; they begin again.
     pub fn take_counts(&self) -> Counts {
         let live = lock(&self.0.pool).restart_peak();
-        let counts = std::mem::take(&mut *lock(&self.0.counts));
-        Counts { peak: live, ..counts }
+        let Tally { counts, products } = std::mem::take(&mut *lock(&self.0.counts));
+        let products = products.into_iter().map(|(kind, l)| (kind.name(), l)).collect();
+        Counts { peak: live, products, ..counts }
     }
 
     /// Who holds how much, most first: by the operation that asked for it.
@@ -162,7 +172,7 @@ impl Gpu {
     }
 
     fn count(&self, add: impl FnOnce(&mut Counts)) {
-        add(&mut lock(&self.0.counts));
+        add(&mut lock(&self.0.counts).counts);
     }
 
     /// Memory for `len` elements, asked for by operation `op`; nothing is written there.
@@ -250,13 +260,43 @@ impl Gpu {
         shared: u32,
         args: &[Arg],
     ) -> Result<()> {
+        self.run(kernel, grid, block, shared, 0, args)
+    }
+
+    /// Runs a kernel without dynamic shared memory that multiplies matrices: `flops` is its 2mnk.
+    pub fn multiply(
+        &self,
+        kernel: &str,
+        grid: (usize, usize),
+        block: (u32, u32),
+        flops: usize,
+        args: &[Arg],
+    ) -> Result<()> {
+        self.run(kernel, grid, block, 0, flops as u64, args)
+    }
+
+    fn run(
+        &self,
+        kernel: &str,
+        grid: (usize, usize),
+        block: (u32, u32),
+        shared: u32,
+        flops: u64,
+        args: &[Arg],
+    ) -> Result<()> {
         if grid.0 == 0 || grid.1 == 0 {
             return Ok(());
         }
         let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let grid = [size(grid.0), size(grid.1), 1];
         let bytes: usize = args.iter().map(Arg::bytes).sum();
-        self.count(|c| add(&mut c.launches, kernel.to_string(), bytes, 0));
+        self.count(|c| {
+            c.flops += flops;
+            match c.launches.get_mut(kernel) {
+                Some(l) => l.add(bytes, flops),
+                None => c.launches.entry(kernel.to_string()).or_default().add(bytes, flops),
+            }
+        });
         let launch = Launch { kernel, grid, block: [block.0, block.1, 1], shared };
         self.stamped(|| kernel.to_string(), || self.0.driver.launch(&launch, args))
     }
@@ -273,10 +313,10 @@ impl Gpu {
             return Ok(());
         }
         let flops = 2 * (m * n * k) as u64;
-        self.count(|c| {
-            c.flops += flops;
-            add(&mut c.products, product.name(), product.bytes(), flops);
-        });
+        let mut tally = lock(&self.0.counts);
+        tally.counts.flops += flops;
+        tally.products.entry(product.kind()).or_default().add(product.bytes(), flops);
+        drop(tally);
         self.stamped(|| format!("product {}", product.name()), || self.0.driver.product(product))
     }
 

@@ -38,13 +38,32 @@ pub struct Product {
     pub add: bool,
 }
 
+/// Sizes and storages of a product: what it has in common with others of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Kind {
+    sizes: (usize, usize, usize),
+    storages: [Storage; 2],
+    bias: bool,
+    add: bool,
+}
+
+impl Kind {
+    pub fn name(self) -> String {
+        let ((m, n, k), [from, to]) = (self.sizes, self.storages.map(Storage::name));
+        let (bias, add) = (if self.bias { " + bias" } else { "" }, if self.add { ", added" } else { "" });
+        format!("{from} [{m}, {k}] x [{k}, {n}]{bias} -> {to}{add}")
+    }
+}
+
 impl Product {
+    pub(super) fn kind(&self) -> Kind {
+        let storages = [self.a.storage, self.c.storage];
+        Kind { sizes: self.sizes, storages, bias: self.bias.is_some(), add: self.add }
+    }
+
     /// Sizes and storages.
     pub fn name(&self) -> String {
-        let (m, n, k) = self.sizes;
-        let (bias, add) =
-            (if self.bias.is_some() { " + bias" } else { "" }, if self.add { ", added" } else { "" });
-        format!("{} [{m}, {k}] x [{k}, {n}]{bias} -> {}{add}", self.a.storage.name(), self.c.storage.name())
+        self.kind().name()
     }
 
     /// Of a, b and c; c twice if it is added to.

@@ -1,0 +1,204 @@
+//! Dense layers of few rows, for decoding, where reading the weights is the cost.     x [R,K]   weight [N,K]   bias [N]   y [R,N]
+//!   y = x weight^T + bias
+//! Each row is summed in an order that does not depend on how many rows there are: an image's result is then the same bits
+//! in any batch. Inference only.
+
+use super::{check_linear, int};
+use crate::device::launch::Arg;
+use crate::device::{cpu, meter};
+use crate::tensor::{Array, Real, Tensor, constant, constant_tensor};
+use crate::{Error, Result, on};
+use rayon::prelude::*;
+
+const OP: &str = "linear";
+
+/// Sizes of a layer: R, N, K.
+type Sizes = (usize, usize, usize);
+
+pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let sizes = check_linear(x, weight, bias)?;
+    if let Some(arrays) = super::arrays(OP, [x, weight, bias.unwrap_or(weight)])? {
+        return one_on_gpu([x, weight, bias.unwrap_or(weight)], &arrays, bias.is_some(), sizes, false);
+    }
+    on!(x.dtype(), T => {
+        let y = forward::<T>(x.data(), weight.data(), bias.map(Tensor::data), sizes);
+        constant(OP, &[x, weight, bias.unwrap_or(weight)], y, &[sizes.0, sizes.1])
+    })
+}
+
+/// GELU of the same, in one kernel. On a GPU only.
+pub fn linear_exact_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let sizes = check_linear(x, weight, Some(bias))?;
+    let Some(arrays) = super::arrays(OP, [x, weight, bias])? else {
+        return Err(Error::argument(OP, "x", "a tensor on a GPU", "one on the CPU"));
+    };
+    one_on_gpu([x, weight, bias], &arrays, true, sizes, true)
+}
+
+/// Queries of the rows x, and their keys and values, which become the rows from `at` on of two caches [S,N], written in
+/// place: nobody else may use those rows meanwhile. One kernel on a GPU.     layers: (weight, bias) of the three, of one size
+pub fn linear_exact_cached(
+    x: &Tensor,
+    layers: [(&Tensor, &Tensor); 3],
+    caches: [&mut Tensor; 2],
+    at: usize,
+) -> Result<Tensor> {
+    let (r, n, k) = check_linear(x, layers[0].0, Some(layers[0].1))?;
+    for (weight, bias) in &layers[1..] {
+        super::check_shape(OP, "weight", weight, &[n, k])?;
+        check_linear(x, weight, Some(bias))?;
+    }
+    for cache in &caches {
+        let (rows, columns) = cache.rows();
+        super::check_dtype(OP, x, &[("cache", &**cache)])?;
+        if columns != n || at + r > rows {
+            return Err(Error::argument(OP, "cache", format!("[at least {}, {n}]", at + r), cache.shape()));
+        }
+    }
+    let [q, own @ ..] = layers;
+    if x.array().is_none() {
+        for ((weight, bias), cache) in own.into_iter().zip(caches) {
+            let y = linear_exact(x, weight, Some(bias))?;
+            on!(x.dtype(), T => match cache.data_mut::<T>() {
+                Some(rows) => rows[at * n..][..r * n].copy_from_slice(y.data()),
+                None => return Err(Error::argument(OP, "cache", "one that nobody shares", "a shared one")),
+            });
+        }
+        return linear_exact(x, q.0, Some(q.1));
+    }
+    let mut weights = Vec::with_capacity(3);
+    let mut outputs = Vec::with_capacity(3);
+    for (weight, bias) in layers {
+        weights.extend(super::arrays(OP, [x, weight, bias])?);
+    }
+    for cache in caches {
+        outputs.extend(super::arrays(OP, [&*cache, x])?.map(|[cache, _]| cache));
+    }
+    let ([[x2, wq, bq], [_, wk, bk], [_, wv, bv]], [keys, values]) = (&weights[..], &outputs[..]) else {
+        return Err(Error::argument(OP, "cache", "one on a GPU", "one on the CPU"));
+    };
+    let y = x2.gpu().array(OP, x2.storage(), r * n)?;
+    let rows = at * n..(at + r) * n;
+    let (keys, values) = (keys.part(rows.clone())?, values.part(rows)?);
+    launch(x2, &[(wq, Some(bq), &y), (wk, Some(bk), &keys), (wv, Some(bv), &values)], (r, n, k), false)?;
+    let [q, k, v] = layers;
+    constant_tensor(OP, &[x, q.0, q.1, k.0, k.1, v.0, v.1], Tensor::of_array(y, &[r, n])?)
+}
+
+/// A layer, or GELU of it, of tensors and where they are.
+fn one_on_gpu(
+    tensors: [&Tensor; 3],
+    [x, weight, bias]: &[Array; 3],
+    has_bias: bool,
+    (r, n, k): Sizes,
+    gelu: bool,
+) -> Result<Tensor> {
+    let y = x.gpu().array(OP, x.storage(), r * n)?;
+    launch(x, &[(weight, has_bias.then_some(bias), &y)], (r, n, k), gelu)?;
+    constant_tensor(OP, &tensors, Tensor::of_array(y, &[r, n])?)
+}
+
+/// (weight, bias, y) of up to three layers of the same x.
+fn launch(x: &Array, parts: &[(&Array, Option<&Array>, &Array)], (r, n, k): Sizes, gelu: bool) -> Result<()> {
+    let mut args = [Arg::NULL; 15];
+    args[0] = x.into();
+    for (i, (weight, bias, y)) in parts.iter().enumerate() {
+        super::same_storage(OP, "weight", weight, x.storage())?;
+        super::same_storage(OP, "cache", y, x.storage())?;
+        if let Some(bias) = bias {
+            super::same_storage(OP, "bias", bias, x.storage())?;
+        }
+        (args[1 + i], args[4 + i], args[7 + i]) = ((*weight).into(), (*bias).into(), (*y).into());
+    }
+    let numbers = [r, n, k, parts.len(), usize::from(gelu)];
+    args[10..].iter_mut().zip(numbers).for_each(|(arg, number)| *arg = int(number).into());
+    let grid = (n.div_ceil(8), parts.len() * r.div_ceil(16));
+    let threads = if k > 1536 { 384 } else { 256 };
+    let kernel = format!("linear_exact_{}", x.storage().name());
+    x.gpu().multiply(&kernel, grid, (threads, 1), 2 * r * n * k * parts.len(), &args)
+}
+
+/// Output columns a task computes for all rows, so that a weight row is read from memory once.
+const COLUMNS: usize = 64;
+
+fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): Sizes) -> Vec<T> {
+    meter::count((r, n, k));
+    let mut yt = vec![T::ZERO; n * r]; // [N,R]: a task's part is contiguous
+    yt.par_chunks_mut(COLUMNS * r.max(1)).enumerate().for_each(|(c, part)| {
+        cpu::simd(
+            #[inline(always)]
+            || {
+                for (j, out) in part.chunks_exact_mut(r).enumerate() {
+                    let col = c * COLUMNS + j;
+                    let wj = &w[col * k..(col + 1) * k];
+                    let bias = b.map_or(T::ZERO, |b| b[col]);
+                    for (i, o) in (0..r).step_by(4).zip(out.chunks_mut(4)) {
+                        let x = &x[i * k..(i + o.len()) * k];
+                        match o.len() {
+                            4 => write_dots::<T, 4>(o, x, wj, bias),
+                            3 => write_dots::<T, 3>(o, x, wj, bias),
+                            2 => write_dots::<T, 2>(o, x, wj, bias),
+                            _ => write_dots::<T, 1>(o, x, wj, bias),
+                        }
+                    }
+                }
+            },
+        );
+    });
+    let mut y = vec![T::ZERO; r * n];
+    cpu::each_row(&mut y, n, |i, row| {
+        for (j, y) in row.iter_mut().enumerate() {
+            *y = yt[j * r + i];
+        }
+    });
+    y
+}
+
+/// out[i] = x_i w + bias for M rows x: the weights are read once for all of them.
+#[inline(always)]
+fn write_dots<T: Real, const M: usize>(out: &mut [T], x: &[T], w: &[T], bias: T) {
+    let k = w.len();
+    let rows = std::array::from_fn::<_, M, _>(
+        #[inline(always)]
+        |i| &x[i * k..(i + 1) * k],
+    );
+    for (o, d) in out.iter_mut().zip(dots(rows, w)) {
+        *o = d + bias;
+    }
+}
+
+/// The products of M rows with one, each summed in 32 lanes and then lane by lane in a fixed tree.
+#[inline(always)]
+fn dots<T: Real, const M: usize>(x: [&[T]; M], w: &[T]) -> [T; M] {
+    const LANES: usize = 32;
+    let mut acc = [[T::ZERO; LANES]; M];
+    let whole = w.len() - w.len() % LANES;
+    let mut at = 0;
+    while at < whole {
+        let wv = &w[at..at + LANES];
+        for (a, x) in acc.iter_mut().zip(&x) {
+            let xv = &x[at..at + LANES];
+            for l in 0..LANES {
+                a[l] = wv[l].mul_add(xv[l], a[l]);
+            }
+        }
+        at += LANES;
+    }
+    let mut out = [T::ZERO; M];
+    // A copy: lanes with an index that is not known would keep the sums above in memory, and them from being vectors.
+    let mut sums = acc;
+    for ((o, a), x) in out.iter_mut().zip(&mut sums).zip(&x) {
+        for l in 0..w.len() - whole {
+            a[l] = w[whole + l].mul_add(x[whole + l], a[l]);
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for l in 0..width {
+                a[l] += a[l + width];
+            }
+            width /= 2;
+        }
+        *o = a[0];
+    }
+    out
+}
