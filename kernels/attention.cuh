@@ -6,6 +6,7 @@
 //                                        block's keys (first is huge where nothing is causal)
 //   block  {a_row, a_rows, b_row, keys}  the keys of all strips of a block: position j is row a_row + j, from a_rows on
 //                                        row b_row + j - a_rows.     Warp w of block x takes strip x * warps + w
+//   set    a block, once for all strips that see its keys; member {begin, end, -, -}: these strips
 //   tile   {k_row, rows, begin, end}     up to 16 key rows a warp, one block, and its steps begin .. end
 //   step   {q_row, rows, key, diagonal}  up to 32 query rows that see the tile, whose first key has position `key` there;
 //                                        row r sees the tile's keys 0 .. r + diagonal

@@ -149,6 +149,14 @@ DEV float fast_exp2(float x) {  // 2 ulp; subnormal results are 0
     return exp2f(x);
 #endif
 }
+// Has x computed here: the compiler may put off what only a later step needs, and keep all it is made of until then.
+DEV void now(float &x) {
+#if defined(__CUDACC__)
+    asm volatile("" : "+f"(x));
+#else
+    (void)x;
+#endif
+}
 DEV bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 DEV float infinity() { return __uint_as_float(0x7f800000u); }
 DEV float nan() { return __uint_as_float(0x7fc00000u); }
@@ -302,6 +310,122 @@ DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, co
 DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const bf16 *, HOST_PLACE) {
     const uint32_t b[2] = {b0, b1};
     host::mma_16816(false, d, a, b, file, line);
+}
+#endif
+
+// ---- products of a warpgroup -------------------------------------------------------------------------------
+// Four warps, the whole block, multiply 64 rows, 16 a warp and in registers as for mma, by an operand in shared memory that
+// is cut into pieces of 8 columns: piece c of row r lies at p + (c * ROWS + r) * 8, 16-byte aligned.
+//   wg_rows     d[n] [16,8] (+)= a [16,16] @ (rows 8n .. 8n+7 of b, pieces 0 and 1)^T       n < N/8
+//   wg_columns  d[n] [16,8] (+)= a [16,16] @ (rows 0 .. 15 of b, piece n)                   n < N/8
+// With wgmma (sm_90a) they only start: neither d nor a may be touched between wg_begin, which comes before the first of them
+// and again after a write to a, and wg_end, which waits for all. Without it every warp does its part at once by mma.
+// shared_written: by every thread after its writes to b (and their cp_async_wait), before the barrier.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+template <class T, int ROWS> struct Pieces {
+    uint32_t p;  // in units of 16 bytes
+    DEV_METHOD Pieces at(int row, int piece) const { return Pieces{p + uint32_t(piece * ROWS + row)}; }
+};
+template <int ROWS, class T> DEV Pieces<T, ROWS> pieces(const T *p) { return Pieces<T, ROWS>{shared_address(p) / 16}; }
+DEV void shared_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEV void wg_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEV void wg_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int BLOCKS> DEV void wg_end(float (&d)[BLOCKS][4]) {
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+    for (int i = 0; i < 4 * BLOCKS; i++) asm volatile("" : "+f"(d[i / 4][i & 3])::"memory");  // d is read after the wait
+}
+// A descriptor without swizzle: a core matrix is 8 rows of 16 bytes, one after another. Offsets in units of 16 bytes.
+// As it lies (the product runs along the pieces): leading = to the next piece, stride = to the next 8 rows. Transposed
+// (it runs along the rows): leading = to the next 8 rows, stride = to the next piece.
+DEV uint64_t wg_operand(uint32_t p, uint32_t leading, uint32_t stride) { return uint64_t(stride) << 32 | (leading << 16 | p); }
+#define DEV_WG_4(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define DEV_WG_16(n) DEV_WG_4(n), DEV_WG_4(n + 1), DEV_WG_4(n + 2), DEV_WG_4(n + 3)
+#define DEV_WG_32(n) DEV_WG_16(n), DEV_WG_16(n + 4)
+#define DEV_WG_NAMES_32                                                                                     \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27," \
+    "%28,%29,%30,%31"
+#define DEV_WG_NAMES_44 DEV_WG_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43"
+#define DEV_WG_NAMES_64                                                                                     \
+    DEV_WG_NAMES_44 ",%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define DEV_WG_NAMES_68 DEV_WG_NAMES_64 ",%64,%65,%66,%67"
+// SIZE: n and the types; A: the names of a's four registers; B and ADD: those of the descriptor and of `add`
+#define DEV_WGMMA(SIZE, NAMES, A, B, ADD, TRANSPOSED, ...)                                                  \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, " ADD ", 0; wgmma.mma_async.sync.aligned.m64" SIZE     \
+                 " {" NAMES "}, {" A "}, " B ", add, 1, 1, " TRANSPOSED "; }"                               \
+                 : __VA_ARGS__                                                                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)) : "memory")
+#define DEV_WG_PRODUCTS(T, TYPES)                                                                           \
+    template <int N> DEV void wg_start(float (*d)[4], const uint32_t (&a)[4], uint64_t b, bool add, const T *) { \
+        static_assert(N == 64 || N == 88 || N == 128 || N == 136, "no such product");                      \
+        if constexpr (N == 64)                                                                              \
+            DEV_WGMMA("n64k16.f32." TYPES, DEV_WG_NAMES_32, "%32,%33,%34,%35", "%36", "%37", "1", DEV_WG_32(0)); \
+        if constexpr (N == 88)                                                                              \
+            DEV_WGMMA("n88k16.f32." TYPES, DEV_WG_NAMES_44, "%44,%45,%46,%47", "%48", "%49", "1", DEV_WG_32(0), \
+                      DEV_WG_4(8), DEV_WG_4(9), DEV_WG_4(10));                                              \
+        if constexpr (N == 128)                                                                             \
+            DEV_WGMMA("n128k16.f32." TYPES, DEV_WG_NAMES_64, "%64,%65,%66,%67", "%68", "%69", "0", DEV_WG_32(0), DEV_WG_32(8)); \
+        if constexpr (N == 136)                                                                             \
+            DEV_WGMMA("n136k16.f32." TYPES, DEV_WG_NAMES_68, "%68,%69,%70,%71", "%72", "%73", "0", DEV_WG_32(0), DEV_WG_32(8), \
+                      DEV_WG_4(16));                                                                        \
+    }
+DEV_WG_PRODUCTS(f16, "f16.f16")
+DEV_WG_PRODUCTS(bf16, "bf16.bf16")
+template <int N, class T, int ROWS>
+DEV void wg_rows(float (*d)[4], const uint32_t (&a)[4], const Pieces<T, ROWS> &b, bool add) {
+    static_assert(N == 128 || N == 136, "as it lies");
+    wg_start<N>(d, a, wg_operand(b.p, ROWS, 8), add, static_cast<const T *>(nullptr));
+}
+template <int N, class T, int ROWS>
+DEV void wg_columns(float (*d)[4], const uint32_t (&a)[4], const Pieces<T, ROWS> &b, bool add) {
+    static_assert(N == 64 || N == 88, "transposed");
+    wg_start<N>(d, a, wg_operand(b.p, 8, ROWS), add, static_cast<const T *>(nullptr));
+}
+#else
+template <class T, int ROWS> struct Pieces {
+    const T *p;
+    DEV_METHOD Pieces at(int row, int piece) const { return Pieces{p + (piece * ROWS + row) * 8}; }
+};
+template <int ROWS, class T> DEV Pieces<T, ROWS> pieces(const T *p) { return Pieces<T, ROWS>{p}; }
+DEV void shared_written() {}
+DEV void wg_begin() {}
+DEV void wg_commit() {}
+template <int BLOCKS> DEV void wg_end(float (&)[BLOCKS][4]) {}
+// The 8 x 8 matrices of two blocks n, n+1 and two halves of the 16 columns or rows that a product runs along; the last
+// block of an odd number is read twice.
+template <int N, class T, int ROWS>
+DEV void wg_rows(float (*d)[4], const uint32_t (&a)[4], const Pieces<T, ROWS> &b, bool add) {
+    const int lane = int(threadIdx.x) & 31;
+#pragma unroll
+    for (int n = 0; n < N / 8; n += 2) {
+        const bool two = n + 1 < N / 8;
+        uint32_t f[4];
+        ldmatrix_x4(f, b.at(n * 8 + (lane & 7) + (two ? lane >> 4 : 0) * 8, lane >> 3 & 1).p);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (!add) d[n][i] = 0.f;
+            if (!add && two) d[n + 1][i] = 0.f;
+        }
+        mma(d[n], a, f[0], f[1], b.p);
+        if (two) mma(d[n + 1], a, f[2], f[3], b.p);
+    }
+}
+template <int N, class T, int ROWS>
+DEV void wg_columns(float (*d)[4], const uint32_t (&a)[4], const Pieces<T, ROWS> &b, bool add) {
+    const int lane = int(threadIdx.x) & 31;
+#pragma unroll
+    for (int n = 0; n < N / 8; n += 2) {
+        const bool two = n + 1 < N / 8;
+        uint32_t f[4];
+        ldmatrix_x4_trans(f, b.at((lane & 7) + (lane >> 3 & 1) * 8, n + (two ? lane >> 4 : 0)).p);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (!add) d[n][i] = 0.f;
+            if (!add && two) d[n + 1][i] = 0.f;
+        }
+        mma(d[n], a, f[0], f[1], b.p);
+        if (two) mma(d[n + 1], a, f[2], f[3], b.p);
+    }
 }
 #endif
 }  // namespace dev

@@ -116,6 +116,29 @@ DEV_KERNEL(planted_never_waited, 32, 512, float *out, const float *in) {
     dev::cp_async_commit();
     out[threadIdx.x] = 1.f;
 }
+namespace {
+// A product of a warpgroup over 16 rows of 8 columns, of which only `rows` were written.
+DEV void columns_of(float *out, const dev::f16 *in, int rows) {
+    DEV_DYNAMIC_SHARED(shared);
+    dev::Carve carve{shared, 0};
+    dev::f16 *b_s = dev::take<dev::f16>(carve, 8 * 16 * 8);
+    for (int i = int(threadIdx.x); i < 8 * 16; i += int(blockDim.x))
+        if (i % 16 < rows) dev::cp_async16(b_s + i * 8, in + i * 8, true);
+    dev::cp_async_commit();
+    dev::cp_async_wait<0>();
+    dev::shared_written();
+    __syncthreads();
+    const uint32_t a[4] = {};
+    float d[8][4];
+    dev::wg_begin();
+    dev::wg_columns<64>(d, a, dev::pieces<16>(b_s), false);
+    dev::wg_commit();
+    dev::wg_end(d);
+    out[threadIdx.x] = d[0][0];
+}
+}  // namespace
+DEV_KERNEL(planted_product_right, 128, 2048, float *out, const dev::f16 *in) { columns_of(out, in, 16); }
+DEV_KERNEL(planted_product_of_unwritten, 128, 2048, float *out, const dev::f16 *in) { columns_of(out, in, 15); }
 DEV_KERNEL(planted_carve_too_large, 32, 512, float *out) {
     DEV_DYNAMIC_SHARED(shared);
     dev::Carve carve{shared, 0};
@@ -139,6 +162,33 @@ DEV_KERNEL(wrapper_mma_f16, 32, 0, const dev::f16 *a, const dev::f16 *b, float *
     float acc[4] = {};
     dev::mma(acc, fa, fb[0], fb[1], a);
     for (int i = 0; i < 4; i++) d[(lane / 4 + (i >> 1) * 8) * 8 + (lane & 3) * 2 + (i & 1)] = acc[i];
+}
+// s[64,136] = a[64,16] @ b[136,16]^T and o[64,88] = a[64,16] @ c[16,88], b and c in pieces, twice: once set, once added.
+DEV_KERNEL(wrapper_warpgroup_f16, 128, 7200, const dev::f16 *a, const dev::f16 *b, const dev::f16 *c, float *s, float *o) {
+    DEV_DYNAMIC_SHARED(shared);
+    dev::Carve carve{shared, 0};
+    dev::f16 *b_s = dev::take<dev::f16>(carve, 2 * 137 * 8), *c_s = dev::take<dev::f16>(carve, 11 * 16 * 8);
+    const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) / 32, row = warp * 16 + lane / 4;
+    for (int i = int(threadIdx.x); i < 2 * 136; i += 128) dev::st16(b_s + (i % 2 * 137 + i / 2) * 8, dev::ld16(b + i * 8));
+    for (int i = int(threadIdx.x); i < 16 * 11; i += 128) dev::st16(c_s + (i % 11 * 16 + i / 11) * 8, dev::ld16(c + i * 8));
+    dev::shared_written();
+    __syncthreads();
+    uint32_t f[4];
+    for (int i = 0; i < 4; i++) f[i] = dev::ld4(a + (row + (i & 1) * 8) * 16 + (lane & 3) * 2 + (i >> 1) * 8);
+    float s_r[17][4], o_r[11][4];
+    dev::wg_begin();
+    for (int i = 0; i < 2; i++) {
+        dev::wg_rows<136>(s_r, f, dev::pieces<137>(b_s), i > 0);
+        dev::wg_columns<88>(o_r, f, dev::pieces<16>(c_s), i > 0);
+    }
+    dev::wg_commit();
+    dev::wg_end(s_r);
+    dev::wg_end(o_r);
+    for (int i = 0; i < 4; i++) {
+        const int r = row + (i >> 1) * 8, x = (lane & 3) * 2 + (i & 1);
+        for (int n = 0; n < 17; n++) s[r * 136 + n * 8 + x] = s_r[n][i];
+        for (int n = 0; n < 11; n++) o[r * 88 + n * 8 + x] = o_r[n][i];
+    }
 }
 // every f16 pattern to f32; every f32 of a range of patterns to f16 and bf16
 DEV_KERNEL(wrapper_from_16, 256, 0, const dev::f16 *h, const dev::bf16 *b, float *from_h, float *from_b, int n) {

@@ -26,12 +26,18 @@ pub struct Span {
 /// Four numbers of a table, as the kernels read them.
 pub type Entry = [i32; 4];
 
-/// The launches of one table of segments; grids are (`blocks` or `tiles`, heads), blocks 32 threads times the warps.
+/// The launches of one table of segments; grids are (`blocks`, `sets` or `tiles`, heads), blocks 32 threads times the
+/// warps (of sets: four).
 #[derive(Debug, Default)]
 pub struct Plan {
     pub warps: u32,
     pub blocks: Vec<Entry>,
     pub strips: Vec<Entry>,
+    /// Every set of keys once, and its strips.
+    pub sets: Vec<Entry>,
+    pub members: Vec<Entry>,
+    /// Of a set.
+    pub most_keys: usize,
     pub key_warps: u32,
     pub tiles: Vec<Entry>,
     pub steps: Vec<Entry>,
@@ -72,6 +78,13 @@ impl Plan {
         }
         self.warps = warps(groups.iter().map(|(_, strips)| strips.len()).max());
         for (block, strips) in groups {
+            if strips.is_empty() {
+                continue;
+            }
+            let begin = self.strips.len();
+            self.most_keys = self.most_keys.max(block[3] as usize);
+            self.sets.push(block);
+            self.members.push([int(begin), int(begin + strips.len()), 0, 0]);
             for part in strips.chunks(self.warps as usize) {
                 self.blocks.push(block);
                 self.strips.extend_from_slice(part);

@@ -179,6 +179,40 @@ fn many_keys() {
     }
 }
 
+/// The sizes of a picture: heads of 88 columns, 257 rows that see one another; heads of 64, queries of three texts at the
+/// rows of two pictures.
+#[test]
+fn pictures() {
+    let mut rng = Rng::new(78);
+    let segment = |q: Range<usize>, a: Range<usize>| Segment { q, a, b: 0..0, causal: false };
+    let one = Attention {
+        heads: 1,
+        d: 88,
+        rows: [257; 2],
+        segments: vec![segment(0..257, 0..257)],
+        place: [0; 3],
+        column: [0, 88, 176],
+        widths: vec![264],
+        values: vec![rng.values(257 * 264)],
+        scale: 88f64.powf(-0.5),
+        drop: None,
+    };
+    prove_one(&one, 0, &mut rng);
+    let two = Attention {
+        heads: 2,
+        d: 64,
+        rows: [96, 300],
+        segments: vec![segment(0..32, 150..300), segment(32..64, 0..150), segment(64..96, 150..300)],
+        place: [0, 1, 1],
+        column: [0, 0, 128],
+        widths: vec![128, 256],
+        values: vec![rng.values(96 * 128), rng.values(300 * 256)],
+        scale: 0.125,
+        drop: Some(Dropout { p: 0.1, stream: Stream { seed: 5, step: 2, site: 1 } }),
+    };
+    prove_one(&two, 0, &mut rng);
+}
+
 /// Segments that share keys are one group; a chain of overlaps, first and last of which share nothing, is too.
 #[test]
 fn overlapping_keys_add_up() {

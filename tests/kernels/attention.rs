@@ -6,7 +6,7 @@ use qformer::device::attention::{Entry, Plan, Span};
 use qformer::device::host::{self, Memory, Schedule};
 use qformer::device::launch::{Arg, Launch};
 use qformer::ops::{self, Heads, Segment, Segments};
-use qformer::tensor::Dropout;
+use qformer::tensor::{DType, Device, Dropout, Storage as Stored, Tensor};
 use std::ops::Range;
 
 #[derive(Debug)]
@@ -19,6 +19,8 @@ struct Case {
     scale: f32,
     drop: Option<Dropout>,
     seed: u64,
+    /// Forward by the kernel that holds all keys of a set.
+    whole: bool,
 }
 
 fn span(q: Range<usize>, a: Range<usize>, b: Range<usize>, causal: bool) -> Span {
@@ -97,8 +99,12 @@ fn kernels<T: Storage>(c: &Case, x: &Inputs<T>, before: Option<&[T]>, schedule: 
         [(&q, &qm), (&k, &km), (&v, &vm)].map(|(x, m)| [at::<T>(m, x.column), (x.stride as i32).into()]);
     let [blocks, strips, tiles, steps] =
         [&plan.blocks, &plan.strips, &plan.tiles, &plan.steps].map(|t| on_device::<Entry>(t));
-    let (y, lse, delta) =
-        (fresh::<T>(c.q_rows * w), fresh::<f32>(2 * c.q_rows * c.heads), fresh::<f32>(c.q_rows * c.heads));
+    let n = c.q_rows * c.heads;
+    let (y, lse, delta) = (
+        fresh::<T>(c.q_rows * w),
+        fresh::<f32>(if size_of::<T>() == 4 { 2 * n } else { n }),
+        fresh::<f32>(n),
+    );
     let dy = on_device(&x.dy);
     let go = |kernel: &str, grid: usize, warps: u32, args: &[&[Arg]]| {
         let kernel = format!("attention_{kernel}_{s}");
@@ -109,7 +115,23 @@ fn kernels<T: Storage>(c: &Case, x: &Inputs<T>, before: Option<&[T]>, schedule: 
     let operands = operands.concat();
     let last = [&[(c.d as i32).into(), c.scale.into()][..], &drop_args(c.drop)].concat();
     let tables = [Arg::from(&blocks), (&strips).into()];
-    go("fwd", plan.blocks.len(), plan.warps, &[&operands, &[(&y).into(), (&lse).into()], &tables, &last]);
+    let own = [Arg::from(&y), (&lse).into()];
+    if c.whole {
+        assert!(plan.most_keys <= 264);
+        let (y_of_tiles, of_tiles) = (fresh::<T>(c.q_rows * w), fresh::<f32>(n));
+        let own_of_tiles = [Arg::from(&y_of_tiles), (&of_tiles).into()];
+        go("fwd", plan.blocks.len(), plan.warps, &[&operands, &own_of_tiles, &tables, &last]);
+        let [sets, members] = [&plan.sets, &plan.members].map(|t| on_device::<Entry>(t));
+        let tables = [Arg::from(&sets), (&members).into(), (&strips).into()];
+        go("whole", plan.sets.len(), 4, &[&operands, &own, &tables, &last[1..]]);
+        // f32 both of them: a key too many or too few shows, which it does not in 16 bits of y
+        for (a, b) in read::<f32>(&lse).into_iter().zip(read::<f32>(&of_tiles)) {
+            let same = a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= 1e-5 * (1.0 + b.abs());
+            assert!(same, "lse of {c:?}: {a}, and {b} tile by tile");
+        }
+    } else {
+        go("fwd", plan.blocks.len(), plan.warps, &[&operands, &own, &tables, &last]);
+    }
     let padding = |width: usize| vec![T::of(f64::NAN); width];
     let dq_wide = Wide::new(&padding(c.q_rows * w), w, [8, 8]);
     let initial = before.map_or(padding(c.k_rows * w), <[T]>::to_vec);
@@ -239,14 +261,48 @@ fn check<T: Storage>(c: &Case) {
 
 fn case(spans: Vec<Span>, [q_rows, k_rows]: [usize; 2], [heads, d]: [usize; 2], drop: bool) -> Case {
     let scale = 1.0 / (d as f32).sqrt();
-    Case { spans, q_rows, k_rows, heads, d, scale, drop: drop.then(some_dropout), seed: 1 }
+    Case { spans, q_rows, k_rows, heads, d, scale, drop: drop.then(some_dropout), seed: 1, whole: false }
+}
+
+/// The same by the kernel that holds all keys of a set.
+fn whole(c: Case) -> Case {
+    Case { whole: true, ..c }
 }
 
 #[test]
 fn image_encoder() {
-    let whole = |heads, d, drop| case(vec![span(0..257, 0..257, 0..0, false)], [257, 257], [heads, d], drop);
-    check::<f16>(&whole(1, 88, false));
-    check::<bf16>(&whole(1, 64, true));
+    let all = |heads, d, drop| case(vec![span(0..257, 0..257, 0..0, false)], [257, 257], [heads, d], drop);
+    check::<f16>(&whole(all(1, 88, false)));
+    check::<bf16>(&whole(all(1, 64, true)));
+}
+
+/// More keys than are held at once; two strips, and every head size.
+#[test]
+fn many_keys() {
+    for d in [64, 88] {
+        let c = case(vec![span(0..20, 0..290, 0..0, false)], [20, 290], [1, d], d == 88);
+        check::<f16>(&c);
+        check::<bf16>(&c);
+    }
+}
+
+/// As many keys as a set may have and a little fewer, in two ranges, causal, two sets, one of them without keys; a negative
+/// scale, and none.
+#[test]
+fn whole_sets() {
+    for (a, b, causal, scale) in [(200, 64, true, 1.0), (3, 254, false, -1.0), (255, 0, false, 0.0)] {
+        let first = 5 + a + b;
+        let spans = vec![
+            span(0..70, first..first + a, 2..2 + b, causal),
+            span(80..81, first..first + a, 2..2 + b, false),
+            span(81..90, 0..0, 0..0, false),
+            span(90..100, 1..2, 2..20, true),
+        ];
+        let mut c = whole(case(spans, [103, first + a], [2, if causal { 64 } else { 88 }], b > 0));
+        c.scale *= scale;
+        check::<f16>(&c);
+        check::<bf16>(&c);
+    }
 }
 
 #[test]
@@ -269,6 +325,7 @@ fn merged_pass() {
         ]
     };
     check::<f16>(&case(spans(), [42, 42], [3, 64], true));
+    check::<bf16>(&whole(case(spans(), [42, 42], [2, 88], true)));
     check::<bf16>(&case(spans(), [42, 42], [2, 16], true));
     check::<f32>(&case(spans(), [42, 42], [2, 24], true));
 }
@@ -288,7 +345,7 @@ fn pairs_and_images() {
         .iter()
         .enumerate()
         .map(|(g, image)| span(g * 32..(g + 1) * 32, image * 257..(image + 1) * 257, 0..0, false));
-    check::<bf16>(&case(cross.collect(), [128, 514], [1, 64], true));
+    check::<bf16>(&whole(case(cross.collect(), [128, 514], [1, 64], true)));
 }
 
 #[test]
@@ -296,6 +353,9 @@ fn smallest() {
     for d in [8, 64, 88, 128] {
         check::<f16>(&case(vec![span(0..1, 0..1, 0..0, false)], [1, 1], [1, d], false));
         check::<bf16>(&case(vec![span(0..1, 0..2, 2..3, true)], [1, 3], [2, d], true));
+        if [64, 88].contains(&d) {
+            check::<f16>(&whole(case(vec![span(0..1, 0..1, 0..0, false)], [1, 1], [1, d], false)));
+        }
         check::<f32>(&case(vec![span(1..2, 0..0, 1..3, true)], [3, 4], [1, d - 1], true));
     }
 }
@@ -329,7 +389,8 @@ fn random_case(seed: u64) -> Case {
 #[test]
 fn random_tables() {
     for i in 0..shapes(8) {
-        let c = random_case(i as u64);
+        let mut c = random_case(i as u64);
+        c.whole = i % 4 != 3 && [64, 88].contains(&c.d);
         match i % 4 {
             0 | 1 => check::<f16>(&c),
             2 => check::<bf16>(&c),
@@ -354,13 +415,13 @@ fn gradients_are_added_where_asked() {
 /// What is not finite shows in every row that sees it, and in no other; rows without keys give zeros.
 #[test]
 fn special_values() {
-    fn go<T: Storage>() {
+    fn go<T: Storage>(whole: bool) {
         let spans = vec![
             span(0..4, 0..40, 0..0, false),
             span(4..8, 40..44, 0..0, false),
             span(8..9, 0..0, 0..0, false),
         ];
-        let c = case(spans, [9, 44], [1, 64], false);
+        let c = Case { whole, ..case(spans, [9, 44], [1, 64], false) };
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let mut x = Inputs::<T>::new(&c);
             x.k[33 * 64] = T::of(bad);
@@ -379,7 +440,37 @@ fn special_values() {
             assert!(dk[44 * 64..].is_empty());
         }
     }
-    go::<f16>();
-    go::<bf16>();
-    go::<f32>();
+    go::<f16>(false);
+    go::<bf16>(false);
+    go::<f32>(false);
+    go::<f16>(true);
+    go::<bf16>(true);
+}
+
+/// The operation takes the kernel that holds all keys of a set where they fit and are many.
+#[test]
+fn the_kernel_that_fits() {
+    let device = Device::open("host").expect("the emulator");
+    let Device::Gpu(gpu) = &device else { panic!("a CPU") };
+    let launched = |keys: usize, d: usize, storage| {
+        let x = |rows: usize| Tensor::zeros(DType::F32, &[rows, d]).to(&device, storage).expect("a tensor");
+        let (q, k) = (x(1), x(keys));
+        let list = vec![Segment { q: 0..1, a: 0..keys, b: 0..0, causal: false }];
+        let segments = Segments::new(list, 1, keys).expect("segments");
+        gpu.take_counts();
+        let of = |tensor| Heads { tensor, column: 0 };
+        ops::attention([of(&q), of(&k), of(&k)], &segments, 1, 1.0, None).expect("attention");
+        gpu.take_counts().launches.into_keys().find(|name| name.starts_with("attention")).expect("a launch")
+    };
+    for (keys, d, storage, name) in [
+        (257, 88, Stored::F16, "attention_whole_f16_d88"),
+        (264, 64, Stored::BF16, "attention_whole_bf16_d64"),
+        (129, 64, Stored::F16, "attention_whole_f16_d64"),
+        (128, 64, Stored::F16, "attention_fwd_f16_d64"),
+        (265, 88, Stored::BF16, "attention_fwd_bf16_d88"),
+        (257, 80, Stored::F16, "attention_fwd_f16_d128"),
+        (257, 88, Stored::F32, "attention_fwd_f32"),
+    ] {
+        assert_eq!(launched(keys, d, storage), name);
+    }
 }

@@ -160,6 +160,12 @@ fn asynchronous_copies() {
     assert_eq!(outcomes(&right, &args), vec![None; 8]);
     found(By::Checker, "planted_no_zero_fill", 1, 32, 1024, &args, "uninitialised shared");
     found(By::Emulator, "planted_carve_too_large", 1, 32, 512, &args[..1], "past the 512 bytes");
+    let (out_of_four, rows) = (ones(128), on_device(&vec![f16::ONE; 8 * 16 * 8]));
+    let args_of_four = [Arg::from(&out_of_four), Arg::from(&rows)];
+    let product =
+        Launch { kernel: "planted_product_right", grid: [1, 1, 1], block: [128, 1, 1], shared: 2048 };
+    assert_eq!(outcomes(&product, &args_of_four), vec![None; 8]);
+    found(By::Checker, "planted_product_of_unwritten", 1, 128, 2048, &args_of_four, "uninitialised shared");
     // A wait that leaves a copy in flight shows only if that copy is late: in every schedule but the early one.
     let little = Launch { kernel: "planted_wait_too_little", ..right };
     let all = outcomes(&little, &args);
@@ -207,6 +213,32 @@ fn mma_multiplies_matrices() {
         for j in 0..8 {
             let want: f64 = (0..16).map(|k| a[i * 16 + k].to_f64() * b[k * 8 + j].to_f64()).sum();
             assert_eq!(f64::from(d[i * 8 + j]), want, "row {i}, column {j}");
+        }
+    }
+}
+
+#[test]
+fn a_warpgroup_multiplies_matrices() {
+    let small = |n: i32, by: i32, of: i32| -> Vec<f16> {
+        (0..n).map(|i| f16::from_f64(f64::from(i * by % of - of / 2))).collect()
+    };
+    let (a, b, c) = (small(64 * 16, 7, 11), small(136 * 16, 5, 13), small(16 * 88, 3, 17));
+    let (s, o) = (fresh::<f32>(64 * 136), fresh::<f32>(64 * 88));
+    let [da, db, dc] = [&a, &b, &c].map(|x| on_device(x));
+    let launch =
+        Launch { kernel: "wrapper_warpgroup_f16", grid: [1, 1, 1], block: [128, 1, 1], shared: 7200 };
+    let args = [Arg::from(&da), (&db).into(), (&dc).into(), (&s).into(), (&o).into()];
+    run(&launch, &args, Schedule::default());
+    let (s, o) = (read::<f32>(&s), read::<f32>(&o));
+    let product = |i: usize, other: &dyn Fn(usize) -> f16| -> f64 {
+        (0..16).map(|k| 2.0 * a[i * 16 + k].to_f64() * other(k).to_f64()).sum()
+    };
+    for i in 0..64 {
+        for j in 0..136 {
+            assert_eq!(f64::from(s[i * 136 + j]), product(i, &|k| b[j * 16 + k]), "row {i}, row {j}");
+        }
+        for j in 0..88 {
+            assert_eq!(f64::from(o[i * 88 + j]), product(i, &|k| c[k * 88 + j]), "row {i}, column {j}");
         }
     }
 }

@@ -24,6 +24,17 @@ fn variant(storage: Storage, d: usize, aligned: bool) -> Result<(Storage, String
     Ok((storage, format!("{}_{name}", storage.name()), 2 * 2 * 32 * (columns + 8) * 2))
 }
 
+/// The kernel that holds the whole keys of a set, where they fit and fill it by half at least: its name and shared memory.
+fn whole(storage: Storage, d: usize, most_keys: usize) -> Option<(String, u32)> {
+    let shared = match d {
+        64 => 68_864,
+        88 => 98_928,
+        _ => return None,
+    };
+    let fits = storage != Storage::F32 && (129..=264).contains(&most_keys);
+    fits.then(|| (format!("attention_whole_{}_d{d}", storage.name()), shared))
+}
+
 /// What the backward needs again.
 pub(super) struct Kept {
     qkv: [Array; 3],
@@ -71,9 +82,15 @@ impl Plan {
         let lse = gpu.array(OP, Storage::F32, rows * h * if inner == Storage::F32 { 2 } else { 1 })?;
         let t = self.segments.tables(&gpu)?;
         let operands = [0, 1, 2].map(|i| self.operand(i, &qkv[i], widths)).concat();
-        let own = crate::args![&y, &lse, &t.blocks, &t.strips];
-        let kernel = format!("attention_fwd_{name}");
-        self.launch(&kernel, &t.blocks, t.warps, shared, &[&operands, own, &self.tail()])?;
+        let tail = self.tail();
+        if let Some((kernel, shared)) = whole(inner, self.d, t.most_keys) {
+            let own = crate::args![&y, &lse, &t.sets, &t.members, &t.strips];
+            self.launch(&kernel, &t.sets, 4, shared, &[&operands, own, &tail[1..]])?;
+        } else {
+            let own = crate::args![&y, &lse, &t.blocks, &t.strips];
+            let kernel = format!("attention_fwd_{name}");
+            self.launch(&kernel, &t.blocks, t.warps, shared, &[&operands, own, &tail])?;
+        }
         let out = y.cast(OP, storage)?;
         Ok((out, Kept { qkv, widths, y, lse, name, shared, storage }))
     }
