@@ -61,12 +61,24 @@ DEV uint32_t bits16(float v, const bf16 *) { return __bfloat16_as_ushort(__float
 DEV float from_bits16(uint32_t x, const f16 *) { return __half2float(__ushort_as_half(uint16_t(x))); }
 DEV float from_bits16(uint32_t x, const bf16 *) { return __bfloat162float(__ushort_as_bfloat16(uint16_t(x))); }
 // two 16-bit elements in one register, the first one low
+#if defined(__CUDACC__)
+DEV uint32_t bits16x2(float low, float high, const f16 *) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t *>(&both);
+}
+DEV uint32_t bits16x2(float low, float high, const bf16 *) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t *>(&both);
+}
+template <class T> DEV uint32_t pack2(float low, float high) { return bits16x2(low, high, static_cast<const T *>(nullptr)); }
+#else
 template <class T> DEV uint32_t pack2(float low, float high) {
     const T *type = nullptr;
     return bits16(low, type) | bits16(high, type) << 16;
 }
+#endif
 
-// ---- 4 bytes (two 16-bit elements) and 16 bytes at once; p must be aligned to as many ----------------------
+// ---- 4 bytes (two 16-bit elements), 8 and 16 bytes at once; p must be aligned to as many -------------------
 DEV uint32_t ld4(const void *p DEV_PLACE_PARAM) {
 #if !defined(__CUDACC__)
     host::check_aligned(p, 4, file, line);
@@ -78,6 +90,18 @@ DEV void st4(void *p, uint32_t v DEV_PLACE_PARAM) {
     host::check_aligned(p, 4, file, line);
 #endif
     *static_cast<uint32_t *>(p) = v;
+}
+DEV uint2 ld8(const void *p DEV_PLACE_PARAM) {
+#if !defined(__CUDACC__)
+    host::check_aligned(p, 8, file, line);
+#endif
+    return *static_cast<const uint2 *>(p);
+}
+DEV void st8(void *p, uint2 v DEV_PLACE_PARAM) {
+#if !defined(__CUDACC__)
+    host::check_aligned(p, 8, file, line);
+#endif
+    *static_cast<uint2 *>(p) = v;
 }
 DEV bool aligned16(const void *p) { return (uintptr_t(p) & 15) == 0; }
 DEV uint4 ld16(const void *p DEV_PLACE_PARAM) {
@@ -93,40 +117,72 @@ DEV void st16(void *p, uint4 v DEV_PLACE_PARAM) {
     *static_cast<uint4 *>(p) = v;
 }
 
-// ---- 8 consecutive elements: the unit of work of the elementwise and row kernels ---------------------------
+// ---- raw: N elements as they lie in memory, in 8 or 16 bytes. What is fetched raw and widened later does not wait -----
+template <class T, int N> struct Raw;
+template <> struct Raw<float, 4> { uint32_t w[4]; };
+template <> struct Raw<f16, 8> { uint32_t w[4]; };
+template <> struct Raw<bf16, 8> { uint32_t w[4]; };
+template <> struct Raw<f16, 4> { uint32_t w[2]; };
+template <> struct Raw<bf16, 4> { uint32_t w[2]; };
+template <class T, int N> DEV Raw<T, N> fetch(const T *p) {
+    if constexpr (sizeof(T) * N == 16) {
+        const uint4 a = ld16(p);
+        return {{a.x, a.y, a.z, a.w}};
+    } else {
+        const uint2 a = ld8(p);
+        return {{a.x, a.y}};
+    }
+}
+template <class T, int N> DEV void widen(const Raw<T, N> &raw, float (&v)[N]) {
+    const T *type = nullptr;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if constexpr (sizeof(T) == 4) v[i] = __uint_as_float(raw.w[i]);
+        else v[i] = from_bits16(i & 1 ? raw.w[i / 2] >> 16 : raw.w[i / 2] & 0xffffu, type);
+    }
+}
+template <class T, int N> DEV void put(T *p, const float (&v)[N]) {
+    uint32_t w[sizeof(T) * N / 4];
+#pragma unroll
+    for (int i = 0; i < int(sizeof(T)) * N / 4; i++) {
+        if constexpr (sizeof(T) == 4) w[i] = __float_as_uint(v[i]);
+        else w[i] = pack2<T>(v[2 * i], v[2 * i + 1]);
+    }
+    if constexpr (sizeof(T) * N == 16) st16(p, make_uint4(w[0], w[1], w[2], w[3]));
+    else st8(p, make_uint2(w[0], w[1]));
+}
+// The first `count` of N elements at p, one by one; the others become 0. Any count, any alignment.
+template <class T, int N> DEV void load_some(const T *p, int count, float (&v)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = i < count ? load(p + i) : 0.f;
+}
+template <class T, int N> DEV void store_some(T *p, int count, const float (&v)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        if (i < count) store(p + i, v[i]);
+}
+
+// ---- 8 consecutive elements: the unit of work of most elementwise and row kernels --------------------------
 DEV void unpack8(const float *p, float (&v)[8]) {
     const uint4 a = ld16(p), b = ld16(p + 4);
     const uint32_t w[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
     for (int i = 0; i < 8; i++) v[i] = __uint_as_float(w[i]);
 }
-template <class T> DEV void unpack8(const T *p, float (&v)[8]) {
-    const uint4 a = ld16(p);
-    const uint32_t w[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        v[2 * i] = from_bits16(w[i] & 0xffffu, p);
-        v[2 * i + 1] = from_bits16(w[i] >> 16, p);
-    }
-}
+template <class T> DEV void unpack8(const T *p, float (&v)[8]) { widen(fetch<T, 8>(p), v); }
 DEV void pack8(float *p, const float (&v)[8]) {
     st16(p, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
     st16(p + 4, make_uint4(__float_as_uint(v[4]), __float_as_uint(v[5]), __float_as_uint(v[6]), __float_as_uint(v[7])));
 }
-template <class T> DEV void pack8(T *p, const float (&v)[8]) {
-    st16(p, make_uint4(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]), pack2<T>(v[4], v[5]), pack2<T>(v[6], v[7])));
-}
+template <class T> DEV void pack8(T *p, const float (&v)[8]) { put(p, v); }
 // The first `count` of 8 elements at p; the others become 0. Any count, any alignment.
 template <class T> DEV void load8(const T *p, int count, float (&v)[8]) {
     if (count >= 8 && aligned16(p)) return unpack8(p, v);
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = i < count ? load(p + i) : 0.f;
+    load_some(p, count, v);
 }
 template <class T> DEV void store8(T *p, int count, const float (&v)[8]) {
     if (count >= 8 && aligned16(p)) return pack8(p, v);
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        if (i < count) store(p + i, v[i]);
+    store_some(p, count, v);
 }
 
 // A row of n elements in pieces of at most 8, for a block: f(first, count) for this thread's pieces. The first piece ends
