@@ -150,6 +150,8 @@ struct SortedRows {
     order: Array,
     starts: Array,
     targets: Array,
+    /// The most rows of a target.
+    longest: i32,
 }
 
 impl SortedRows {
@@ -166,7 +168,8 @@ impl SortedRows {
         starts.push(int(order.len()));
         let order: Vec<i32> = order.into_iter().map(int).collect();
         let table = |values: &[i32]| like.gpu().upload(op, Storage::I32, values);
-        Ok(SortedRows { order: table(&order)?, starts: table(&starts)?, targets: table(&targets)? })
+        let longest = starts.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0);
+        Ok(SortedRows { order: table(&order)?, starts: table(&starts)?, targets: table(&targets)?, longest })
     }
 
     /// Adds the rows dy [n,C] to their targets among the rows of `to`, which is zeroed first if it is fresh.
@@ -177,9 +180,12 @@ impl SortedRows {
         // Rows of either storage are added into f32 by the one, into their own storage by the other.
         let kernel = if to.storage() == Storage::F32 { "embedding_bwd" } else { "gather_rows_bwd" };
         let rows = to.pointer_at(0, 2 * self.targets.len() * c);
-        let args = crate::args![dy, &self.order, &self.starts, &self.targets, rows, int(c), 1i32];
+        let add = i32::from(!fresh);
+        let args = crate::args![dy, &self.order, &self.starts, &self.targets, rows, int(c), add];
         let name = format!("{kernel}_{}", dy.storage().name());
-        to.gpu().launch(&name, (c.div_ceil(32), self.targets.len()), (32, 8), 0, args)
+        // A thread for 8 columns of a target; several threads where there is more to add up than one fetches at once.
+        let block = if self.longest > 4 { (32, 8) } else { (row_threads(c).0.min(256), 1) };
+        to.gpu().launch(&name, (c.div_ceil(8 * block.0 as usize), self.targets.len()), block, 0, args)
     }
 }
 

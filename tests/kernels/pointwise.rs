@@ -220,8 +220,10 @@ fn picked_rows_and_embeddings() {
                 (c as i32).into(),
                 1.into(),
             ];
-            let grid = [c.div_ceil(32) as u32, tables[2].len() as u32, 1];
-            run(&launch_of(&format!("{kernel}_{}", T::NAME), grid, [32, 8, 1]), &args, s);
+            // several threads for the rows of a target, or one
+            let block = if n > rows { [32, 8, 1] } else { [c.div_ceil(8).next_multiple_of(32) as u32, 1, 1] };
+            let grid = [c.div_ceil(8 * block[0] as usize) as u32, tables[2].len() as u32, 1];
+            run(&launch_of(&format!("{kernel}_{}", T::NAME), grid, block), &args, s);
         };
         let (y, e, dx, dtable) = everywhere(|s| {
             let (dev, i) = (on_device(&x), on_device(&index));
@@ -253,6 +255,7 @@ fn picked_rows_and_embeddings() {
         assert_close("dtable", &dtable, &grads[0], &scattered(&dy, &index, rows, c));
     }
     each_type!(go(5, 40, 33));
+    each_type!(go(2, 90, 264));
     each_type!(go(50, 3, 768));
     each_type!(go(1, 1, 1));
 }
