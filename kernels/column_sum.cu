@@ -1,52 +1,84 @@
-// column_sum.cu: sums over rows in two stages, for bias gradients and for the partial sums of other kernels.
-// math      stage 1: partial[p,c] = sum of x[r,c] over the p-th share of the rows.   stage 2: out[c] = sum_P(partial[p,c])
-// shapes    x [N,C] T   partial [P,C] f32   out [C] f32
-// launch    column_sum: grid (ceil(C/256), P), block (32,8).   partial_sum: grid ceil(C/32), block (32,8).   dynamic shared 0
-// requires  N >= 0, C >= 1, P >= 1; no divisibility or alignment
-// numerics  sums in f32 in a fixed order, no atomics => deterministic.   accumulate 1: out += , 0: out =
+// column_sum.cu: sums over rows: gradients of biases, and what blocks of other kernels leave behind.
+// math      out[c] = sum_N(x[r,c])
+// shapes    x [N,C] T   out [C] f32   partial [P,C] f32 and counters [ceil(C/256)] u32 for its own use (null if P = 1)
+// launch    grid (ceil(C/256), P), block (32,8), dynamic shared 0
+// requires  N >= 0, C >= 1, P >= 1; no divisibility or alignment.   counters are 0 before and after
+// numerics  sums in f32 in a fixed order: a block has a share of the rows of 256 columns, and the last block of these columns
+//           adds up the shares => deterministic.   accumulate 1: out += , 0: out =
 // aliasing  nothing overlaps
 #include "dev.cuh"
 
 namespace {
-// A thread has 8 columns; the 8 threads of a column share the rows and are added up in their order.
-template <class T> DEV void column_sum(const T *x, float *partial, int N, int C) {
-    DEV_SHARED(float, sum_s, [8][256]);
-    const int tx = int(threadIdx.x), ty = int(threadIdx.y), c = (int(blockIdx.x) * 32 + tx) * 8, count = min(8, C - c);
-    const int rows = (N + int(gridDim.y) - 1) / int(gridDim.y), first = int(blockIdx.y) * rows, last = min(N, first + rows);
-    float sum[8] = {}, v[8];
-    if (count > 0) {
-        for (int r = first + ty; r < last; r += 8) {
-            dev::load8(x + size_t(r) * size_t(C) + size_t(c), count, v);
+constexpr int AHEAD = 4;  // rows of a thread that are fetched together
+
+// sum[0..8) += columns c .. of rows first, first + 8, .. < last
+template <class T> DEV void add_rows(const T *x, int C, int c, int first, int last, float (&sum)[8]) {
+    const int count = min(8, C - c);
+    if (count <= 0) return;
+    const bool whole = count == 8 && C * int(sizeof(T)) % 16 == 0 && dev::aligned16(x);
+    const T *from = x + c;
+    for (int r = first; r < last; r += 8 * AHEAD) {
+        if (whole) {
+            dev::Raw<T, 8> raw[AHEAD];
 #pragma unroll
-            for (int i = 0; i < 8; i++) sum[i] += v[i];
+            for (int k = 0; k < AHEAD; k++) {
+                raw[k] = dev::Raw<T, 8>{};
+                if (r + 8 * k < last) raw[k] = dev::fetch<T, 8>(from + size_t(r + 8 * k) * size_t(C));
+            }
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                float v[8];
+                dev::widen(raw[k], v);
+#pragma unroll
+                for (int i = 0; i < 8; i++) sum[i] += v[i];
+            }
+        } else {
+            for (int k = r; k < min(last, r + 8 * AHEAD); k += 8) {
+                float v[8];
+                dev::load_some(from + size_t(k) * size_t(C), count, v);
+#pragma unroll
+                for (int i = 0; i < 8; i++) sum[i] += v[i];
+            }
         }
     }
+}
+
+// A thread has 8 columns; the 8 threads of a column are added up in their order. -> column 32 ty + tx of the block's
+DEV float of_column(const float (&sum)[8], float (&sum_s)[8][256]) {
+    const int tx = int(threadIdx.x), ty = int(threadIdx.y), column = ty * 32 + tx, place = (column & 7) * 32 + column / 8;
 #pragma unroll
     for (int i = 0; i < 8; i++) sum_s[ty][i * 32 + tx] = sum[i];
     __syncthreads();
-    const int column = int(blockIdx.x) * 256 + ty * 32 + tx, place = (column & 7) * 32 + (column & 255) / 8;
-    if (column < C) {
-        float all = sum_s[0][place];
-        for (int k = 1; k < 8; k++) all += sum_s[k][place];
-        partial[size_t(blockIdx.y) * size_t(C) + size_t(column)] = all;
+    float all = sum_s[0][place];
+    for (int k = 1; k < 8; k++) all += sum_s[k][place];
+    return all;
+}
+
+template <class T> DEV void column_sum(const T *x, float *out, float *partial, uint32_t *counters, int N, int C, bool accumulate) {
+    DEV_SHARED(float, sum_s, [8][256]);
+    const int tx = int(threadIdx.x), ty = int(threadIdx.y), c = (int(blockIdx.x) * 32 + tx) * 8, P = int(gridDim.y);
+    const int column = int(blockIdx.x) * 256 + ty * 32 + tx;
+    const int rows = (N + P - 1) / P, first = int(blockIdx.y) * rows, last = min(N, first + rows);
+    float sum[8] = {};
+    add_rows(x, C, c, first + ty, last, sum);
+    float all = of_column(sum, sum_s);
+    if (P > 1) {
+        if (column < C) partial[size_t(blockIdx.y) * size_t(C) + size_t(column)] = all;
+        if (!dev::last_block(counters + blockIdx.x, gridDim.y)) return;
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum[i] = 0.f;
+        add_rows(partial, C, c, ty, P, sum);
+        all = of_column(sum, sum_s);
     }
+    if (column < C) out[column] = accumulate ? out[column] + all : all;
 }
 }  // namespace
 
-DEV_KERNEL(column_sum_f32, 256, 0, const float *x, float *partial, int N, int C) { column_sum(x, partial, N, C); }
-DEV_KERNEL(column_sum_f16, 256, 0, const dev::f16 *x, float *partial, int N, int C) { column_sum(x, partial, N, C); }
-DEV_KERNEL(column_sum_bf16, 256, 0, const dev::bf16 *x, float *partial, int N, int C) { column_sum(x, partial, N, C); }
-
-DEV_KERNEL(partial_sum, 256, 0, const float *partial, float *out, int P, int C, int accumulate) {
-    DEV_SHARED(float, sum_s, [8][32]);
-    const int tx = int(threadIdx.x), ty = int(threadIdx.y), c = int(blockIdx.x) * 32 + tx;
-    float sum = 0.f;
-    if (c < C)
-        for (int p = ty; p < P; p += 8) sum += partial[size_t(p) * size_t(C) + size_t(c)];
-    sum_s[ty][tx] = sum;
-    __syncthreads();
-    if (ty == 0 && c < C) {
-        for (int k = 1; k < 8; k++) sum += sum_s[k][tx];
-        out[c] = accumulate ? out[c] + sum : sum;
+#define COLUMN_SUM(NAME, T)                                                                                                \
+    DEV_KERNEL(column_sum_##NAME, 256, 0, const T *x, float *out, float *partial, uint32_t *counters, int N, int C,        \
+               int accumulate) {                                                                                           \
+        column_sum(x, out, partial, counters, N, C, accumulate != 0);                                                      \
     }
-}
+COLUMN_SUM(f32, float)
+COLUMN_SUM(f16, dev::f16)
+COLUMN_SUM(bf16, dev::bf16)

@@ -18,6 +18,10 @@
 #define DEV_KERNEL(name, max_threads, shared_bytes, ...)                               \
     static_assert((shared_bytes) <= 227 * 1024, "dynamic shared memory of " #name);    \
     extern "C" __global__ void __launch_bounds__(max_threads) name(__VA_ARGS__)
+// The same, of which `blocks` of the largest size must find registers in one multiprocessor.
+#define DEV_KERNEL_BESIDE(name, max_threads, blocks, shared_bytes, ...)                \
+    static_assert((shared_bytes) <= 227 * 1024, "dynamic shared memory of " #name);    \
+    extern "C" __global__ void __launch_bounds__(max_threads, blocks) name(__VA_ARGS__)
 #define DEV_SHARED(T, name, dims) __shared__ T name dims
 #define DEV_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 #define DEV_PLACE_PARAM
@@ -25,6 +29,7 @@
 #include "host/emulator.hpp"
 #define DEV static inline
 #define DEV_METHOD inline
+#define DEV_KERNEL_BESIDE(name, max_threads, blocks, shared_bytes, ...) DEV_KERNEL(name, max_threads, shared_bytes, __VA_ARGS__)
 #define DEV_KERNEL(name, max_threads, shared_bytes, ...)                               \
     static_assert((shared_bytes) <= 227 * 1024, "dynamic shared memory of " #name);    \
     extern "C" void name(__VA_ARGS__);                                                 \
@@ -61,12 +66,24 @@ DEV uint32_t bits16(float v, const bf16 *) { return __bfloat16_as_ushort(__float
 DEV float from_bits16(uint32_t x, const f16 *) { return __half2float(__ushort_as_half(uint16_t(x))); }
 DEV float from_bits16(uint32_t x, const bf16 *) { return __bfloat162float(__ushort_as_bfloat16(uint16_t(x))); }
 // two 16-bit elements in one register, the first one low
+#if defined(__CUDACC__)
+DEV uint32_t bits16x2(float low, float high, const f16 *) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t *>(&both);
+}
+DEV uint32_t bits16x2(float low, float high, const bf16 *) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t *>(&both);
+}
+template <class T> DEV uint32_t pack2(float low, float high) { return bits16x2(low, high, static_cast<const T *>(nullptr)); }
+#else
 template <class T> DEV uint32_t pack2(float low, float high) {
     const T *type = nullptr;
     return bits16(low, type) | bits16(high, type) << 16;
 }
+#endif
 
-// ---- 4 bytes (two 16-bit elements) and 16 bytes at once; p must be aligned to as many ----------------------
+// ---- 4 bytes (two 16-bit elements), 8 and 16 bytes at once; p must be aligned to as many -------------------
 DEV uint32_t ld4(const void *p DEV_PLACE_PARAM) {
 #if !defined(__CUDACC__)
     host::check_aligned(p, 4, file, line);
@@ -78,6 +95,18 @@ DEV void st4(void *p, uint32_t v DEV_PLACE_PARAM) {
     host::check_aligned(p, 4, file, line);
 #endif
     *static_cast<uint32_t *>(p) = v;
+}
+DEV uint2 ld8(const void *p DEV_PLACE_PARAM) {
+#if !defined(__CUDACC__)
+    host::check_aligned(p, 8, file, line);
+#endif
+    return *static_cast<const uint2 *>(p);
+}
+DEV void st8(void *p, uint2 v DEV_PLACE_PARAM) {
+#if !defined(__CUDACC__)
+    host::check_aligned(p, 8, file, line);
+#endif
+    *static_cast<uint2 *>(p) = v;
 }
 DEV bool aligned16(const void *p) { return (uintptr_t(p) & 15) == 0; }
 DEV uint4 ld16(const void *p DEV_PLACE_PARAM) {
@@ -93,41 +122,73 @@ DEV void st16(void *p, uint4 v DEV_PLACE_PARAM) {
     *static_cast<uint4 *>(p) = v;
 }
 
-// ---- 8 consecutive elements: the unit of work of the elementwise and row kernels ---------------------------
-DEV void unpack8(const float *p, float (&v)[8]) {
-    const uint4 a = ld16(p), b = ld16(p + 4);
-    const uint32_t w[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+// ---- raw: N elements as they lie in memory, in 8, 16 or 32 bytes. What is fetched raw and widened later does not wait ----
+template <class T, int N> struct Raw {
+    uint32_t w[sizeof(T) * N / 4];
+};
+template <class T, int N> DEV Raw<T, N> fetch(const T *p) {
+    Raw<T, N> raw;
+    if constexpr (sizeof(T) * N == 8) {
+        const uint2 a = ld8(p);
+        raw.w[0] = a.x, raw.w[1] = a.y;
+    } else {
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = __uint_as_float(w[i]);
+        for (int i = 0; i < int(sizeof(T)) * N / 16; i++) {
+            const uint4 a = ld16(p + i * (16 / int(sizeof(T))));
+            raw.w[4 * i] = a.x, raw.w[4 * i + 1] = a.y, raw.w[4 * i + 2] = a.z, raw.w[4 * i + 3] = a.w;
+        }
+    }
+    return raw;
 }
-template <class T> DEV void unpack8(const T *p, float (&v)[8]) {
-    const uint4 a = ld16(p);
-    const uint32_t w[4] = {a.x, a.y, a.z, a.w};
+template <class T, int N> DEV void widen(const Raw<T, N> &raw, float (&v)[N]) {
+    const T *type = nullptr;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        v[2 * i] = from_bits16(w[i] & 0xffffu, p);
-        v[2 * i + 1] = from_bits16(w[i] >> 16, p);
+    for (int i = 0; i < N; i++) {
+        if constexpr (sizeof(T) == 4) v[i] = __uint_as_float(raw.w[i]);
+        else v[i] = from_bits16(i & 1 ? raw.w[i / 2] >> 16 : raw.w[i / 2] & 0xffffu, type);
     }
 }
-DEV void pack8(float *p, const float (&v)[8]) {
-    st16(p, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
-    st16(p + 4, make_uint4(__float_as_uint(v[4]), __float_as_uint(v[5]), __float_as_uint(v[6]), __float_as_uint(v[7])));
-}
-template <class T> DEV void pack8(T *p, const float (&v)[8]) {
-    st16(p, make_uint4(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]), pack2<T>(v[4], v[5]), pack2<T>(v[6], v[7])));
-}
-// The first `count` of 8 elements at p; the others become 0. Any count, any alignment.
-template <class T> DEV void load8(const T *p, int count, float (&v)[8]) {
-    if (count >= 8 && aligned16(p)) return unpack8(p, v);
+template <class T, int N> DEV void put(T *p, const float (&v)[N]) {
+    uint32_t w[sizeof(T) * N / 4];
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = i < count ? load(p + i) : 0.f;
-}
-template <class T> DEV void store8(T *p, int count, const float (&v)[8]) {
-    if (count >= 8 && aligned16(p)) return pack8(p, v);
+    for (int i = 0; i < int(sizeof(T)) * N / 4; i++) {
+        if constexpr (sizeof(T) == 4) w[i] = __float_as_uint(v[i]);
+        else w[i] = pack2<T>(v[2 * i], v[2 * i + 1]);
+    }
+    if constexpr (sizeof(T) * N == 8) {
+        st8(p, make_uint2(w[0], w[1]));
+    } else {
 #pragma unroll
-    for (int i = 0; i < 8; i++)
+        for (int i = 0; i < int(sizeof(T)) * N / 16; i++)
+            st16(p + i * (16 / int(sizeof(T))), make_uint4(w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]));
+    }
+}
+// The first `count` of N elements at p, one by one; the others become 0. Any count, any alignment.
+template <class T, int N> DEV void load_some(const T *p, int count, float (&v)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = i < count ? load(p + i) : 0.f;
+}
+template <class T, int N> DEV void store_some(T *p, int count, const float (&v)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++)
         if (i < count) store(p + i, v[i]);
 }
+
+// The same, at once if they are all there and aligned.
+template <class T, int N> DEV void load_any(const T *p, int count, float (&v)[N]) {
+    if (count >= N && aligned16(p)) widen(fetch<T, N>(p), v);
+    else load_some(p, count, v);
+}
+template <class T, int N> DEV void store_any(T *p, int count, const float (&v)[N]) {
+    if (count >= N && aligned16(p)) put(p, v);
+    else store_some(p, count, v);
+}
+
+// ---- 8 consecutive elements: the unit of work of most elementwise and row kernels --------------------------
+template <class T> DEV void unpack8(const T *p, float (&v)[8]) { widen(fetch<T, 8>(p), v); }
+template <class T> DEV void pack8(T *p, const float (&v)[8]) { put(p, v); }
+template <class T> DEV void load8(const T *p, int count, float (&v)[8]) { load_any(p, count, v); }
+template <class T> DEV void store8(T *p, int count, const float (&v)[8]) { store_any(p, count, v); }
 
 // A row of n elements in pieces of at most 8, for a block: f(first, count) for this thread's pieces. The first piece ends
 // where the row becomes 16-byte aligned, so that load8 and store8 of the others are whole.
@@ -156,6 +217,13 @@ DEV void now(float &x) {
 #else
     (void)x;
 #endif
+}
+// x, of which the compiler then knows nothing: what follows from it is computed again rather than kept in registers.
+DEV int anew(int x) {
+#if defined(__CUDACC__)
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
 }
 DEV bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 DEV float infinity() { return __uint_as_float(0x7f800000u); }
@@ -211,6 +279,27 @@ DEV float block_max(float v, float *maxima_s) {
     return best;
 }
 
+// ---- between blocks ----------------------------------------------------------------------------------------
+// True in the block that comes here last of `count` blocks with this counter: it sees what the others wrote before. The
+// counter is 0 before and after. All threads of a block come, and get the same answer. No order of the blocks follows,
+// but a sum that the last one computes alone has a fixed order.
+DEV bool last_block(uint32_t *counter, uint32_t count DEV_PLACE_PARAM) {
+    DEV_SHARED(uint32_t, last_s, [1]);
+    const bool speaks = threadIdx.x == 0 && threadIdx.y == 0;
+#if defined(__CUDACC__)
+    __threadfence();
+    __syncthreads();
+    if (speaks) last_s[0] = atomicInc(counter, count - 1) == count - 1;
+    __syncthreads();
+    __threadfence();
+#else
+    __syncthreads();
+    if (speaks) last_s[0] = host::arrive(counter, count, file, line);
+    __syncthreads();
+#endif
+    return last_s[0] != 0;
+}
+
 // ---- Philox4x32-10 and dropout -----------------------------------------------------------------------------
 DEV uint4 philox(uint2 key, uint4 c) {
 #pragma unroll
@@ -240,21 +329,26 @@ DEV float drop_factor(const Dropout &d, uint64_t e) {
     const uint32_t word = (e & 3) == 0 ? w.x : (e & 3) == 1 ? w.y : (e & 3) == 2 ? w.z : w.w;
     return word >= d.threshold ? d.scale : 0.f;
 }
-// Multiplies v[i] by the factor of element e + i.
-DEV void drop8(const Dropout &d, uint64_t e, float (&v)[8]) {
+// Multiplies v[i] by the factor of element e + i; N a multiple of 4.
+template <int N> DEV void drop(const Dropout &d, uint64_t e, float (&v)[N]) {
     if (d.threshold == 0) return;
-    const uint4 a = dropout_words(d, e / 4), b = dropout_words(d, e / 4 + 1);
-    uint4 c = make_uint4(0, 0, 0, 0);
     const int shift = int(e & 3);
-    if (shift) c = dropout_words(d, e / 4 + 2);
-    const uint32_t w[12] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w, c.x, c.y, c.z, c.w};
+    uint32_t w[N + 4];
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        // selects, not w[i + shift]: an index known only at run time would put w into local memory
-        const uint32_t word = shift == 0 ? w[i] : shift == 1 ? w[i + 1] : shift == 2 ? w[i + 2] : w[i + 3];
-        v[i] = word >= d.threshold ? v[i] * d.scale : 0.f;
+    for (int q = 0; q < N / 4 + 1; q++) {
+        uint4 a = make_uint4(0, 0, 0, 0);
+        if (q < N / 4 || shift) a = dropout_words(d, e / 4 + uint64_t(q));
+        w[4 * q] = a.x, w[4 * q + 1] = a.y, w[4 * q + 2] = a.z, w[4 * q + 3] = a.w;
     }
+    if (shift) {
+#pragma unroll
+        for (int i = 0; i < N; i++)  // selects, not w[i + shift]: an index known only at run time would put w into local memory
+            w[i] = shift == 1 ? w[i + 1] : shift == 2 ? w[i + 2] : w[i + 3];
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = w[i] >= d.threshold ? v[i] * d.scale : 0.f;
 }
+DEV void drop8(const Dropout &d, uint64_t e, float (&v)[8]) { drop(d, e, v); }
 
 // ---- dynamic shared memory, cut into typed arrays (on the host each has gaps around it) --------------------
 struct Carve {

@@ -2,7 +2,7 @@
 // math      y[i] = table[ids[i]] + table2[ids2[i]];   dtable[v] = sum of dy[i] with ids[i] = v
 // shapes    table [V,C] T   ids [n] i32   table2, ids2 likewise or null   y,dy [n,C] T   dtable [V,C] f32
 //           order, starts, targets: see sorted_rows.cuh; the host leaves out the padding id, which gets no gradient
-// launch    fwd: grid n, block 128.   bwd: grid (ceil(C/32), U), block (32,8), once for each table.   dynamic shared 0
+// launch    fwd: grid n, block 128.   bwd: as sorted_rows.cuh says, once for each table.   dynamic shared 0
 // requires  no divisibility or alignment; ids below V.   bwd writes the rows of the targets only
 // numerics  sums in f32 in a fixed order, no atomics.   accumulate 1: dtable += , 0: dtable =
 // aliasing  nothing overlaps

@@ -2,7 +2,7 @@
 // math      as in src/ops/norm_linear.rs.   fold: folded = weight gamma, offset = bias + weight beta: y = n folded^T + offset
 //           unfold, with G = dy^T n, s = sum_R(dy):  dweight = G gamma + s beta^T;  dgamma = sum_N(weight G);  dbeta = weight^T s
 // shapes    weight, G, dweight [N,K] f32   gamma, beta [K] f32   bias, offset, s [N] f32   folded [N,K] T
-//           partial [P,2,K] f32, summed by partial_sum (column_sum.cu) into dgamma and dbeta
+//           partial [P,2,K] f32, summed by column_sum (column_sum.cu) into dgamma and dbeta
 // launch    fold: grid N, block 256.   unfold: grid (ceil(K/32), P), block (32,8).   dynamic shared 0
 // requires  no divisibility or alignment.   accumulate 1: dweight += , 0: dweight =
 // numerics  in f32, sums in a fixed order

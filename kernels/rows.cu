@@ -1,7 +1,7 @@
 // rows.cu: rows picked and put back, and a matrix transposed.
 // math      gather_rows: y[i] = x[index[i]];  dx[r] = sum of dy[i] with index[i] = r.   transpose: y[j,i] = x[i,j]
 // shapes    x,dx [R,C]   y,dy [n,C]   index [n] i32 < R   order, starts, targets: see sorted_rows.cuh.   transpose: y [C,R]
-// launch    gather_rows_fwd: grid n, block 128.   gather_rows_bwd: grid (ceil(C/32), U), block (32,8).
+// launch    gather_rows_fwd: grid n, block 128.   gather_rows_bwd: as sorted_rows.cuh says.
 //           transpose: grid (ceil(C/32), ceil(R/32)), block (32,8).   dynamic shared 0
 // requires  no divisibility or alignment.   gather_rows_bwd writes the target rows only: the others are the caller's
 // numerics  sums in f32 in a fixed order.   accumulate 1: dx += , 0: dx =

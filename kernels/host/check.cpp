@@ -5,8 +5,9 @@
 // CUDA model. They report accesses out of bounds of a buffer or of an array in shared memory, reads of memory that
 // nobody wrote, bytes with an asynchronous copy in flight, and data races.
 // A race is decided by vector clocks, one per thread, joined by __syncthreads and __syncwarp (and by nothing else;
-// a shuffle orders no memory). Blocks of a grid are never ordered. Each 4-byte granule remembers four accesses, so a
-// race with an older one can be missed; a report is never wrong.
+// a shuffle orders no memory). Blocks of a grid are ordered by dev::last_block alone: the last one comes after what the
+// others did before they came. Each 4-byte granule remembers four accesses, so a race with an older one can be missed; a
+// report is never wrong.
 #include "host.h"
 #include "runtime.hpp"
 #include <algorithm>
@@ -52,6 +53,9 @@ Region arena;
 std::vector<Span> arrays;  // the arrays in shared memory
 std::vector<std::vector<uint32_t>> clocks;
 uint32_t block_id = 1, first_block = 1, victim = 0;
+using Seen = std::map<uint32_t, std::vector<uint32_t>>;  // of a block: the clocks of its threads
+std::map<const char *, Seen> arrivals;                   // at each counter of dev::last_block
+Seen before;                                             // what comes before the running block
 Span image, os_stack;
 
 // ---- reports -----------------------------------------------------------------------------------------------
@@ -116,6 +120,11 @@ void check_state(Region &r, const char *p, size_t n, bool write, bool copy, uint
     if (write) for (size_t i = 0; i < n; i++) state[i] |= INITIALISED;
 }
 
+// Whether an access of another block comes before the running one.
+bool is_before(const Access &other) {
+    const auto it = before.find(other.block);
+    return it != before.end() && it->second[other.thread] >= other.clock;
+}
 // Compares with the accesses the granule remembers, and remembers this one.
 void check_race(Region &r, const char *g, const Access &mine) {
     Access *four = r.granule(g);
@@ -126,8 +135,9 @@ void check_race(Region &r, const char *g, const Access &mine) {
             slot = i;
             continue;
         }
-        const bool ordered = other.block == block_id &&
-                             (other.thread == mine.thread || clocks[mine.thread][other.thread] >= other.clock);
+        const bool ordered = other.block == block_id
+                                 ? other.thread == mine.thread || clocks[mine.thread][other.thread] >= other.clock
+                                 : is_before(other);
         if ((other.bytes & mine.bytes) && (other.write || mine.write) && !ordered)
             return checker_found(std::string("data race on ") + (r.shared ? "shared" : "global") + " memory: " + describe(mine) + " and " + describe(other));
         if (ordered && (other.bytes & mine.bytes) == other.bytes && (mine.write || !other.write)) slot = i;  // superseded
@@ -156,6 +166,7 @@ void access(const void *address, size_t n, bool write, int thread, uintptr_t pla
 // ---- events ------------------------------------------------------------------------------------------------
 void begin_launch() {
     first_block = block_id + 1;
+    arrivals.clear();
     pthread_attr_t attributes;
     void *stack;
     size_t bytes;
@@ -168,6 +179,7 @@ void begin_launch() {
 void begin_block(const Event &e) {
     block_id++;
     arrays.clear();
+    before.clear();
     if (arena.base != e.p) {
         arena = Region{};
         arena.base = static_cast<const char *>(e.p), arena.bytes = e.bytes, arena.shared = true;
@@ -189,6 +201,17 @@ void join(const int *who, int count) {
         const size_t t = size_t(who[i]);
         clocks[t] = all;
         clocks[t][t]++;
+    }
+}
+// A block comes to a counter: a read and a write that no other block's races with. The last one sees all before it.
+void arrive(const Event &e, const char *p) {
+    if (Region *r = region_of(p, e.bytes, checked_place)) check_state(*r, p, e.bytes, false, false, checked_place);
+    Seen &all = arrivals[p];
+    if (e.kind == Event::LAST) {
+        before.insert(all.begin(), all.end());
+        arrivals.erase(p);
+    } else {
+        all[block_id] = clocks[size_t(e.thread)];
     }
 }
 void set_in_flight(const void *p, size_t n, bool flying) {
@@ -226,6 +249,8 @@ void on_event(const Event &e) {
         case Event::COPY_END:
             set_in_flight(e.p, e.bytes, false);
             return access(e.p, e.bytes, true, e.thread, checked_place, true);
+        case Event::ARRIVE:
+        case Event::LAST: return arrive(e, p);
         case Event::SHARED_ARRAY:
             arrays.push_back({p, p + e.bytes});
             std::fill_n(arena.state.begin() + (p - arena.base), e.bytes, uint8_t(0));

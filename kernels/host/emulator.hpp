@@ -2,7 +2,8 @@
 //
 // dev.cuh includes this when the compiler is not nvcc. Only a small, explicit set of CUDA names exists here;
 // whatever is collective over a warp or asynchronous goes through a function of namespace `host`, which knows
-// the place it was called from. There are no atomics on purpose: no kernel of this crate may use one.
+// the place it was called from. There is no atomic but the counter of dev::last_block, on purpose: no kernel of this crate
+// may use another.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -51,6 +52,9 @@ enum Op { SYNCWARP, SHUFFLE, VOTE, LDMATRIX, MMA };
 using Execute = void (*)(void **lanes, uint32_t mask);
 // Warp rendezvous: returns when all lanes of `mask` have come; the last one executes for all.
 void collective(Op op, uint32_t mask, void *lane, Execute execute, const char *file, int line);
+
+// Counts a block; true for the last of `count`, which finds the counter 0 again.
+bool arrive(uint32_t *counter, uint32_t count, const char *file, int line);
 
 unsigned char *dynamic_shared();
 void *static_shared(const void *key, size_t bytes, size_t align, const char *name);

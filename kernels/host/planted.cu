@@ -86,6 +86,23 @@ DEV_KERNEL(planted_misaligned, 32, 0, uint32_t *out, const float *in) { out[thre
 
 // ---- between blocks ----------------------------------------------------------------------------------------
 DEV_KERNEL(planted_blocks_race, 32, 0, float *out) { out[threadIdx.x] += 1.f; }  // every block, unordered
+namespace {
+// Every block leaves ones behind; the last one adds them up.
+template <bool LATE, bool ANY> DEV void sum_of_blocks(float *left, float *out, uint32_t *counter) {
+    const int t = int(threadIdx.x), n = int(blockDim.x);
+    if (!LATE) left[int(blockIdx.x) * n + t] = 1.f;
+    const bool last = dev::last_block(counter, gridDim.x);
+    if (LATE) left[int(blockIdx.x) * n + t] = 1.f;
+    if (!last && !ANY) return;
+    float sum = 0.f;
+    for (int b = 0; b < int(gridDim.x); b++) sum += left[b * n + n - 1 - t];
+    out[t] = sum;
+}
+}  // namespace
+DEV_KERNEL(wrapper_last_block, 64, 0, float *left, float *out, uint32_t *counter) { sum_of_blocks<false, false>(left, out, counter); }
+// written after the block was counted; read by a block that is not the last
+DEV_KERNEL(planted_written_too_late, 64, 0, float *left, float *out, uint32_t *counter) { sum_of_blocks<true, false>(left, out, counter); }
+DEV_KERNEL(planted_not_the_last, 64, 0, float *left, float *out, uint32_t *counter) { sum_of_blocks<false, true>(left, out, counter); }
 
 // ---- asynchronous copies -----------------------------------------------------------------------------------
 namespace {

@@ -124,7 +124,8 @@ size_t round_up(size_t x, size_t to);
 // ---- events for the checker (check.cpp, linked only by feature host-check) ---------------------------------
 struct Event {
     enum Kind {
-        LAUNCH, BLOCK, JOIN, READ, WRITE, COPY_BEGIN, COPY_END, SHARED_ARRAY, ALLOCATE, FREE, HOST_WRITE
+        LAUNCH, BLOCK, JOIN, READ, WRITE, COPY_BEGIN, COPY_END, SHARED_ARRAY, ARRIVE, LAST, ALLOCATE, FREE,
+        HOST_WRITE
     } kind;
     const void *p;
     size_t bytes;

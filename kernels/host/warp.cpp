@@ -18,6 +18,17 @@ void barrier(const char *file, int line) {
     reschedule();
 }
 
+// ---- between blocks: they run one after another, so who comes last is known at once -----------------------
+bool arrive(uint32_t *counter, uint32_t count, const char *file, int line) {
+    check_aligned(counter, 4, file, line);
+    at_place(file, line);
+    const bool last = *counter == count - 1;
+    if (*counter >= count) fail("a counter is %u where only %u blocks come, at %s:%d", *counter, count, file, line);
+    *counter = last ? 0 : *counter + 1;
+    tell(last ? Event::LAST : Event::ARRIVE, counter, 4, int(current->index));
+    return last;
+}
+
 // ---- warp rendezvous ---------------------------------------------------------------------------------------
 const char *op_name(Op op) {
     static const char *const names[] = {"__syncwarp", "a shuffle", "a vote", "ldmatrix", "mma.sync"};

@@ -146,11 +146,8 @@ fn on_gpu(x: &Tensor, logits: Array, targets: &Targets, (r, v): (usize, usize)) 
     let kernel = OnGpu::new(&logits, targets, (r, v))?;
     kernel.launch(&logits, None, None)?;
     let (gpu, by) = (logits.gpu().clone(), 1.0 / kernel.counted.max(1) as f32);
-    let sum = if r == 0 {
-        gpu.zeros(OP, Storage::F32, 1)?
-    } else {
-        super::sum_partial(OP, &super::column_partial(OP, &kernel.losses, r, 1)?, 1)?
-    };
+    let sum =
+        if r == 0 { gpu.zeros(OP, Storage::F32, 1)? } else { super::column_sum(OP, &kernel.losses, r, 1)? };
     let loss = gpu.array(OP, Storage::F32, 1)?;
     gpu.launch_each("scale_fwd_f32", 1, crate::args![&sum, &loss, 1u64, by])?;
     record_tensor(OP, &[x], Tensor::of_array(loss, &[])?, move |dy, grads| {

@@ -10,13 +10,12 @@ const SQRT_2_PI: f64 = 2.506_628_274_631_000_5;
 
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if let Some([u]) = super::arrays("gelu", [x])? {
-        let (r, c) = x.rows();
         let y = u.gpu().array("gelu", u.storage(), u.len())?;
-        launch("fwd", &u, None, &y, (r, c))?;
+        launch("fwd", &u, None, &y)?;
         return record_tensor("gelu", &[x], Tensor::of_array(y, x.shape().sizes())?, move |dy, grads| {
             let dy = super::gradient("gelu", dy)?.cast("gelu", u.storage())?;
             let dx = u.gpu().array("gelu", u.storage(), u.len())?;
-            launch("bwd", &u, Some(&dy), &dx, (r, c))?;
+            launch("bwd", &u, Some(&dy), &dx)?;
             grads.add_array(0, dx)
         });
     }
@@ -33,14 +32,14 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 }
 
 /// fwd: out = y;   bwd, from dy: out = dx.
-fn launch(pass: &str, x: &Array, dy: Option<&Array>, out: &Array, (r, c): (usize, usize)) -> Result<()> {
-    let (n, columns) = (super::int(r), super::int(c));
+fn launch(pass: &str, x: &Array, dy: Option<&Array>, out: &Array) -> Result<()> {
+    let n = x.len();
     let args = match dy {
-        None => crate::args![x, None, out, n, columns].to_vec(),
-        Some(dy) => crate::args![x, None, dy, out, n, columns].to_vec(),
+        None => crate::args![x, out, n as u64].to_vec(),
+        Some(dy) => crate::args![x, dy, out, n as u64].to_vec(),
     };
     let kernel = format!("gelu_{pass}_{}", x.storage().name());
-    x.gpu().launch(&kernel, ((r * c.div_ceil(8)).div_ceil(256), 1), (256, 1), 0, &args)
+    x.gpu().launch(&kernel, (n.div_ceil(4096), 1), (256, 1), 0, &args)
 }
 
 // Constants stand where they are used: captured by a closure, they would be loaded for every element, and the loop would

@@ -102,6 +102,17 @@ pub fn residual_norm(
     Ok((y, z))
 }
 
+/// How the kernels share out the work (see `kernels/layer_norm.cu`): threads of a block, its shared memory, and how many
+/// blocks there are.
+fn share((r, c): (usize, usize), [t, z]: [Storage; 2], blocks: usize) -> (u32, u32, usize) {
+    let warps = c.div_ceil(768).max(1);
+    let rows = (8 / warps).max(1);
+    let bytes = t.bytes() + z.bytes();
+    let stages = if bytes == 4 { 3 } else { 2 };
+    let threads = u32::try_from(32 * warps * rows).unwrap_or(u32::MAX);
+    (threads, (8 * 768 * stages * bytes) as u32, r.div_ceil(rows).min(2 * blocks))
+}
+
 /// The kernel's forward: what it keeps for its backward.
 struct OnGpu {
     y: Array,
@@ -117,8 +128,8 @@ struct OnGpu {
 struct Found {
     residual: Array,
     branch: Option<Array>,
-    /// [P,2,C], dweight and dbias.
-    partial: Option<Array>,
+    /// [2,C], dweight and dbias.
+    affine: Option<Array>,
 }
 
 impl OnGpu {
@@ -144,19 +155,30 @@ impl OnGpu {
         let z = if x.is_some() { gpu.array(OP, residual.storage(), r * c)? } else { residual.clone() };
         let written = x.is_some().then_some(&z);
         let [mean, rstd] = &stats;
-        let args = crate::args![x, None, &residual, w, b, written, &y, mean, rstd, super::int(c), eps as f32];
+        let (n, columns) = (super::int(r), super::int(c));
+        let args = crate::args![x, None, &residual, w, b, written, &y, mean, rstd, n, columns, eps as f32];
         let args = [args, &super::drop_args(drop)[..]].concat();
-        gpu.launch(&format!("layer_norm_fwd_{kernel}"), (r, 1), super::row_threads(c), 0, &args)?;
+        let (threads, shared, blocks) = share((r, c), [storage, residual.storage()], gpu.blocks());
+        gpu.launch(&format!("layer_norm_fwd_{kernel}"), (blocks, 1), (threads, 1), shared, &args)?;
         Ok(OnGpu { y, z, stats, kernel, sizes: (r, c), drop, branch: x.is_some() })
     }
 
     fn backward(&self, dy: &Array, w: &Array, affine: bool) -> Result<Found> {
         let ((r, c), gpu) = (self.sizes, dy.gpu());
         let dy = &dy.cast(OP, self.y.storage())?;
-        let shares = r.clamp(1, 2 * gpu.blocks());
-        let residual = gpu.array(OP, self.z.storage(), r * c)?;
-        let branch = if self.branch { Some(gpu.array(OP, self.y.storage(), r * c)?) } else { None };
-        let partial = if affine { Some(gpu.array(OP, Storage::F32, shares * 2 * c)?) } else { None };
+        let (t, z) = (self.y.storage(), self.z.storage());
+        let residual = gpu.array(OP, z, r * c)?;
+        let branch = if self.branch { Some(gpu.array(OP, t, r * c)?) } else { None };
+        let sums = if affine { Some(gpu.array(OP, Storage::F32, 2 * c)?) } else { None };
+        if r == 0 {
+            sums.iter().try_for_each(Array::zero)?;
+            return Ok(Found { residual, branch, affine: sums });
+        }
+        let (threads, shared, blocks) = share((r, c), [t, z], gpu.blocks());
+        let groups = blocks.div_ceil(17);
+        let partial = if affine { (blocks + groups) * 2 * c } else { 0 };
+        let partial = gpu.array(OP, Storage::F32, partial)?;
+        let counters = gpu.counters(OP, groups + 1)?;
         let [mean, rstd] = &self.stats;
         let (n, columns) = (super::int(r), super::int(c));
         let args = crate::args![
@@ -168,25 +190,21 @@ impl OnGpu {
             None,
             &residual,
             branch.as_ref(),
-            partial.as_ref(),
+            sums.as_ref(),
+            &partial,
+            counters,
             n,
             columns
         ];
         let args = [args, &super::drop_args(self.drop)[..]].concat();
-        let kernel = format!("layer_norm_bwd_{}", self.kernel);
-        if r > 0 {
-            gpu.launch(&kernel, (shares, 1), super::row_threads(c), 0, &args)?;
-        } else if let Some(partial) = &partial {
-            partial.zero()?;
-        }
-        Ok(Found { residual, branch, partial })
+        gpu.launch(&format!("layer_norm_bwd_{}", self.kernel), (blocks, 1), (threads, 1), shared, &args)?;
+        Ok(Found { residual, branch, affine: sums })
     }
 }
 
 impl Found {
     fn add_affine(&self, grads: &mut crate::tensor::Grads, [w, b]: [usize; 2], c: usize) -> Result<()> {
-        let Some(partial) = &self.partial else { return Ok(()) };
-        let sums = super::sum_partial(OP, partial, 2 * c)?;
+        let Some(sums) = &self.affine else { return Ok(()) };
         grads.add_array(w, sums.part(0..c)?)?;
         grads.add_array(b, sums.part(c..2 * c)?)
     }

@@ -20,7 +20,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
             let dy = super::gradient(OP, dy)?;
             backward_on_gpu(&dy, [&x2, &w2], (r, n, k), grads)?;
             if has_bias && grads.wants(2) {
-                super::partial_into(OP, grads, 2, &super::column_partial(OP, &dy, r, n)?, n)?;
+                super::column_sum_into(OP, grads, 2, &dy, (r, n))?;
             }
             Ok(())
         });

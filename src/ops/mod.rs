@@ -139,35 +139,36 @@ fn drop_args(drop: Option<Dropout>) -> [Arg; 5] {
     [seed.into(), site.into(), step.into(), threshold.into(), factor.into()]
 }
 
-/// Sums of P rows of partial sums [P,C] in f32, into the gradient of input i.
-fn partial_into(op: &'static str, grads: &mut Grads, i: usize, partial: &Array, c: usize) -> Result<()> {
-    let p = partial.len() / c.max(1);
-    let sum = |to: &Array, add: bool| {
-        let args = crate::args![partial, to, int(p), int(c), i32::from(add)];
-        to.gpu().launch("partial_sum", (c.div_ceil(32), 1), (32, 8), 0, args)
-    };
-    if grads.storage(i) == Some(Storage::F32) {
-        return grads.accumulate_array(i, |to, fresh| sum(to, !fresh));
-    }
-    grads.add_array(i, sum_partial(op, partial, c)?)
-}
-
-/// Shares of the sums over the rows of x [R,C], as [P,C] in f32.
-fn column_partial(op: &'static str, x: &Array, r: usize, c: usize) -> Result<Array> {
-    let shares = r.div_ceil(64).clamp(1, x.gpu().blocks());
-    let partial = x.gpu().array(op, Storage::F32, shares * c)?;
-    let args = crate::args![x, &partial, int(r), int(c)];
+/// The sums of the rows of x [R,C] in f32: out = them, or out += them.
+fn sum_columns(op: &'static str, x: &Array, (r, c): (usize, usize), out: &Array, add: bool) -> Result<()> {
+    let (gpu, pieces) = (x.gpu(), c.div_ceil(256));
+    let shares = r.div_ceil(64).clamp(1, gpu.blocks());
+    let partial = gpu.array(op, Storage::F32, if shares > 1 { shares * c } else { 0 })?;
+    let counters = gpu.counters(op, pieces)?;
+    let args = crate::args![x, out, &partial, counters, int(r), int(c), i32::from(add)];
     let kernel = format!("column_sum_{}", x.storage().name());
-    x.gpu().launch(&kernel, (c.div_ceil(256), shares), (32, 8), 0, args)?;
-    Ok(partial)
+    gpu.launch(&kernel, (pieces, shares), (32, 8), 0, args)
 }
 
-/// Sums of the rows of partial sums [P,C] in f32.
-fn sum_partial(op: &'static str, partial: &Array, c: usize) -> Result<Array> {
-    let sums = partial.gpu().array(op, Storage::F32, c)?;
-    let args = crate::args![partial, &sums, int(partial.len() / c.max(1)), int(c), 0i32];
-    partial.gpu().launch("partial_sum", (c.div_ceil(32), 1), (32, 8), 0, args)?;
+/// The sums of the rows of x [R,C] in f32.
+fn column_sum(op: &'static str, x: &Array, r: usize, c: usize) -> Result<Array> {
+    let sums = x.gpu().array(op, Storage::F32, c)?;
+    sum_columns(op, x, (r, c), &sums, false)?;
     Ok(sums)
+}
+
+/// The same into the gradient of input i.
+fn column_sum_into(
+    op: &'static str,
+    grads: &mut Grads,
+    i: usize,
+    x: &Array,
+    (r, c): (usize, usize),
+) -> Result<()> {
+    if grads.storage(i) == Some(Storage::F32) {
+        return grads.accumulate_array(i, |to, fresh| sum_columns(op, x, (r, c), to, !fresh));
+    }
+    grads.add_array(i, column_sum(op, x, r, c)?)
 }
 
 /// Rows sorted by their target, as `kernels/sorted_rows.cuh` wants them; rows with `skip` as their target left out.
@@ -175,6 +176,8 @@ struct SortedRows {
     order: Array,
     starts: Array,
     targets: Array,
+    /// The most rows of a target.
+    longest: i32,
 }
 
 impl SortedRows {
@@ -191,7 +194,8 @@ impl SortedRows {
         starts.push(int(order.len()));
         let order: Vec<i32> = order.into_iter().map(int).collect();
         let table = |values: &[i32]| like.gpu().upload(op, Storage::I32, values);
-        Ok(SortedRows { order: table(&order)?, starts: table(&starts)?, targets: table(&targets)? })
+        let longest = starts.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0);
+        Ok(SortedRows { order: table(&order)?, starts: table(&starts)?, targets: table(&targets)?, longest })
     }
 
     /// Adds the rows dy [n,C] to their targets among the rows of `to`, which is zeroed first if it is fresh.
@@ -202,9 +206,12 @@ impl SortedRows {
         // Rows of either storage are added into f32 by the one, into their own storage by the other.
         let kernel = if to.storage() == Storage::F32 { "embedding_bwd" } else { "gather_rows_bwd" };
         let rows = to.pointer_at(0, 2 * self.targets.len() * c);
-        let args = crate::args![dy, &self.order, &self.starts, &self.targets, rows, int(c), 1i32];
+        let add = i32::from(!fresh);
+        let args = crate::args![dy, &self.order, &self.starts, &self.targets, rows, int(c), add];
         let name = format!("{kernel}_{}", dy.storage().name());
-        to.gpu().launch(&name, (c.div_ceil(32), self.targets.len()), (32, 8), 0, args)
+        // A thread for 8 columns of a target; several threads where there is more to add up than one fetches at once.
+        let block = if self.longest > 4 { (32, 8) } else { (row_threads(c).0.min(256), 1) };
+        to.gpu().launch(&name, (c.div_ceil(8 * block.0 as usize), self.targets.len()), block, 0, args)
     }
 }
 

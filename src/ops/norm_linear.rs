@@ -94,7 +94,7 @@ fn on_gpu(
         let g = gpu.array(OP, Storage::F32, out * k)?;
         let (a, b, c) = (Operand::rows(&dy, out).transposed(), Operand::rows(&n, k), Operand::rows(&g, k));
         gpu.product(&Product { sizes: (out, k, r), a, b, c, bias: None, add: false })?;
-        let s = super::sum_partial(OP, &super::column_partial(OP, &dy, r, out)?, out)?;
+        let s = super::column_sum(OP, &dy, r, out)?;
         let shares = out.div_ceil(64).clamp(1, gpu.blocks());
         let partial = gpu.array(OP, Storage::F32, shares * 2 * k)?;
         let rows = super::int(out);
@@ -103,7 +103,7 @@ fn on_gpu(
             let args = crate::args![&weight, &gamma, &beta, &g, &s, dw, &partial, rows, columns, add];
             gpu.launch("norm_linear_unfold", (k.div_ceil(32), shares), (32, 8), 0, args)
         })?;
-        let sums = super::sum_partial(OP, &partial, 2 * k)?;
+        let sums = super::column_sum(OP, &partial, shares, 2 * k)?;
         grads.add_array(0, sums.part(0..k)?)?;
         grads.add_array(1, sums.part(k..2 * k)?)?;
         grads.add_array(3, s)

@@ -146,8 +146,8 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
             })
         })?;
         let n = (g + 1) * w;
-        let per_place = super::sum_partial(OP, &super::column_partial(OP, &dy, b, n)?, n)?;
-        super::partial_into(OP, grads, 1, &super::column_partial(OP, &per_place.part(w..n)?, g, w)?, w)?;
+        let per_place = super::column_sum(OP, &dy, b, n)?;
+        super::column_sum_into(OP, grads, 1, &per_place.part(w..n)?, (g, w))?;
         grads.add_array(2, per_place.part(0..w)?)?;
         grads.add_array(3, per_place)
     })

@@ -137,11 +137,25 @@ pub fn run1(kernel: &str, grid: usize, block: usize, args: &[Arg], schedule: Sch
     run(&launch_of(kernel, [grid as u32, 1, 1], [block as u32, 1, 1]), args, schedule);
 }
 
-/// out [c] = or += the sum of partial [parts,c] over its rows.
-pub fn partial_sum(partial: &Memory, out: &Memory, parts: usize, c: usize, add: bool, schedule: Schedule) {
-    let args =
-        [Arg::from(partial), out.into(), (parts as i32).into(), (c as i32).into(), i32::from(add).into()];
-    run(&launch_of("partial_sum", [c.div_ceil(32) as u32, 1, 1], [32, 8, 1]), &args, schedule);
+/// out [c] = or += the sums of the columns of x [n,c], its rows in `shares`.
+pub fn column_sum<T: Storage>(
+    x: &Memory,
+    out: &Memory,
+    (n, c): (usize, usize),
+    shares: usize,
+    add: bool,
+    schedule: Schedule,
+) {
+    let pieces = c.div_ceil(256);
+    let (partial, counters) = (fresh::<f32>(shares * c), on_device(&vec![0u32; pieces]));
+    let mut args = [x, out, &partial, &counters].map(Arg::from).to_vec();
+    if shares == 1 {
+        args[2..].fill(Arg::NULL);
+    }
+    args.extend([Arg::from(n as i32), (c as i32).into(), i32::from(add).into()]);
+    let kernel = format!("column_sum_{}", T::NAME);
+    run(&launch_of(&kernel, [pieces as u32, shares as u32, 1], [32, 8, 1]), &args, schedule);
+    assert!(read::<u32>(&counters).iter().all(|n| *n == 0), "counters that are not 0 again");
 }
 
 /// Runs `once` under every schedule; all must give the same bytes. Returns those of the first.

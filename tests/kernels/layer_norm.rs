@@ -3,7 +3,7 @@
 use crate::harness::*;
 use half::{bf16, f16};
 use qformer::device::host::Schedule;
-use qformer::device::launch::Arg;
+use qformer::device::launch::{Arg, Launch};
 use qformer::ops;
 use qformer::tensor::{DType, Dropout, Gradients, Tape, Tensor};
 
@@ -40,8 +40,13 @@ impl<T: Storage, R: Storage> Case<T, R> {
             drop: drop.then(some_dropout),
         }
     }
-    fn threads(&self) -> usize {
-        self.c.div_ceil(8).next_multiple_of(32)
+    /// `blocks` of them, or fewer where there are not as many rows.
+    fn launch<'a>(&self, kernel: &'a str, blocks: usize) -> Launch<'a> {
+        let (warps, bytes) = (self.c.div_ceil(768), size_of::<T>() + size_of::<R>());
+        let rows = 8 / warps;
+        let shared = 8 * 768 * if bytes == 4 { 3 } else { 2 } * bytes;
+        let grid = [self.n.div_ceil(rows).min(blocks) as u32, 1, 1];
+        Launch { kernel, grid, block: [(32 * warps * rows) as u32, 1, 1], shared: shared as u32 }
     }
     /// x + bias, dropped out, and the residual, in the exactness of the caller.
     fn sum<F>(&self, i: usize, rounded: impl Fn(f64) -> f64, last: F) -> f64
@@ -71,6 +76,9 @@ impl<T: Storage, R: Storage> PartialEq for Out<T, R> {
 }
 
 fn kernels<T: Storage, R: Storage>(name: &str, k: &Case<T, R>, s: Schedule) -> Out<T, R> {
+    kernels_in(name, k, 3, s)
+}
+fn kernels_in<T: Storage, R: Storage>(name: &str, k: &Case<T, R>, blocks: usize, s: Schedule) -> Out<T, R> {
     let (n, c) = (k.n, k.c);
     let x = k.x.as_ref().map(|x| on_device(x));
     let residual = k.residual.as_ref().map(|x| on_device(x));
@@ -84,14 +92,18 @@ fn kernels<T: Storage, R: Storage>(name: &str, k: &Case<T, R>, s: Schedule) -> O
     let mut args =
         vec![or_null(&x), if x.is_some() { (&bias).into() } else { Arg::NULL }, or_null(&residual)];
     args.extend([Arg::from(&w), (&b).into(), (&z).into(), (&y).into(), (&mean).into(), (&rstd).into()]);
-    args.extend([&[size, EPS.into()], &drop[..]].concat());
-    run1(&format!("layer_norm_fwd_{name}"), n, k.threads(), &args, s);
-    let parts = n.min(3);
-    let (partial, dw) = (fresh::<f32>(parts * 2 * c), fresh::<f32>(2 * c));
-    let mut args: Vec<Arg> = [&dy, &z, &mean, &rstd, &w, &dsum, &dz, &dx, &partial].map(Arg::from).into();
+    args.extend([&[(n as i32).into(), size, EPS.into()], &drop[..]].concat());
+    run(&k.launch(&format!("layer_norm_fwd_{name}"), 3), &args, s);
+    let kernel = format!("layer_norm_bwd_{name}");
+    let launch = k.launch(&kernel, blocks);
+    let (parts, groups) = (launch.grid[0] as usize, launch.grid[0].div_ceil(17) as usize);
+    let (partial, dw) = (fresh::<f32>((parts + groups) * 2 * c), fresh::<f32>(2 * c));
+    let counters = on_device(&vec![0u32; groups + 1]);
+    let mut args: Vec<Arg> =
+        [&dy, &z, &mean, &rstd, &w, &dsum, &dz, &dx, &dw, &partial, &counters].map(Arg::from).into();
     args.extend([&[(n as i32).into(), size], &drop[..]].concat());
-    run1(&format!("layer_norm_bwd_{name}"), parts, k.threads(), &args, s);
-    partial_sum(&partial, &dw, parts, 2 * c, false, s);
+    run(&launch, &args, s);
+    assert!(read::<u32>(&counters).iter().all(|n| *n == 0), "counters that are not 0 again");
     Out { z: read(&z), y: read(&y), dz: read(&dz), dx: read(&dx), dw: read(&dw) }
 }
 
@@ -188,7 +200,7 @@ fn check<T: Storage, R: Storage>(name: &str, k: &Case<T, R>) {
 
 #[test]
 fn real_and_smallest_shapes() {
-    for (n, c) in [(3, 768), (2, 1408), (1, 7), (5, 13)] {
+    for (n, c) in [(3, 768), (2, 1408), (1, 7), (5, 13), (30, 776)] {
         check("f16", &Case::<f16, f16>::new(n, c, 1, true));
         check("bf16_f32", &Case::<bf16, f32>::new(n, c, 2, true));
     }
@@ -225,6 +237,19 @@ fn without_branch_or_residual() {
     assert_close("dz of the residual alone", &got.dz, &want[2], &plain[2]);
 }
 
+/// 23 blocks, so two groups of them; and 300, whose groups are added up in two goes.
+#[test]
+fn sums_of_many_blocks() {
+    for (n, c) in [(180, 24), (2400, 3)] {
+        let k = Case::<f32, f32>::new(n, c, 6, false);
+        let got = kernels_in("f32", &k, 300, Schedule::default());
+        let (want, plain) = (reference(&k), naive(&k, false));
+        assert_close("dw, db", &got.dw, &want[4], &plain[4]);
+        let reversed = Schedule::several(0)[1];
+        assert!(kernels_in("f32", &k, 300, reversed) == got, "another order of the blocks, another result");
+    }
+}
+
 /// E[x^2] - E[x]^2 would have no digit left.
 #[test]
 fn a_large_mean() {
@@ -250,11 +275,8 @@ fn sums_of_columns() {
     fn go<T: Storage>(n: usize, c: usize, parts: usize) {
         let x = random::<T>(n * c, 5, 1.0);
         let got = everywhere(|s| {
-            let (dx, partial, out) = (on_device(&x), fresh::<f32>(parts * c), on_device(&vec![2f32; c]));
-            let args = [Arg::from(&dx), (&partial).into(), (n as i32).into(), (c as i32).into()];
-            let launch = format!("column_sum_{}", T::NAME);
-            run(&launch_of(&launch, [c.div_ceil(256) as u32, parts as u32, 1], [32, 8, 1]), &args, s);
-            partial_sum(&partial, &out, parts, c, true, s);
+            let (dx, out) = (on_device(&x), on_device(&vec![2f32; c]));
+            column_sum::<T>(&dx, &out, (n, c), parts, true, s);
             read::<f32>(&out)
         });
         let column = |j: usize| (0..n).map(move |i| i * c + j);
@@ -267,4 +289,5 @@ fn sums_of_columns() {
     go::<bf16>(1, 1, 1);
     go::<f32>(257, 100, 7);
     go::<f32>(3, 5, 8); // more parts than rows
+    go::<f16>(200, 520, 3);
 }

@@ -153,6 +153,27 @@ fn alignment_and_blocks() {
 }
 
 #[test]
+fn the_last_block() {
+    let (left, out, counter) = (ones(3 * 64), ones(64), on_device(&[0u32]));
+    let args = [&left, &out, &counter].map(Arg::from);
+    let right = launch_of("wrapper_last_block", [3, 1, 1], [64, 1, 1]);
+    assert_eq!(outcomes(&right, &args), vec![None; 8]);
+    assert_eq!((read::<f32>(&out), read::<u32>(&counter)), (vec![3.0; 64], vec![0]));
+    let race = "data race on global memory";
+    for kernel in ["planted_written_too_late", "planted_not_the_last"] {
+        let counter = on_device(&[0u32]);
+        let args = [Arg::from(&left), Arg::from(&out), Arg::from(&counter)];
+        if host::is_checked() {
+            let all = outcomes(&launch_of(kernel, [3, 1, 1], [64, 1, 1]), &args);
+            assert!(all[0].as_ref().is_some_and(|e| e.contains(race)), "{kernel}: {all:?}");
+        }
+    }
+    let unset = on_device(&[9u32]);
+    let args = [Arg::from(&left), Arg::from(&out), Arg::from(&unset)];
+    found(By::Emulator, "wrapper_last_block", 3, 64, 0, &args, "a counter is 9 where only 3 blocks come");
+}
+
+#[test]
 fn asynchronous_copies() {
     let (out, input) = (ones(32), ones(128));
     let args = [Arg::from(&out), Arg::from(&input), 100.into()];

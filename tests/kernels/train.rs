@@ -200,7 +200,7 @@ fn norm_linear() {
             args.extend([Arg::from(n as i32), (k as i32).into(), 1.into()]);
             let grid = [k.div_ceil(32) as u32, parts as u32, 1];
             run(&launch_of("norm_linear_unfold", grid, [32, 8, 1]), &args, schedule);
-            partial_sum(&partial, &sums, parts, 2 * k, false, schedule);
+            column_sum::<f32>(&partial, &sums, (parts, 2 * k), 1, false, schedule);
             (read::<T>(&folded), read::<f32>(&offset), read::<f32>(&dw), read::<f32>(&sums))
         });
         let constant = exact(&x, &[rows, k]);

@@ -82,9 +82,20 @@ struct Inner {
     /// Of all queues of a device.
     counts: Arc<Mutex<Tally>>,
     usage: Arc<Mutex<Usage>>,
+    /// What [`Gpu::counters`] hands out, once somebody asked for it.
+    counters: Mutex<Option<Counters>>,
     /// What was launched, with the stamps around it, while [`Gpu::profile`] runs.
     stamps: Mutex<Option<Vec<(String, u64, u64)>>>,
 }
+
+/// Where they lie on the device.
+struct Counters(*mut c_void);
+
+// SAFETY: an address on the device, which any thread may pass to a launch.
+unsafe impl Send for Counters {}
+
+/// How many counters there are.
+const COUNTERS: usize = 1 << 14;
 
 /// A handle; clones are the same GPU.
 #[derive(Clone)]
@@ -126,7 +137,14 @@ impl Gpu {
 
     fn with(driver: Box<dyn Driver>, counts: Arc<Mutex<Tally>>, usage: Arc<Mutex<Usage>>) -> Gpu {
         let pool = Mutex::new(Pool::new(driver.granule(), usage.clone()));
-        Gpu(Arc::new(Inner { driver, pool, counts, usage, stamps: Mutex::default() }))
+        Gpu(Arc::new(Inner {
+            driver,
+            pool,
+            counts,
+            usage,
+            counters: Mutex::default(),
+            stamps: Mutex::default(),
+        }))
     }
 
     /// What it is called by its maker.
@@ -248,6 +266,24 @@ impl Gpu {
     /// A row of `len` times the same value in f32.
     pub fn row(&self, op: &'static str, value: f32, len: usize) -> Result<Array> {
         self.upload(op, Storage::F32, &vec![value; len])
+    }
+
+    /// `n` counters for a kernel whose last block finishes what the others began: they are 0, and such a kernel leaves them
+    /// so. Launches come one after the other in this queue, and all use the same ones.
+    pub fn counters(&self, op: &'static str, n: usize) -> Result<Arg> {
+        if n > COUNTERS {
+            return Err(Error::argument(op, "columns", format!("at most {COUNTERS} pieces of them"), n));
+        }
+        let mut counters = lock(&self.0.counters);
+        let Some(Counters(at)) = &*counters else {
+            let bytes = COUNTERS * size_of::<u32>();
+            let at = self.0.driver.allocate(bytes);
+            let at = at.ok_or_else(|| self.no_memory(op, bytes, &lock(&self.0.pool)))?;
+            *counters = Some(Counters(at));
+            self.0.driver.zero(at, bytes)?;
+            return Ok(Arg::Pointer(at));
+        };
+        Ok(Arg::Pointer(*at))
     }
 
     /// Runs a kernel: its blocks, the threads of a block, its dynamic shared memory, its arguments (see its header).
@@ -380,6 +416,9 @@ impl Gpu {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if let Some(Counters(at)) = lock(&self.counters).take() {
+            self.driver.free(at);
+        }
         for block in lock(&self.pool).release() {
             self.driver.free(block);
         }
