@@ -47,12 +47,15 @@ template <class T> DEV void top_k(const T *x, float *values, int *indices, float
     const T *row = x + r * size_t(V);
     const float n = log_sum_exp(row, V, shared_s);
     if (threadIdx.x == 0) norm[r] = n;
-    uint64_t bound = ~uint64_t(0);
+    uint64_t bound = ~uint64_t(0), best = bound;
     for (int k = 0; k < K; k++) {  // the largest below the one before
-        uint64_t best = 0;
-        for (int i = int(threadIdx.x); i < V; i += int(blockDim.x)) {
-            const uint64_t rank = rank_of(dev::load(row + i), i);
-            if (rank < bound && rank > best) best = rank;
+        if (best >= bound) {       // this thread's was taken
+            best = 0;
+#pragma unroll 4
+            for (int i = int(threadIdx.x); i < V; i += int(blockDim.x)) {
+                const uint64_t rank = rank_of(dev::load(row + i), i);
+                if (rank < bound && rank > best) best = rank;
+            }
         }
         bound = block_max(best, maxima_s);
         if (threadIdx.x == 0) {

@@ -53,6 +53,10 @@ pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
             return Err(Error::argument("concat_rows", "part", format!("{c} columns"), p.shape()));
         }
     }
+    let filled: Vec<&&Tensor> = parts.iter().filter(|p| !p.is_empty()).collect();
+    if let ([only], false) = (&filled[..], parts.iter().any(|p| p.tracked())) {
+        return only.reshape(&[only.rows().0, c]);
+    }
     if first.array().is_some() {
         return concat_on_gpu(parts, c);
     }
