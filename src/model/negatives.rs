@@ -1,7 +1,7 @@
 //! The negatives of the matching loss: which image a text is wrongly paired with, and which text an image.
 
 use crate::ops;
-use crate::tensor::{Array, Storage, Stream, Tensor};
+use crate::tensor::{Stream, Tensor};
 use crate::{Error, Kind, Result};
 
 /// The floor of a negative's weight.
@@ -55,29 +55,11 @@ impl NegativeWeights<'_> {
     /// One index per row.
     fn draw(&self, sim: &Tensor, stream: Stream) -> Result<Vec<u32>> {
         let n = sim.rows().0;
-        if let Some(sim) = sim.array() {
-            let picked = self.draw_on_gpu(&sim, n, stream)?;
-            // Where nothing can be drawn, the CPU says why; a plan draws nothing.
-            match picked.into_iter().map(u32::try_from).collect() {
-                Ok(picked) if sim.gpu().computes() => return Ok(picked),
-                _ => {}
-            }
+        // Where nothing can be drawn, the loop below says why.
+        if let Some(picked) = ops::sample_negatives(sim, self.ids, stream)? {
+            return Ok(picked);
         }
         draw_rows(&negative_weights(sim, self.ids), n, stream)
-    }
-
-    /// By the kernel, which draws the same; -1 where nothing can be drawn.
-    fn draw_on_gpu(&self, sim: &Array, n: usize, stream: Stream) -> Result<Vec<i32>> {
-        const OP: &str = "sample negatives";
-        let gpu = sim.gpu();
-        let sim = sim.cast(OP, Storage::F32)?;
-        let ids = self.ids.map(|ids| gpu.upload(OP, Storage::I32, ids)).transpose()?;
-        let picked = gpu.array(OP, Storage::I32, n)?;
-        let (seed, site, step) = (stream.seed, stream.site, stream.step);
-        let rows = i32::try_from(n).unwrap_or(i32::MAX);
-        let args = crate::args![&sim, ids.as_ref(), &picked, rows, seed, site, step];
-        gpu.launch("sample_negatives_f32", (n, 1), (32, 1), 0, args)?;
-        picked.read::<i32>()
     }
 }
 

@@ -21,16 +21,21 @@ include!(concat!(env!("OUT_DIR"), "/kernel_images.rs"));
 /// From this much dynamic shared memory on, a kernel has to be told beforehand.
 const ORDINARY_SHARED: u32 = 48 * 1024;
 
+/// The most arguments of a kernel.
+const MOST_ARGS: usize = 40;
+
 struct Cuda {
     ordinal: i32,
     name: String,
     context: sys::CUcontext,
     stream: sys::CUstream,
     multiprocessors: usize,
+    warp_groups: bool,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, sys::CUfunction>>,
     products: Mutex<Products>,
-    recent: Mutex<VecDeque<String>>,
+    /// The last functions that were launched, and null for a product.
+    recent: Mutex<VecDeque<usize>>,
     staging: Mutex<Staging>,
     waits: bool,
 }
@@ -103,6 +108,7 @@ impl Cuda {
             context,
             stream,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
+            warp_groups: (major, minor) == (9, 0),
             modules,
             functions: Mutex::default(),
             products: Mutex::new(Products::new(stream)?),
@@ -119,7 +125,10 @@ impl Cuda {
 
     /// Names what ran last: an error of a kernel shows at a later call.
     fn late(&self, operation: &str, e: DriverError) -> Error {
-        let recent: Vec<String> = lock(&self.recent).iter().cloned().collect();
+        let functions = lock(&self.functions);
+        let name =
+            |f: &usize| functions.iter().find(|(_, g)| **g as usize == *f).map(|(name, _)| name.as_str());
+        let recent: Vec<&str> = lock(&self.recent).iter().map(|f| name(f).unwrap_or("a product")).collect();
         failed(operation, e)
             .about(format!("{}; launched last: {}", self.name, recent.join(", ")))
             .fix("run again with QFORMER_SYNC=1 to learn which kernel it is")
@@ -135,17 +144,17 @@ impl Cuda {
     }
 
     /// Remembers what was launched; waits for it if it shall be known what fails.
-    fn launched(&self, what: &str) -> Result<()> {
+    fn launched(&self, function: sys::CUfunction, what: impl Fn() -> String) -> Result<()> {
         let mut recent = lock(&self.recent);
         if recent.len() == 8 {
             recent.pop_front();
         }
-        recent.push_back(what.to_string());
+        recent.push_back(function as usize);
         drop(recent);
         if self.waits {
             // SAFETY: the stream lives as long as this object.
             unsafe { cu::stream::synchronize(self.stream) }
-                .map_err(|e| failed(&format!("launch {what}"), e))?;
+                .map_err(|e| failed(&format!("launch {}", what()), e))?;
         }
         Ok(())
     }
@@ -276,6 +285,10 @@ impl Driver for Cuda {
         self.name.clone()
     }
 
+    fn has_warp_groups(&self) -> bool {
+        self.warp_groups
+    }
+
     fn memory(&self) -> Option<u64> {
         self.bind().ok()?;
         cu::mem_get_info().ok().map(|(_free, total)| total as u64)
@@ -342,16 +355,25 @@ impl Driver for Cuda {
     fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<()> {
         self.bind()?;
         let function = self.function(launch)?;
-        let mut addresses: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
+        let mut addresses = [std::ptr::null_mut(); MOST_ARGS];
+        let Some(addresses) = addresses.get_mut(..args.len()) else {
+            let expected = format!("at most {MOST_ARGS}");
+            return Err(Error::argument(
+                format!("launch {}", launch.kernel),
+                "arguments",
+                expected,
+                args.len(),
+            ));
+        };
+        addresses.iter_mut().zip(args).for_each(|(to, arg)| *to = arg.address());
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         let (grid, block) = ((gx, gy, gz), (bx, by, bz));
         // SAFETY: arrays keep alive what the arguments point to, in the order of the stream; the types of the arguments are
         // those that the same call on the host driver is checked for in the tests.
-        let done =
-            unsafe { cu::launch_kernel(function, grid, block, launch.shared, self.stream, &mut addresses) };
+        let done = unsafe { cu::launch_kernel(function, grid, block, launch.shared, self.stream, addresses) };
         let operation = || format!("launch {}", launch.kernel);
         done.map_err(|e| self.late(&operation(), e).about(format!("grid {grid:?}, block {block:?}")))?;
-        self.launched(launch.kernel)
+        self.launched(function, || launch.kernel.into())
     }
 
     fn product(&self, product: &Product) -> Result<()> {
@@ -363,7 +385,7 @@ impl Driver for Cuda {
             return if product.add { Ok(()) } else { self.zero(product.c.at, bytes) };
         }
         lock(&self.products).run(product)?;
-        self.launched(&product.name())
+        self.launched(std::ptr::null_mut(), || product.name())
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -16,6 +16,10 @@ pub trait Driver: Send + Sync {
     fn computes(&self) -> bool {
         true
     }
+    /// Whether it has the products of warp groups (compute capability 9.0).
+    fn has_warp_groups(&self) -> bool {
+        true
+    }
     /// All of its memory in bytes, if it has one of its own.
     fn memory(&self) -> Option<u64> {
         None

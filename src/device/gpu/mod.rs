@@ -167,6 +167,11 @@ impl Gpu {
         self.0.driver.computes()
     }
 
+    /// Whether it has the products of warp groups; kernels made for them run without, but are not the fastest there.
+    pub fn has_warp_groups(&self) -> bool {
+        self.0.driver.has_warp_groups()
+    }
+
     /// Blocks that run well side by side: a few for every multiprocessor.
     pub fn blocks(&self) -> usize {
         self.0.driver.blocks()

@@ -83,7 +83,7 @@ impl Plan {
         let t = self.segments.tables(&gpu)?;
         let operands = [0, 1, 2].map(|i| self.operand(i, &qkv[i], widths)).concat();
         let tail = self.tail();
-        if let Some((kernel, shared)) = whole(inner, self.d, t.most_keys) {
+        if let Some((kernel, shared)) = whole(inner, self.d, t.most_keys).filter(|_| gpu.has_warp_groups()) {
             let own = crate::args![&y, &lse, &t.sets, &t.members, &t.strips];
             self.launch(&kernel, &t.sets, 4, shared, &[&operands, own, &tail[1..]])?;
         } else {
