@@ -18,11 +18,39 @@ struct Found {
     int place;
 };
 
+// A row for a block: f(first, count, values) for this thread's pieces of at most 8, in ascending order; whole ones of 16 bits
+// are fetched in pairs before the first is used. f may write them.
+template <class T, class F> DEV void each8_of(const T *row, int n, F f) {
+    constexpr int AHEAD = 4 / int(sizeof(T));
+    const int lead = min(n, int((16 - (uintptr_t(row) & 15)) & 15) / int(sizeof(T))), whole = (n - lead) / 8;
+    const int t = int(threadIdx.x), threads = int(blockDim.x), end = lead + whole * 8;
+    float v[8];
+    if (t == 0 && lead > 0) {
+        dev::load_some(row, lead, v);
+        f(0, lead, v);
+    }
+    for (int i = t; i < whole; i += threads * AHEAD) {
+        dev::Raw<T, 8> raw[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            if (i + k * threads < whole) raw[k] = dev::fetch<T, 8>(row + lead + (i + k * threads) * 8);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            if (i + k * threads >= whole) break;
+            dev::widen(raw[k], v);
+            f(lead + (i + k * threads) * 8, 8, v);
+        }
+    }
+    if (t == threads - 1 && end < n) {
+        dev::load_some(row + end, n - end, v);
+        f(end, n - end, v);
+    }
+}
+
 template <class T> DEV Found search(const T *row, int V) {
     Found f{-dev::infinity(), 0.f, 0.f, V};
-    dev::each8(row, V, [&](int first, int count) {
-        float v[8], top = f.top;
-        dev::load8(row + first, count, v);
+    each8_of(row, V, [&](int first, int count, const float (&v)[8]) {
+        float top = f.top;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             if (i >= count) continue;
@@ -82,9 +110,8 @@ DEV void cross_entropy(T *x, const int *classes, const float *soft, float *loss,
     }
     if (!gradient) return;
     const float even = soft ? 0.f : smoothing / float(V);
-    dev::each8(row, V, [&](int first, int count) {
-        float v[8], t[8] = {};
-        dev::load8(row + first, count, v);
+    each8_of(row, V, [&](int first, int count, float (&v)[8]) {
+        float t[8] = {};
         if (soft) dev::load8(soft_row + first, count, t);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
