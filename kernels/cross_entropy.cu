@@ -3,10 +3,10 @@
 //           class t, smoothing s:  loss = (1-s) (norm - x[t]) + s (norm - mean_V x);   target = (1-s) onehot(t) + s/V
 //           soft targets:  loss = sum_V target (norm - x)
 //           x becomes  upstream * by * (softmax(x) sum(target) - target)
-// shapes    x [R,V] T   classes [R] i32, negative: ignored   soft [R,V] f32, instead of classes   loss [R] f32
+// shapes    x [R,V] T, rows of `pitch` elements   classes [R] i32, negative: ignored   soft [R,V] f32, instead of classes   loss [R] f32
 //           right [R] i32: 1 where the first largest logit is the class; or null   upstream [1] f32; or null for 1
 // launch    grid R, block 32 .. 1024 (512 for a vocabulary), whole warps, dynamic shared 0
-// requires  V >= 1, no divisibility or alignment: every row finds its own.  gradient 0: x stays as it is
+// requires  V >= 1, pitch >= V, no divisibility or alignment: every row finds its own.  gradient 0: x stays as it is
 // numerics  in f32, sums in a fixed order; NaN and +inf propagate. Ignored rows: loss 0, gradient 0, right 0
 // aliasing  nothing overlaps
 #include "dev.cuh"
@@ -75,11 +75,11 @@ DEV Found together(Found f, float *shared_s) {
 }
 
 template <class T>
-DEV void cross_entropy(T *x, const int *classes, const float *soft, float *loss, int *right, int V, float smoothing, float by,
-                       const float *upstream, bool gradient) {
+DEV void cross_entropy(T *x, const int *classes, const float *soft, float *loss, int *right, int V, int pitch, float smoothing,
+                       float by, const float *upstream, bool gradient) {
     DEV_SHARED(float, shared_s, [32]);
     const size_t r = blockIdx.x;
-    T *row = x + r * size_t(V);
+    T *row = x + r * size_t(pitch);
     const int target = classes ? classes[r] : 0;
     if (classes && target < 0) {  // the whole block
         if (threadIdx.x == 0) {
@@ -125,8 +125,8 @@ DEV void cross_entropy(T *x, const int *classes, const float *soft, float *loss,
 
 #define CROSS_ENTROPY(NAME, T)                                                                                             \
     DEV_KERNEL(cross_entropy_##NAME, 1024, 0, T *x, const int *classes, const float *soft, float *loss, int *right, int V, \
-               float smoothing, float by, const float *upstream, int gradient) {                                           \
-        cross_entropy(x, classes, soft, loss, right, V, smoothing, by, upstream, gradient != 0);                           \
+               int pitch, float smoothing, float by, const float *upstream, int gradient) {                                \
+        cross_entropy(x, classes, soft, loss, right, V, pitch, smoothing, by, upstream, gradient != 0);                    \
     }
 CROSS_ENTROPY(f32, float)
 CROSS_ENTROPY(f16, dev::f16)

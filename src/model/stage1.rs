@@ -334,9 +334,9 @@ impl Model {
             let index: Vec<u32> = m.layout.lm.iter().flat_map(|r| r.start as u32..r.end as u32 - 1).collect();
             ops::gather_rows(&m.hidden, &index)?
         };
-        let logits = self.qformer.logits(pass, &rows)?;
-        let loss = ops::cross_entropy(&logits, Targets::Classes(&labels, SMOOTHING))?;
-        let right = ops::right(&logits, &labels)?;
+        let (logits, v) = (self.qformer.padded_logits(pass, &rows)?, self.config.vocab);
+        let loss = ops::cross_entropy_of(&logits, v, Targets::Classes(&labels, SMOOTHING))?;
+        let right = ops::right_of(&logits, v, &labels)?;
         Ok((loss, right))
     }
 }

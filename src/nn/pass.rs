@@ -110,6 +110,14 @@ impl<'a> Pass<'a> {
         self.linear_with(x, weight, &self.param(bias))
     }
 
+    /// A dense layer for a loss that takes padded columns (see [`ops::linear_padded`]).
+    pub fn linear_padded(&self, x: &Tensor, weight: Id, bias: Id) -> Result<Tensor> {
+        if self.exact || self.params.half(weight).is_some() {
+            return self.linear(x, weight, bias);
+        }
+        ops::linear_padded(x, &self.param(weight), Some(&self.param(bias)))
+    }
+
     /// A dense layer whose bias is computed.
     pub fn linear_with(&self, x: &Tensor, weight: Id, bias: &Tensor) -> Result<Tensor> {
         if let Some(weight) = self.params.half(weight) {

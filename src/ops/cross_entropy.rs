@@ -20,7 +20,12 @@ pub enum Targets<'a> {
 }
 
 pub fn cross_entropy(x: &Tensor, targets: Targets) -> Result<Tensor> {
-    let (r, v) = x.rows();
+    cross_entropy_of(x, x.rows().1, targets)
+}
+
+/// The same of the first v columns: on a GPU the others hold nothing ([`super::linear_padded`]).
+pub fn cross_entropy_of(x: &Tensor, v: usize, targets: Targets) -> Result<Tensor> {
+    let r = check_columns(x, v)?;
     if let Some([logits]) = super::arrays(OP, [x])? {
         return on_gpu(x, logits, &targets, (r, v));
     }
@@ -69,7 +74,12 @@ impl Right {
 }
 
 pub fn right(x: &Tensor, classes: &[Option<u32>]) -> Result<Right> {
-    let (r, v) = x.rows();
+    right_of(x, x.rows().1, classes)
+}
+
+/// The same among the first v columns.
+pub fn right_of(x: &Tensor, v: usize, classes: &[Option<u32>]) -> Result<Right> {
+    let r = check_columns(x, v)?;
     if let Some([logits]) = super::arrays(OP, [x])? {
         check_classes(classes, 0.0, r, v)?;
         let kernel = OnGpu::new(&logits, &Targets::Classes(classes, 0.0), (r, v))?;
@@ -130,6 +140,7 @@ impl OnGpu {
             &self.losses,
             right,
             super::int(v),
+            super::int(x.len().checked_div(r).unwrap_or(v)),
             self.smooth,
             by,
             upstream,
@@ -177,6 +188,15 @@ fn targets_of<T: Real>(x: &Tensor, targets: &Targets, r: usize, v: usize) -> Res
             Ok((rows, T::ZERO))
         }
     }
+}
+
+/// Rows of x, which has v columns; more only on a GPU.
+fn check_columns(x: &Tensor, v: usize) -> Result<usize> {
+    let (r, columns) = x.rows();
+    if columns == v || (columns > v && x.array().is_some()) {
+        return Ok(r);
+    }
+    Err(Error::argument(OP, "logits", format!("{v} columns"), columns))
 }
 
 fn check_classes(classes: &[Option<u32>], smooth: f64, r: usize, v: usize) -> Result<()> {

@@ -10,15 +10,31 @@ use crate::{Result, on};
 const OP: &str = "linear";
 
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    dense(x, weight, bias, |n| n)
+}
+
+/// The same for a vocabulary that is no multiple of 8: on a GPU, y gets up to seven more columns, which hold nothing, so
+/// that every row begins at 16 bytes ([`super::cross_entropy_of`] takes it).
+pub fn linear_padded(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    dense(x, weight, bias, |n| n.next_multiple_of(8))
+}
+
+fn dense(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    width: impl Fn(usize) -> usize,
+) -> Result<Tensor> {
     let (r, n, k) = super::check_linear(x, weight, bias)?;
     let has_bias = bias.is_some();
     if let Some([x2, w2, b]) = super::arrays(OP, [x, weight, bias.unwrap_or(weight)])? {
-        let y = x2.gpu().array(OP, x2.storage(), r * n)?;
-        multiply([&x2, &w2, &y], bias.map(|_| &b), (r, n, k))?;
-        let y = Tensor::of_array(y, &[r, n])?;
+        let width = width(n);
+        let y = x2.gpu().array(OP, x2.storage(), r * width)?;
+        multiply([&x2, &w2, &y], bias.map(|_| &b), (r, n, k), width)?;
+        let y = Tensor::of_array(y, &[r, width])?;
         return record_tensor(OP, &[x, weight, bias.unwrap_or(weight)], y, move |dy, grads| {
             let dy = super::gradient(OP, dy)?;
-            backward_on_gpu(&dy, [&x2, &w2], (r, n, k), grads)?;
+            backward_on_gpu(&dy, [&x2, &w2], (r, n, k), width, grads)?;
             if has_bias && grads.wants(2) {
                 super::column_sum_into(OP, grads, 2, &dy, (r, n))?;
             }
@@ -50,8 +66,13 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     })
 }
 
-/// y [R,N] = x w^T + bias on a GPU. All are stored alike.
-fn multiply([x, w, y]: [&Array; 3], bias: Option<&Array>, (r, n, k): (usize, usize, usize)) -> Result<()> {
+/// y [R,N] = x w^T + bias on a GPU, its rows `width` elements apart. All are stored alike.
+fn multiply(
+    [x, w, y]: [&Array; 3],
+    bias: Option<&Array>,
+    (r, n, k): (usize, usize, usize),
+    width: usize,
+) -> Result<()> {
     super::same_storage(OP, "weight", w, x.storage())?;
     if let Some(b) = bias {
         super::same_storage(OP, "bias", b, x.storage())?;
@@ -60,7 +81,7 @@ fn multiply([x, w, y]: [&Array; 3], bias: Option<&Array>, (r, n, k): (usize, usi
         sizes: (r, n, k),
         a: Operand::rows(x, k),
         b: Operand::rows(w, k).transposed(),
-        c: Operand::rows(y, n),
+        c: Operand::rows(y, width),
         bias: bias.map(Array::pointer),
         add: false,
     })
@@ -70,16 +91,17 @@ fn backward_on_gpu(
     dy: &Array,
     [x, w]: [&Array; 2],
     (r, n, k): (usize, usize, usize),
+    width: usize,
     grads: &mut crate::tensor::Grads,
 ) -> Result<()> {
     let gpu = dy.gpu();
     let dy = &dy.cast(OP, x.storage())?;
     grads.accumulate_array(0, |dx, fresh| {
-        let (a, b, c) = (Operand::rows(dy, n), Operand::rows(w, k), Operand::rows(dx, k));
+        let (a, b, c) = (Operand::rows(dy, width), Operand::rows(w, k), Operand::rows(dx, k));
         gpu.product(&Product { sizes: (r, k, n), a, b, c, bias: None, add: !fresh })
     })?;
     if grads.wants(1) {
-        let (a, b) = (Operand::rows(dy, n).transposed(), Operand::rows(x, k));
+        let (a, b) = (Operand::rows(dy, width).transposed(), Operand::rows(x, k));
         grads.accumulate_array(1, |dw, fresh| {
             if r == 0 && fresh {
                 return dw.zero();

@@ -29,13 +29,13 @@ mod top_k;
 pub use add::add;
 pub use attend_rows::{Lists, attend_rows};
 pub use attention::{Heads, attention};
-pub use cross_entropy::{Right, Targets, cross_entropy, log_softmax_row, right};
+pub use cross_entropy::{Right, Targets, cross_entropy, cross_entropy_of, log_softmax_row, right, right_of};
 pub use dropout::dropout;
 pub use embedding::{embedding, embedding_sum};
 pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::{layer_norm, layer_norm_as, normalize_rows, normalize_rows_as, residual_norm};
-pub use linear::linear;
+pub use linear::{linear, linear_padded};
 pub use linear_exact::{linear_exact, linear_exact_cached, linear_exact_gelu};
 pub use linear_half::linear_half;
 pub use max_similarity::max_similarity;
@@ -141,13 +141,13 @@ fn drop_args(drop: Option<Dropout>) -> [Arg; 5] {
     [seed.into(), site.into(), step.into(), threshold.into(), factor.into()]
 }
 
-/// The sums of the rows of x [R,C] in f32: out = them, or out += them.
+/// The sums of the rows of x [R,C] in f32: out = them, or out += them. x may have columns beyond C.
 fn sum_columns(op: &'static str, x: &Array, (r, c): (usize, usize), out: &Array, add: bool) -> Result<()> {
-    let (gpu, pieces) = (x.gpu(), c.div_ceil(256));
+    let (gpu, pieces, stride) = (x.gpu(), c.div_ceil(256), x.len().checked_div(r).unwrap_or(c));
     let shares = r.div_ceil(64).clamp(1, gpu.blocks());
     let partial = gpu.array(op, Storage::F32, if shares > 1 { shares * c } else { 0 })?;
     let counters = gpu.counters(op, pieces)?;
-    let args = crate::args![x, out, &partial, counters, int(r), int(c), i32::from(add)];
+    let args = crate::args![x, out, &partial, counters, int(r), int(c), int(stride), i32::from(add)];
     let kernel = format!("column_sum_{}", x.storage().name());
     gpu.launch(&kernel, (pieces, shares), (32, 8), 0, args)
 }

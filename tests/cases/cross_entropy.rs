@@ -86,6 +86,49 @@ fn equals_its_definition_and_differences() {
     prove(draw);
 }
 
+/// A dense layer before it, whose rows on a GPU are padded to 16 bytes.
+#[derive(Debug)]
+struct Vocabulary {
+    loss: CrossEntropy,
+    k: usize,
+    weight: Vec<f64>,
+    bias: Vec<f64>,
+}
+
+impl Case for Vocabulary {
+    fn inputs(&self) -> Vec<Input> {
+        let (r, v, k) = (self.loss.r, self.loss.v, self.k);
+        let x = Input::new(&[r, k], self.loss.x.clone());
+        vec![x, Input::new(&[v, k], self.weight.clone()), Input::new(&[v], self.bias.clone())]
+    }
+
+    fn run(&self, x: &[Tensor]) -> Result<Tensor> {
+        let Want::Classes(classes, s) = &self.loss.want else { panic!("classes are drawn") };
+        let logits = ops::linear_padded(&x[0], &x[1], Some(&x[2]))?;
+        ops::cross_entropy_of(&logits, self.loss.v, Targets::Classes(classes, *s))
+    }
+
+    fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>) {
+        let (v, k) = (self.loss.v, self.k);
+        let dot = |i: usize, j: usize| (0..k).fold(x[2][j], |s, l| s + x[0][i * k + l] * x[1][j * k + l]);
+        let logits = (0..self.loss.r * v).map(|at| dot(at / v, at % v)).collect();
+        self.loss.define::<T>(&[logits])
+    }
+}
+
+#[test]
+fn of_a_padded_dense_layer() {
+    prove(|rng| {
+        let mut loss = draw(rng);
+        while matches!(loss.want, Want::Soft(_)) {
+            loss = draw(rng);
+        }
+        let k = rng.small();
+        loss.x = rng.values(loss.r * k);
+        Vocabulary { weight: rng.values(loss.v * k), bias: rng.values(loss.v), loss, k }
+    });
+}
+
 /// Of two classes with logits (ln 3, 0) the probabilities are 3/4 and 1/4: arithmetic.
 #[test]
 fn known_answers() {

@@ -152,7 +152,7 @@ pub fn column_sum<T: Storage>(
     if shares == 1 {
         args[2..].fill(Arg::NULL);
     }
-    args.extend([Arg::from(n as i32), (c as i32).into(), i32::from(add).into()]);
+    args.extend([Arg::from(n as i32), (c as i32).into(), (c as i32).into(), i32::from(add).into()]);
     let kernel = format!("column_sum_{}", T::NAME);
     run(&launch_of(&kernel, [pieces as u32, shares as u32, 1], [32, 8, 1]), &args, schedule);
     assert!(read::<u32>(&counters).iter().all(|n| *n == 0), "counters that are not 0 again");
