@@ -9,7 +9,7 @@
 #include "dev.cuh"
 
 namespace {
-constexpr int AHEAD = 4;  // rows of a thread that are fetched together
+constexpr int AHEAD = 8;  // rows of a thread that are fetched together
 
 // sum[0..8) += columns c .. of rows first, first + 8, .. < last
 template <class T> DEV void add_rows(const T *x, int C, int stride, int c, int first, int last, float (&sum)[8]) {

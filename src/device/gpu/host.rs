@@ -8,12 +8,14 @@ use crate::device::launch::{Arg, Launch};
 use crate::{Error, Result};
 use half::{bf16, f16};
 use std::ffi::c_void;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 #[derive(Default)]
 pub(super) struct Host {
     schedule: Schedule,
+    /// One launch after the other, whichever threads ask for them.
+    queue: Mutex<()>,
 }
 
 /// The elements of an operand as f32, with no gaps, as they stand in memory; the product sees [rows, columns].
@@ -134,6 +136,7 @@ impl Driver for Host {
     }
 
     fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<()> {
+        let _in_order = super::lock(&self.queue);
         // SAFETY: arrays keep what pointers point to alive and are as long as the kernels' headers ask for; launches come
         // one after the other. The emulator reports what is violated all the same.
         unsafe { host::launch(launch, args, self.schedule) }
