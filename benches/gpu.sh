@@ -86,7 +86,7 @@ for round in $(seq "$rounds"); do
         try "step-$dtype-$round" "$QFORMER" bench step --config "$config" --batch "$batch" --steps "$steps" --device "$device" --dtype $dtype --json
     done
     for mode in lavis best; do
-        try "step-torch-$mode-$round" "$python" "$peers/torch_stage1.py" bench --mode $mode --config "$peer_config" --batch "$batch" --steps "$steps"
+        try "step-torch-$mode-$round" "$python" benches/peer_gpu.py "$peers" bench --mode $mode --config "$peer_config" --batch "$batch" --steps "$steps"
     done
 done
 

@@ -68,7 +68,8 @@ pub struct Args {
     /// Where to compute: cpu, cuda (cuda:1, ..), or host (the GPU's kernels emulated on the CPU, slowly)
     #[arg(long)]
     device: Option<String>,
-    /// On a GPU, how dense layers and attention store what they work on: f32, f16 (with loss scaling) or bf16 (default)
+    /// On a GPU, how dense layers and attention store what they work on: f32, f16 (with loss scaling), bf16
+    /// (default; the image encoder in f16, as its weights were published) or bf16-vit (the image encoder, too)
     #[arg(long)]
     dtype: Option<String>,
     /// Any setting: --set init_lr=5e-5 --set model.hidden=128

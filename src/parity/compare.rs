@@ -24,7 +24,7 @@ pub struct Report {
     pub lines: Vec<Line>,
     /// Recorded tensors that were not compared.
     pub missed: Vec<String>,
-    /// Recorded tensors that are noise and cannot be compared.
+    /// Recorded tensors that cannot be compared: noise, or behind a choice that rounding made otherwise.
     pub skipped: Vec<String>,
     pub first_divergence: Option<String>,
     pub pass: bool,
@@ -73,7 +73,7 @@ impl Report {
         self.line(name, shape, ours, theirs, 0.0, "equal");
     }
 
-    /// A recorded tensor that is rounding noise: not comparable, and said so.
+    /// A recorded tensor that is not comparable, and said so.
     pub fn skip(&mut self, name: &str) {
         self.skipped.push(name.to_string());
     }
@@ -137,6 +137,9 @@ impl fmt::Display for Report {
         }
         for name in &self.missed {
             writeln!(f, "  {name:width$}  recorded, but not compared")?;
+        }
+        for name in &self.skipped {
+            writeln!(f, "  {name:width$}  noise, or behind a near tie: not compared")?;
         }
         let worst = self.lines.iter().filter(|l| l.measure == "rel_l2").map(|l| l.rel_l2).fold(0.0, f64::max);
         match &self.first_divergence {

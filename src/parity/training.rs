@@ -113,7 +113,34 @@ pub fn stage1(case: &Case, at: &Place, profile: Profile, report: &mut Report) ->
 
     trace_lines(case, &trace, &text, report)?;
     losses(case, &out, report)?;
+    if !report.is_exact() && !same_queries(case, &trace)? {
+        let trained = params.iter().filter(|(_, spec, _)| spec.trained);
+        trained.for_each(|(_, spec, _)| report.skip(&format!("grads.{}", spec.name)));
+        return Ok(());
+    }
     gradients(case, &params, &grads, at.loss_scale(), report)
+}
+
+/// Whether every picture answers every text with the query row that answers in the recorded run, as far as it holds the
+/// features. Where two are nearly as similar, 16 bits may choose the other, and the gradient takes another way.
+fn same_queries(case: &Case, t: &Trace) -> Result<bool> {
+    const NAMES: [&str; 2] = ["outputs.image_feats", "outputs.text_feat"];
+    let (Some(images), Some(texts)) = (&t.image_feats, &t.text_feat) else { return Ok(true) };
+    if !NAMES.iter().all(|name| case.has(name)) {
+        return Ok(true);
+    }
+    let &[pictures, queries, width] = case.shape(NAMES[0])? else { return Ok(true) };
+    let chosen = |images: &[f64], texts: &[f64]| -> Vec<usize> {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let best = |rows: &[f64], text: &[f64]| {
+            let like = |q: usize| dot(&rows[q * width..(q + 1) * width], text);
+            (0..queries).fold(0, |best, q| if like(q) > like(best) { q } else { best })
+        };
+        let of = |rows: &[f64]| texts.chunks(width).map(|t| best(rows, t)).collect::<Vec<_>>();
+        images.chunks(queries * width).take(pictures).flat_map(of).collect()
+    };
+    let ours = chosen(&images.to_f64(), &texts.to_f64());
+    Ok(ours == chosen(&case.f64s(NAMES[0])?, &case.f64s(NAMES[1])?))
 }
 
 fn losses(case: &Case, out: &Outputs, report: &mut Report) -> Result<()> {
@@ -255,8 +282,14 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         let name = format!("after.{}", spec.name);
         if is_noise(&spec.name) {
             report.skip(&name);
-        } else {
+        } else if report.is_exact() {
             report.close(&name, &spec.shape, &value.to_f64(), &case.f64s(&name)?, 1e-3);
+        } else {
+            // An update has the size of the learning rate whatever the gradient's, at most (1 - b1) / sqrt(1 - b2) of it
+            // (Kingma and Ba, section 2.1); two runs may go opposite ways where rounding decides.
+            let most = ((1.0 - run.betas[0]) / (1.0 - run.betas[1]).sqrt()).max(1.0);
+            let apart = 2.0 * most * lrs.iter().sum::<f64>();
+            report.near(&name, &spec.shape, &value.to_f64(), &case.f64s(&name)?, apart);
         }
     }
     Ok(())

@@ -33,7 +33,8 @@ const PROFILES: [(&str, Profile); 2] =
     [("lavis-diagonal", Profile::LavisDiagonal), ("lavis-image-id", Profile::LavisImageId)];
 const CONTRASTS: [(&str, Contrast); 2] =
     [("micro-batch", Contrast::MicroBatch), ("accumulated", Contrast::Accumulated)];
-const DTYPES: [(&str, &str); 3] = [("f32", "f32"), ("f16", "f16"), ("bf16", "bf16")];
+const DTYPES: [(&str, &str); 4] =
+    [("f32", "f32"), ("f16", "f16"), ("bf16", "bf16"), ("bf16-vit", "bf16-vit")];
 const RESIZES: [(&str, Resampling); 2] = [("fast", Resampling::Fast), ("exact", Resampling::Exact)];
 
 fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> Value {
@@ -92,7 +93,7 @@ const KEYS: &[Key] = &[
         |c| json!(c.hyper.eps), |c, v| { c.hyper.eps = rate(v)?; Ok(()) }),
     key("device", "", "where to compute: cpu, cuda (cuda:1, ..) or host (the GPU's kernels emulated on the CPU)",
         |c| json!(c.device), |c, v| { c.device = text(v)?; Ok(()) }),
-    key("dtype", "", "how a GPU stores what dense layers work on: f32, f16 (with loss scaling) or bf16 (its default)",
+    key("dtype", "", "how a GPU stores what dense layers work on: f32, f16 (with loss scaling), bf16 (its default) or bf16-vit (the image encoder, too)",
         |c| json!(c.dtype), |c, v| { c.dtype = Some(choice(v, &DTYPES)?.into()); Ok(()) }),
     key("crop_scale", "", "share of a picture's area that a random crop keeps: [smallest, largest]",
         |c| json!(c.augment.scale), |c, v| { c.augment.scale = values::pair(v)?; c.augment.check().map_err(|e| e.to_string()) }),
