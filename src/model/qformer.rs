@@ -150,11 +150,15 @@ impl Qformer {
             let (rows, segments) =
                 (reads.as_ref().unwrap_or(&x), last.map_or(&layout.segments, |l| &l.segments));
             let a = &layer.attention;
-            let q = a.query.forward(pass, rows)?;
-            let (k, v) = (a.key.forward(pass, &x)?, a.value.forward(pass, &x)?);
-            let heads = [&q, &k, &v].map(|tensor| Heads { tensor, column: 0 });
+            let [q, k, v] = if reads.is_some() {
+                let q = a.query.forward(pass, rows)?;
+                [(q, 0), (a.key.forward(pass, &x)?, 0), (a.value.forward(pass, &x)?, 0)]
+            } else {
+                pass.linears(&x, [&a.query, &a.key, &a.value])?
+            };
+            let heads = [&q, &k, &v].map(|(tensor, column)| Heads { tensor, column: *column });
             let y = ops::attention(heads, segments, self.heads, self.scale, pass.dropout(site))?;
-            each(k, v);
+            each(k.0, v.0);
             let y = a.output(pass, &y, rows, site + 1)?;
             let mut query = y.slice_rows(0..layout.query_rows)?;
             let text = y.slice_rows(layout.query_rows..y.rows().0)?;

@@ -166,7 +166,35 @@ impl Params {
             self.copies[i] = copy.map(|storage| self.values[i].to(device, storage)).transpose()?;
         }
         (self.device, self.precision) = (device.clone(), precision);
+        self.put_beside()?;
         Ok(self)
+    }
+
+    /// Puts the copies of a self-attention's query, key and value one after the other, weights and biases: products take
+    /// them as one ([`ops::linear_beside`]).
+    fn put_beside(&mut self) -> Result<()> {
+        let Device::Gpu(gpu) = &self.device else { return Ok(()) };
+        for first in 0..self.specs.len() {
+            let Some((prefix, kind)) = self.specs[first].name.split_once(".attention.self.query.") else {
+                continue;
+            };
+            let named = |part| format!("{prefix}.attention.self.{part}.{kind}");
+            let ids = [Some(Id(first)), self.find(&named("key")), self.find(&named("value"))];
+            let [Some(a), Some(b), Some(c)] = ids else { continue };
+            let copies = [a, b, c].map(|id| self.copy(id).and_then(Tensor::array));
+            let [Some(a2), Some(b2), Some(c2)] = copies else { continue };
+            let n = a2.len();
+            if [&b2, &c2].iter().any(|o| o.len() != n || o.storage() != a2.storage()) {
+                continue;
+            }
+            let all = gpu.array("load weights", a2.storage(), 3 * n)?;
+            for (i, (id, own)) in [(a, a2), (b, b2), (c, c2)].into_iter().enumerate() {
+                let part = all.part(i * n..(i + 1) * n)?;
+                part.copy_from(&own)?;
+                self.copies[id.0] = Some(Tensor::of_array(part, &self.specs[id.0].shape)?);
+            }
+        }
+        Ok(())
     }
 
     /// The same memory for another queue of the GPU. Of use where nothing is trained, since what trains works on its own.
@@ -226,7 +254,10 @@ impl Params {
             copies.push(copy.map(|storage| zeros(spec, storage)).transpose()?);
         }
         let (halves, originals) = (none(specs.len()), none(specs.len()));
-        Ok(Params { values, copies, halves, originals, device: device.clone(), precision, specs })
+        let device = device.clone();
+        let mut all = Params { values, copies, halves, originals, device, precision, specs };
+        all.put_beside()?;
+        Ok(all)
     }
 
     /// Random values as a model's training begins, from a seed.
@@ -274,8 +305,10 @@ impl Params {
         }
         let storage = own.array().map_or(Storage::F32, |a| a.storage());
         self.values[id.0] = value.to(&self.device, storage)?;
-        if let Some(copy) = &mut self.copies[id.0] {
-            *copy = self.values[id.0].to(&self.device, copy.array().map_or(storage, |a| a.storage()))?;
+        if let Some(copy) = self.copies[id.0].as_ref().and_then(Tensor::array) {
+            // In its place, which may be beside others.
+            let now = self.values[id.0].to(&self.device, copy.storage())?;
+            now.array().map_or(Ok(()), |now| copy.copy_from(&now))?;
         }
         Ok(())
     }

@@ -110,6 +110,18 @@ impl<'a> Pass<'a> {
         self.linear_with(x, weight, &self.param(bias))
     }
 
+    /// Three dense layers of one input: results, and the column where each begins. On a GPU's tape they are one matrix.
+    pub fn linears(&self, x: &Tensor, layers: [&Linear; 3]) -> Result<[(Tensor, usize); 3]> {
+        let n = self.params.specs()[layers[0].weight.0].shape[0];
+        if !self.tracks() || self.exact || x.array().is_none() {
+            let [a, b, c] = layers.map(|l| l.forward(self, x));
+            return Ok([(a?, 0), (b?, 0), (c?, 0)]);
+        }
+        let own = layers.map(|l| [self.param(l.weight), self.param(l.bias)]);
+        let y = ops::linear_beside(x, own.each_ref().map(|[w, b]| [w, b]))?;
+        Ok([(y.clone(), 0), (y.clone(), n), (y, 2 * n)])
+    }
+
     /// A dense layer for a loss that takes padded columns (see [`ops::linear_padded`]).
     pub fn linear_padded(&self, x: &Tensor, weight: Id, bias: Id) -> Result<Tensor> {
         if self.exact || self.params.half(weight).is_some() {

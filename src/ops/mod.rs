@@ -14,6 +14,7 @@ mod gelu;
 mod l2_normalize;
 mod layer_norm;
 mod linear;
+mod linear_beside;
 mod linear_exact;
 mod linear_half;
 mod max_similarity;
@@ -36,6 +37,7 @@ pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::{layer_norm, layer_norm_as, normalize_rows, normalize_rows_as, residual_norm};
 pub use linear::{linear, linear_padded};
+pub use linear_beside::linear_beside;
 pub use linear_exact::{linear_exact, linear_exact_cached, linear_exact_gelu};
 pub use linear_half::linear_half;
 pub use max_similarity::max_similarity;
@@ -141,13 +143,21 @@ fn drop_args(drop: Option<Dropout>) -> [Arg; 5] {
     [seed.into(), site.into(), step.into(), threshold.into(), factor.into()]
 }
 
-/// The sums of the rows of x [R,C] in f32: out = them, or out += them. x may have columns beyond C.
-fn sum_columns(op: &'static str, x: &Array, (r, c): (usize, usize), out: &Array, add: bool) -> Result<()> {
+/// The sums of the rows of C columns of x [R,..], from one on, in f32: out = them, or out += them.
+fn sum_columns(
+    op: &'static str,
+    x: &Array,
+    (r, c): (usize, usize),
+    from: usize,
+    out: &Array,
+    add: bool,
+) -> Result<()> {
     let (gpu, pieces, stride) = (x.gpu(), c.div_ceil(256), x.len().checked_div(r).unwrap_or(c));
     let shares = r.div_ceil(64).clamp(1, gpu.blocks());
     let partial = gpu.array(op, Storage::F32, if shares > 1 { shares * c } else { 0 })?;
     let counters = gpu.counters(op, pieces)?;
-    let args = crate::args![x, out, &partial, counters, int(r), int(c), int(stride), i32::from(add)];
+    let x_at = x.pointer_at(from, r * c);
+    let args = crate::args![x_at, out, &partial, counters, int(r), int(c), int(stride), i32::from(add)];
     let kernel = format!("column_sum_{}", x.storage().name());
     gpu.launch(&kernel, (pieces, shares), (32, 8), 0, args)
 }
@@ -155,7 +165,7 @@ fn sum_columns(op: &'static str, x: &Array, (r, c): (usize, usize), out: &Array,
 /// The sums of the rows of x [R,C] in f32.
 fn column_sum(op: &'static str, x: &Array, r: usize, c: usize) -> Result<Array> {
     let sums = x.gpu().array(op, Storage::F32, c)?;
-    sum_columns(op, x, (r, c), &sums, false)?;
+    sum_columns(op, x, (r, c), 0, &sums, false)?;
     Ok(sums)
 }
 
@@ -167,10 +177,27 @@ fn column_sum_into(
     x: &Array,
     (r, c): (usize, usize),
 ) -> Result<()> {
-    if grads.storage(i) == Some(Storage::F32) {
-        return grads.accumulate_array(i, |to, fresh| sum_columns(op, x, (r, c), to, !fresh));
+    columns_sum_into(op, grads, i, x, (r, c), 0)
+}
+
+/// The same of C columns from one on.
+fn columns_sum_into(
+    op: &'static str,
+    grads: &mut Grads,
+    i: usize,
+    x: &Array,
+    (r, c): (usize, usize),
+    from: usize,
+) -> Result<()> {
+    if !grads.wants(i) {
+        return Ok(());
     }
-    grads.add_array(i, column_sum(op, x, r, c)?)
+    if grads.storage(i) == Some(Storage::F32) {
+        return grads.accumulate_array(i, |to, fresh| sum_columns(op, x, (r, c), from, to, !fresh));
+    }
+    let sums = x.gpu().array(op, Storage::F32, c)?;
+    sum_columns(op, x, (r, c), from, &sums, false)?;
+    grads.add_array(i, sums)
 }
 
 /// Rows sorted by their target, as `kernels/sorted_rows.cuh` wants them; rows with `skip` as their target left out.

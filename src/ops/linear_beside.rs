@@ -1,0 +1,106 @@
+//! Three dense layers of one input, side by side, on a GPU.     x [R,K]   weights [N,K]   biases [N]   y [R,3N]
+//!   y = x [w0; w1; w2]^T + [b0, b1, b2];   the gradients are those of `linear`
+//!
+//! Where the weights lie one after the other in memory, as [`crate::nn::Params`] puts them, that is one product forward and
+//! one for dx. Attention takes its columns where they are.
+
+use crate::device::gpu::{Operand, Product};
+use crate::tensor::{Array, Grads, Tensor, record_tensor};
+use crate::{Error, Result};
+
+const OP: &str = "linear";
+
+/// Weights and biases that are one matrix and one row in memory, and where their columns begin in y.
+#[derive(Clone)]
+struct Run {
+    weight: Array,
+    bias: Array,
+    width: usize,
+    column: usize,
+}
+
+/// Whether b begins where a, of `len` elements, ends.
+fn follows(a: &Array, len: usize, b: &Array) -> bool {
+    a.pointer().wrapping_byte_add(len * a.storage().bytes()) == b.pointer()
+}
+
+/// Columns of a matrix whose rows are `width` elements.
+fn columns(array: &Array, width: usize, column: usize) -> Operand {
+    let at = array.pointer().wrapping_byte_add(column * array.storage().bytes());
+    Operand { at, ..Operand::rows(array, width) }
+}
+
+/// A layer is its weight and its bias; all weights have the same shape.
+pub fn linear_beside(x: &Tensor, layers: [[&Tensor; 2]; 3]) -> Result<Tensor> {
+    let [[w0, b0], [w1, b1], [w2, b2]] = layers;
+    let (r, n, k) = super::check_linear(x, w0, Some(b0))?;
+    for (w, b) in [(w1, b1), (w2, b2)] {
+        if super::check_linear(x, w, Some(b))? != (r, n, k) {
+            return Err(Error::argument(OP, "weights", format!("[{n}, {k}] each"), w.shape()));
+        }
+    }
+    let inputs = [x, w0, b0, w1, b1, w2, b2];
+    let Some(arrays) = super::arrays(OP, inputs)? else {
+        return Err(Error::argument(OP, "x", "a tensor on a GPU", "one on the CPU"));
+    };
+    for array in &arrays {
+        super::same_storage(OP, "weights and biases", array, arrays[0].storage())?;
+    }
+    let [x2, a0, c0, a1, c1, a2, c2] = arrays;
+    let mut runs: Vec<Run> = Vec::new();
+    for (i, (weight, bias)) in [(a0, c0), (a1, c1), (a2, c2)].into_iter().enumerate() {
+        match runs.last_mut() {
+            Some(run)
+                if follows(&run.weight, run.width * k, &weight) && follows(&run.bias, run.width, &bias) =>
+            {
+                run.width += n;
+            }
+            _ => runs.push(Run { weight, bias, width: n, column: i * n }),
+        }
+    }
+    let y = x2.gpu().array(OP, x2.storage(), r * 3 * n)?;
+    for run in &runs {
+        x2.gpu().product(&Product {
+            sizes: (r, run.width, k),
+            a: Operand::rows(&x2, k),
+            b: Operand::rows(&run.weight, k).transposed(),
+            c: columns(&y, 3 * n, run.column),
+            bias: Some(run.bias.pointer()),
+            add: false,
+        })?;
+    }
+    record_tensor(OP, &inputs, Tensor::of_array(y, &[r, 3 * n])?, move |dy, grads| {
+        let dy = super::gradient(OP, dy)?.cast(OP, x2.storage())?;
+        backward(&dy, &x2, &runs, (r, n, k), grads)
+    })
+}
+
+fn backward(
+    dy: &Array,
+    x: &Array,
+    runs: &[Run],
+    (r, n, k): (usize, usize, usize),
+    grads: &mut Grads,
+) -> Result<()> {
+    let gpu = dy.gpu();
+    grads.accumulate_array(0, |dx, fresh| {
+        for (i, run) in runs.iter().enumerate() {
+            let (a, b) = (columns(dy, 3 * n, run.column), Operand::rows(&run.weight, k));
+            let (c, add) = (Operand::rows(dx, k), !fresh || i > 0);
+            gpu.product(&Product { sizes: (r, k, run.width), a, b, c, bias: None, add })?;
+        }
+        Ok(())
+    })?;
+    for i in 0..3 {
+        grads.accumulate_array(1 + 2 * i, |dw, fresh| {
+            if r == 0 && fresh {
+                return dw.zero();
+            }
+            let (a, b) = (columns(dy, 3 * n, i * n).transposed(), Operand::rows(x, k));
+            let (c, add) = (Operand::rows(dw, k), !fresh);
+            gpu.product(&Product { sizes: (n, k, r), a, b, c, bias: None, add })
+        })?;
+        super::columns_sum_into(OP, grads, 2 + 2 * i, dy, (r, n), i * n)?;
+    }
+    Ok(())
+}
