@@ -6,7 +6,7 @@
 //! Tolerances (f32 and f64, the recorded numbers being f32): outputs and gradients relative L2 1e-4, losses relative 1e-4,
 //! losses of a training run relative 1e-3, token ids and candidates equal. Pictures: see `images`. On a GPU in 16 bits:
 //! what the roundings on the way add up to (`Place::rounding`); weights after a training run within what AdamW can move them;
-//! gradients only where the same query rows are the most similar.
+//! gradients that differ do not count where two query rows are nearly as similar to a text.
 
 mod case;
 mod compare;
