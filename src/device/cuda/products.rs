@@ -38,20 +38,8 @@ struct Key {
 
 struct Plan {
     description: blas::cublasLtMatmulDesc_t,
-    layouts: Layouts,
+    layouts: [blas::cublasLtMatrixLayout_t; 3],
     algorithm: blas::cublasLtMatmulAlgo_t,
-}
-
-/// Of b, a and c.
-type Layouts = [blas::cublasLtMatrixLayout_t; 3];
-
-/// The matrices of a product of such sizes, as they stand in memory, seen column by column.
-fn layouts(p: &Product, (m, n, k): (usize, usize, usize)) -> Result<Layouts, CublasError> {
-    let layout = |x: &Operand, rows: usize, columns: usize| {
-        let (r, c) = if x.transposed { (columns, rows) } else { (rows, columns) };
-        lt::create_matrix_layout(data_type(x.storage), c as u64, r as u64, x.row as i64)
-    };
-    Ok([layout(&p.b, k, n)?, layout(&p.a, m, k)?, layout(&p.c, m, n)?])
 }
 
 pub(super) struct Products {
@@ -172,7 +160,13 @@ impl Products {
     }
 
     fn plan(&self, p: &Product, key: &Key) -> Result<Option<Plan>, CublasError> {
-        let layouts = layouts(p, p.sizes)?;
+        let (m, n, k) = p.sizes;
+        // [rows, columns] as they stand in memory, seen column by column.
+        let layout = |x: &Operand, rows: usize, columns: usize| {
+            let (r, c) = if x.transposed { (columns, rows) } else { (rows, columns) };
+            lt::create_matrix_layout(data_type(x.storage), c as u64, r as u64, x.row as i64)
+        };
+        let layouts = [layout(&p.b, k, n)?, layout(&p.a, m, k)?, layout(&p.c, m, n)?];
         let description = lt::create_matmul_desc(
             blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             blas::cudaDataType::CUDA_R_32F,
@@ -200,58 +194,15 @@ impl Products {
             wish(Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, from_ref(a).cast(), 4)?;
             wish(Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, from_ref(c).cast(), 4)?;
             wish(Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, from_ref(c).cast(), 4)?;
-            let ask = |[b, a, c]: Layouts| {
-                lt::get_matmul_algo_heuristic(self.handle, description, b, a, c, c, wishes)
-                    .map(|found| found.algo)
-            };
-            let found = self.like_a_round_one(p, description, layouts, ask)?.map_or_else(|| ask(layouts), Ok);
+            let [b, a, c] = layouts;
+            let found = lt::get_matmul_algo_heuristic(self.handle, description, b, a, c, c, wishes);
             lt::destroy_matmul_pref(wishes)?;
             match found {
-                Ok(algorithm) => Ok(Some(Plan { description, layouts, algorithm })),
+                Ok(found) => Ok(Some(Plan { description, layouts, algorithm: found.algo })),
                 Err(CublasError(blas::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => Ok(None),
                 Err(e) => Err(e),
             }
         }
-    }
-
-    /// Rows of captions come in any number, and for some the heuristic errs badly (7 times slower was seen): many rows get
-    /// the algorithm of the next multiple of 256, where it can do theirs.
-    fn like_a_round_one(
-        &self,
-        p: &Product,
-        description: blas::cublasLtMatmulDesc_t,
-        own: Layouts,
-        ask: impl Fn(Layouts) -> Result<blas::cublasLtMatmulAlgo_t, CublasError>,
-    ) -> Result<Option<blas::cublasLtMatmulAlgo_t>, CublasError> {
-        let round = |n: usize| if n < 1024 { n } else { n.next_multiple_of(256) };
-        let (m, n, k) = p.sizes;
-        let sizes = if p.a.transposed { (m, n, round(k)) } else { (round(m), n, k) };
-        if sizes == p.sizes {
-            return Ok(None);
-        }
-        let layouts = layouts(p, sizes)?;
-        let found = ask(layouts);
-        // SAFETY: made just now, and not used again.
-        layouts.into_iter().for_each(|l| _ = unsafe { lt::destroy_matrix_layout(l) });
-        let Ok(algorithm) = found else { return Ok(None) };
-        let [b, a, c] = own;
-        let mut checked = std::mem::MaybeUninit::uninit();
-        // SAFETY: all handles are alive; the library writes `checked` where it succeeds.
-        let fits = unsafe {
-            let status = blas::cublasLtMatmulAlgoCheck(
-                self.handle,
-                description,
-                b,
-                a,
-                c,
-                c,
-                &algorithm,
-                checked.as_mut_ptr(),
-            );
-            status == blas::cublasStatus_t::CUBLAS_STATUS_SUCCESS
-                && checked.assume_init().workspaceSize <= WORKSPACE
-        };
-        Ok(fits.then_some(algorithm))
     }
 
     /// Captions of other lengths make other shapes in every step: plans may not pile up.
