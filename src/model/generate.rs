@@ -51,7 +51,7 @@ impl Model {
         let mut open = self.first_rows(images);
         let mut cache =
             Cache { layers: images.past.clone(), rows: (images.count * self.config.num_query) as u32 };
-        for place in 0..options.max_length - 1 {
+        for place in 0..options.max_length {
             let rows: Vec<&mut Row> = open.iter_mut().flatten().collect();
             if rows.is_empty() {
                 break;
