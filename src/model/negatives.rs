@@ -104,15 +104,31 @@ fn draw_negatives(weights: &NegativeWeights, seed: u64, step: u32, site: u32) ->
                     .fix("use a batch of at least 2 different images"));
             }
             let mut left = stream.uniform(i as u64) * total;
-            let pick = row.iter().position(|w| {
+            let last = row.iter().rposition(|w| *w > 0.0).unwrap_or(0);
+            let pick = row[..last].iter().position(|w| {
                 left -= w;
                 left < 0.0
             });
-            let last = row.iter().rposition(|w| *w > 0.0).unwrap_or(0);
             Ok(pick.unwrap_or(last) as u32)
         };
         w.chunks(weights.n.max(1)).enumerate().map(row).collect()
     };
     let site = site.wrapping_add(NEGATIVE_SITE);
     Ok(Negatives { image: draw(&weights.t2i, site)?, text: draw(&weights.i2t, site + 1)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NegativeWeights, Sampling};
+    use crate::tensor::{DType, Tensor};
+
+    /// From equal weights: images and texts by numbers of their own, never their own pair's.
+    #[test]
+    fn images_and_texts_are_drawn_apart() {
+        let even = Tensor::zeros(DType::F64, &[16, 16]);
+        let weights = NegativeWeights::new(&even, &even, None);
+        let drawn = weights.choose(Sampling::Draw { seed: 1, step: 1, site: 0 }).unwrap();
+        assert_ne!(drawn.image, drawn.text);
+        assert!((0..16).all(|i| drawn.image[i] != i as u32 && drawn.text[i] != i as u32), "{drawn:?}");
+    }
 }
