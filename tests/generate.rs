@@ -78,6 +78,23 @@ fn a_caption_does_not_depend_on_its_batch() {
     }
 }
 
+/// Captions of different lengths, the shorter one first.
+#[test]
+fn logits_of_a_caption_do_not_depend_on_the_others() {
+    let (model, params) = setup();
+    let all = pictures(&model, 2);
+    let bos = model.config.bos();
+    let captions = [vec![bos, 9], vec![bos, 5, 6, 7]];
+    let logits = |which: &[usize], captions: &[Vec<u32>]| {
+        model.caption_logits(&params, &images(&model, &params, &all, which), captions).unwrap()
+    };
+    let together = logits(&[0, 1], &captions);
+    assert_eq!(together[0], logits(&[0], &captions[..1])[0]);
+    assert_eq!(together[1], logits(&[1], &captions[1..])[0]);
+    assert!(together.iter().zip(&captions).all(|(l, ids)| l.len() == ids.len()));
+    assert!(together.iter().flatten().all(|l| l.len() == model.config.vocab));
+}
+
 #[test]
 fn sampling_follows_its_seed_and_its_limits() {
     let (model, params) = setup();

@@ -12,8 +12,9 @@ use qformer::model::{
     Batch, Config, MICRO_SITES, Model, Negatives, Outputs, Profile, Sampling, StepPlan, Trace,
 };
 use qformer::model::{mean_cosine, retrieval_scores};
-use qformer::nn::{DropoutPlan, Params, Pass, Spec};
-use qformer::tensor::{DType, Gradients, Stream, Tape, Tensor};
+use qformer::nn::{DropoutPlan, Init, Params, Pass, Precision, Spec, Value};
+use qformer::tensor::{DType, Device, Gradients, HalfMatrix, Stream, Tape, Tensor};
+use std::sync::Arc;
 
 /// A batch with given negatives, and the model it is for.
 struct Setup {
@@ -278,7 +279,76 @@ fn every_trained_parameter_is_reached_and_no_frozen_one() {
             assert_eq!(length(&all) > rounding, !is_key_bias(&spec.name), "{}: {}", spec.name, length(&all));
         }
         assert!(grads.keys().all(|k| k < params.len()));
+        assert!(params.iter().all(|(id, spec, _)| pass.param(id).tracked() == spec.trained));
+        assert!(pass.tracks() && !Pass::inference(&params).tracks());
     }
+}
+
+/// Deviations, bounds and constants are those of the specifications, and no two parameters begin alike.
+#[test]
+fn random_parameters_begin_as_specified() {
+    let (_, specs) = Model::new(Config::tiny(), false).unwrap();
+    let params = Params::random(specs, DType::F64, 5).unwrap();
+    assert!(!params.is_empty() && Params::random(Vec::new(), DType::F64, 5).unwrap().is_empty());
+    let mut first = std::collections::HashSet::new();
+    for (_, spec, value) in params.iter() {
+        let x = value.to_f64();
+        let square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        match spec.init {
+            Init::Constant(c) => assert!(x.iter().all(|x| *x == c), "{}", spec.name),
+            // The mean of n squares is off by sqrt(2 / n) of itself, five times that at most.
+            Init::Normal(s) => {
+                let far = (square / (s * s) - 1.0).abs();
+                assert!(far < 5.0 * (2.0 / x.len() as f64).sqrt(), "{}", spec.name);
+            }
+            Init::Uniform(b) => {
+                let (low, high) = x.iter().fold((b, -b), |(l, h), x| (x.min(l), x.max(h)));
+                assert!(-b <= low && high < b, "{}: {low} {high}", spec.name);
+                let spread = low < -0.6 * b && 0.6 * b < high;
+                assert!(spread || x.len() < 20, "{}: {low} {high}", spec.name);
+            }
+        }
+        assert!(matches!(spec.init, Init::Constant(_)) || first.insert((x[0] / square.sqrt()).to_bits()));
+    }
+}
+
+/// Bytes of halves, where halves may stand.
+struct Halves(Vec<half::f16>);
+
+impl AsRef<[u8]> for Halves {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+/// A frozen weight comes in half precision and is known to, also where a GPU stores it; a trained one may not.
+#[test]
+fn only_frozen_weights_come_in_half_precision() {
+    let (frozen, trained) = ("visual_encoder.blocks.0.mlp.fc1.weight", "text_proj.weight");
+    let load = |name: &str| {
+        let (_, specs) = Model::new(tiny::config(), false).unwrap();
+        Params::of_values(specs, |spec| {
+            if spec.name != name {
+                return Ok(Value::Tensor(Tensor::zeros(DType::F32, &spec.shape)));
+            }
+            let halves = Halves(vec![half::f16::ONE; spec.shape.iter().product()]);
+            Ok(Value::Half(HalfMatrix::new(Arc::new(halves), spec.shape[0], spec.shape[1])?))
+        })
+    };
+    let known = |params: &Params| {
+        let names = params.iter().filter(|(id, _, _)| params.comes_in_half(*id));
+        names.map(|(_, spec, _)| spec.name.clone()).collect::<Vec<_>>()
+    };
+    let params = load(frozen).unwrap();
+    assert_eq!(known(&params), [frozen]);
+    let device = Device::open("plan").unwrap();
+    let Device::Gpu(gpu) = &device else { panic!("a CPU") };
+    let there = params.to(&device, Precision::F16).unwrap();
+    assert_eq!(known(&there), [frozen]);
+    assert!(!gpu.take_counts().launches.contains_key("cast_f16_f32"), "halves are stored as they are");
+    let want =
+        "model weights: text_proj.weight: expected f32 or f64, since it is trained, got half precision";
+    assert_eq!(tiny::error(load(trained)), want);
 }
 
 /// Micro-batches of two and of three captions; the first of each has the same image id.
@@ -359,26 +429,49 @@ fn accumulated_micro_batches_each_for_itself() {
     check_accumulation(false, Profile::LavisDiagonal);
 }
 
-/// With one micro-batch both ways are the same step, dropout included.
+/// With one micro-batch both ways are the same step, dropout and image ids included.
 #[test]
 fn one_micro_batch_is_the_same_either_way() {
+    for profile in [Profile::LavisDiagonal, Profile::LavisImageId] {
+        let setup = Setup::new(tiny::config(), false, profile);
+        let params = setup.params(&setup.values);
+        let drop = Some(DropoutPlan { p: 0.1, seed: 6, step: 2 });
+        let plan = StepPlan { profile, drop, seed: 6, step: 2, scale: 1.0 };
+        let batch = [Batch { image: &setup.image, text: &setup.text, image_id: Some(&setup.ids) }];
+        let [mut a, mut b] = [Gradients::new(), Gradients::new()];
+        let joint = setup.model.step_joint(&params, &batch, plan, &mut a).unwrap();
+        let separate = setup.model.step_separate(&params, &batch, plan, &mut b).unwrap();
+        assert_eq!(joint.accuracy, separate.accuracy);
+        for (x, y) in joint.losses.iter().zip(separate.losses) {
+            assert!((x - y).abs() < 1e-12, "{joint:?} {separate:?}");
+        }
+        assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+        for key in a.keys() {
+            let [x, y] = [&a, &b].map(|g| g.get(key).unwrap().slice::<f64>());
+            let far: Vec<f64> = x.iter().zip(y).map(|(x, y)| x - y).collect();
+            assert!(length(&far) <= 1e-12 * (1.0 + length(y)), "{}", setup.specs[key].name);
+        }
+    }
+}
+
+/// The same samples twice: other masks, so another loss than once.
+#[test]
+fn micro_batches_draw_masks_of_their_own() {
     let setup = Setup::new(tiny::config(), false, Profile::LavisDiagonal);
     let params = setup.params(&setup.values);
-    let drop = Some(DropoutPlan { p: 0.1, seed: 6, step: 2 });
+    let drop = Some(DropoutPlan { p: 0.3, seed: 6, step: 2 });
     let plan = StepPlan { profile: Profile::LavisDiagonal, drop, seed: 6, step: 2, scale: 1.0 };
-    let batch = [Batch { image: &setup.image, text: &setup.text, image_id: None }];
-    let [mut a, mut b] = [Gradients::new(), Gradients::new()];
-    let joint = setup.model.step_joint(&params, &batch, plan, &mut a).unwrap();
-    let separate = setup.model.step_separate(&params, &batch, plan, &mut b).unwrap();
-    assert_eq!(joint.accuracy, separate.accuracy);
-    for (x, y) in joint.losses.iter().zip(separate.losses) {
-        assert!((x - y).abs() < 1e-12, "{joint:?} {separate:?}");
-    }
-    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
-    for key in a.keys() {
-        let [x, y] = [&a, &b].map(|g| g.get(key).unwrap().slice::<f64>());
-        let far: Vec<f64> = x.iter().zip(y).map(|(x, y)| x - y).collect();
-        assert!(length(&far) <= 1e-12 * (1.0 + length(y)), "{}", setup.specs[key].name);
+    let captioning = |joint: bool, times: usize| {
+        let batch = || Batch { image: &setup.image, text: &setup.text, image_id: None };
+        let (batches, grads) = ((0..times).map(|_| batch()).collect::<Vec<_>>(), &mut Gradients::new());
+        let losses = match joint {
+            true => setup.model.step_joint(&params, &batches, plan, grads),
+            false => setup.model.step_separate(&params, &batches, plan, grads),
+        };
+        losses.unwrap().losses[3]
+    };
+    for joint in [false, true] {
+        assert!((captioning(joint, 1) - captioning(joint, 2)).abs() > 1e-6, "joint: {joint}");
     }
 }
 

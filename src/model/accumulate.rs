@@ -17,6 +17,11 @@ use crate::{Error, Result};
 /// Sites of one micro-batch; the next one's begin behind them.
 pub const MICRO_SITES: u32 = 1 << 16;
 
+/// The first site of a micro-batch.
+fn first_site(micro: usize) -> u32 {
+    micro as u32 * MICRO_SITES
+}
+
 /// Losses (total, ITC, ITM, LM) and accuracies of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepLosses {
@@ -46,7 +51,7 @@ impl Model {
     ) -> Result<StepLosses> {
         let (share, mut sum) = (1.0 / batches.len() as f64, StepLosses::default());
         for (i, batch) in batches.iter().enumerate() {
-            self.micro_step(params, (batch, None), plan, (share, i as u32 * MICRO_SITES), grads, &mut sum)?;
+            self.micro_step(params, (batch, None), plan, (share, first_site(i)), grads, &mut sum)?;
         }
         Ok(sum)
     }
@@ -108,14 +113,14 @@ impl Model {
             batches.iter().map(|b| self.vit_tokens(&frozen, b.image, |_, _| {})).collect::<Result<_>>()?;
         let mut features = Vec::new();
         for (i, (batch, tokens)) in batches.iter().zip(&tokens).enumerate() {
-            let pass = Pass::untracked(params, plan.drop).at_site(i as u32 * MICRO_SITES);
+            let pass = Pass::untracked(params, plan.drop).at_site(first_site(i));
             let merged = self.merged_pass(&pass, tokens, batch.text, true, batch.text.len())?;
             features.push(self.contrastive_features(&pass, &merged)?);
         }
         let itc = self.joint_contrastive(params, batches, &features, plan, grads)?;
         let (share, mut sum) = (1.0 / batches.len() as f64, StepLosses::default());
         for (i, (batch, tokens)) in batches.iter().zip(&tokens).enumerate() {
-            let (tape, site) = (Tape::new(), i as u32 * MICRO_SITES);
+            let (tape, site) = (Tape::new(), first_site(i));
             let pass = Pass::training(params, &tape, plan.drop).at_site(site);
             let merged = self.merged_pass(&pass, tokens, batch.text, true, batch.text.len())?;
             let (image, text) = self.contrastive_features(&pass, &merged)?;

@@ -33,7 +33,6 @@ impl Config {
     /// BLIP-2's stage 1: EVA ViT-g/14 and the Q-Former with the Japanese BERT's vocabulary.
     pub fn full() -> Config {
         Config {
-            image_size: 224,
             patch_size: 14,
             vit_width: 1408,
             vit_depth: 39,

@@ -62,7 +62,7 @@ impl Model {
         let mut open = self.first_rows(images);
         let mut cache = Cache::new(images, images.count * options.most_rows())?;
         let best = options.enough().map(|k| k.min(self.config.vocab));
-        for place in 0..options.max_length - 1 {
+        for place in 0..options.max_length {
             let rows: Vec<&mut Row> = open.iter_mut().flatten().collect();
             if rows.is_empty() {
                 break;

@@ -112,11 +112,6 @@ impl Layout {
             lm,
         })
     }
-
-    /// Rows after the last layer.
-    pub fn rows_out(&self) -> usize {
-        self.last.as_ref().map_or(self.rows, |l| l.keep.len())
-    }
 }
 
 /// Each group of query rows sees the tokens of its image, among `all` images.

@@ -110,12 +110,28 @@ fn draw_rows(weights: &[f64], n: usize, stream: Stream) -> Result<Vec<u32>> {
                 .fix("use a batch of at least 2 different images"));
         }
         let mut left = stream.uniform(i as u64) * total;
-        let pick = row.iter().position(|w| {
+        let last = row.iter().rposition(|w| *w > 0.0).unwrap_or(0);
+        let pick = row[..last].iter().position(|w| {
             left -= w;
             left < 0.0
         });
-        let last = row.iter().rposition(|w| *w > 0.0).unwrap_or(0);
         Ok(pick.unwrap_or(last) as u32)
     };
     weights.chunks(n.max(1)).enumerate().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NegativeWeights, Sampling};
+    use crate::tensor::{DType, Tensor};
+
+    /// From equal weights: images and texts by numbers of their own, never their own pair's.
+    #[test]
+    fn images_and_texts_are_drawn_apart() {
+        let even = Tensor::zeros(DType::F64, &[16, 16]);
+        let weights = NegativeWeights { i2t: &even, t2i: &even, ids: None };
+        let drawn = weights.choose(Sampling::Draw { seed: 1, step: 1, site: 0 }).unwrap();
+        assert_ne!(drawn.image, drawn.text);
+        assert!((0..16).all(|i| drawn.image[i] != i as u32 && drawn.text[i] != i as u32), "{drawn:?}");
+    }
 }

@@ -309,14 +309,14 @@ impl Search {
             before += weights[kept];
             kept += 1;
         }
-        let mut at = u * before;
-        for (i, w) in order.iter().zip(&weights[..kept]) {
+        let (mut at, last) = (u * before, kept - 1);
+        for (i, w) in order.iter().zip(&weights[..last]) {
             at -= w;
             if at < 0.0 {
                 return *i as u32;
             }
         }
-        order[kept - 1] as u32
+        order[last] as u32
     }
 }
 
@@ -345,13 +345,4 @@ fn best(scores: &[f64], n: usize) -> Vec<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::best;
-
-    #[test]
-    fn the_best_are_in_order_and_ties_go_to_the_lower_place() {
-        assert_eq!(best(&[1.0, 3.0, 3.0, 2.0, f64::NEG_INFINITY], 3), [1, 2, 3]);
-        assert_eq!(best(&[f64::NEG_INFINITY, 0.0], 2), [1, 0]);
-        assert_eq!(best(&[f64::NAN, 0.0, 1.0], 2), [2, 1]);
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::ops;
 use crate::tensor::{Device, Dropout, Storage, Stream, Tape, Tensor};
 use std::cell::RefCell;
+use std::collections::HashSet;
 
 /// Dropout of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,12 +24,15 @@ pub struct Pass<'a> {
     drop: Option<DropoutPlan>,
     /// Added to every site, so that the micro-batches of a step draw different masks.
     site: u32,
+    /// The sites that dropouts have drawn from.
+    drawn: RefCell<HashSet<u32>>,
     exact: bool,
 }
 
 impl<'a> Pass<'a> {
     pub fn inference(params: &'a Params) -> Pass<'a> {
-        Pass { params, tape: None, leaves: RefCell::default(), drop: None, site: 0, exact: false }
+        let (leaves, drawn) = (RefCell::default(), RefCell::default());
+        Pass { params, tape: None, leaves, drop: None, site: 0, drawn, exact: false }
     }
 
     pub fn training(params: &'a Params, tape: &'a Tape, drop: Option<DropoutPlan>) -> Pass<'a> {
@@ -168,6 +172,7 @@ impl<'a> Pass<'a> {
     pub fn dropout(&self, site: u32) -> Option<Dropout> {
         let plan = self.drop.filter(|d| d.p > 0.0)?;
         let stream = Stream { seed: plan.seed, step: plan.step, site: self.site.wrapping_add(site) };
+        debug_assert!(self.drawn.borrow_mut().insert(stream.site), "two dropouts draw from site {site}");
         Some(Dropout { p: plan.p, stream })
     }
 }

@@ -98,11 +98,17 @@ fn on_gpu(
         let shares = out.div_ceil(64).clamp(1, gpu.blocks());
         let partial = gpu.array(OP, Storage::F32, shares * 2 * k)?;
         let rows = super::int(out);
-        grads.accumulate_array(2, |dw, fresh| {
+        let unfold = |dw: &Array, fresh: bool| {
             let add = i32::from(!fresh);
             let args = crate::args![&weight, &gamma, &beta, &g, &s, dw, &partial, rows, columns, add];
             gpu.launch("norm_linear_unfold", (k.div_ceil(32), shares), (32, 8), 0, args)
-        })?;
+        };
+        // The partial sums of gamma and beta are needed without the weight's gradient, too.
+        if grads.wants(2) {
+            grads.accumulate_array(2, unfold)?;
+        } else {
+            unfold(&gpu.array(OP, Storage::F32, out * k)?, true)?;
+        }
         let sums = super::column_sum(OP, &partial, shares, 2 * k)?;
         grads.add_array(0, sums.part(0..k)?)?;
         grads.add_array(1, sums.part(k..2 * k)?)?;

@@ -80,10 +80,6 @@ impl Segments {
         let other = || Error::argument("attention", "segments", "segments used on one GPU", "another GPU");
         self.tables.get().filter(|t| t.gpu.same(gpu)).ok_or_else(other)
     }
-
-    pub fn list(&self) -> &[Segment] {
-        &self.list
-    }
 }
 
 /// The launches of attention's kernels over a table of segments, in a GPU's memory (see `device::attention`).
@@ -160,4 +156,29 @@ fn group(list: &[Segment]) -> Vec<Vec<usize>> {
     }
     groups.retain(|g| !g.is_empty());
     groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Segment, group};
+    use std::ops::Range;
+
+    #[test]
+    fn segments_that_share_keys_are_one_group() {
+        let groups = |keys: &[[Range<usize>; 2]]| {
+            let segment =
+                |[a, b]: &[Range<usize>; 2]| Segment { q: 0..0, a: a.clone(), b: b.clone(), causal: false };
+            group(&keys.iter().map(segment).collect::<Vec<_>>())
+        };
+        // Neighbours are apart, and an empty range shares nothing.
+        assert_eq!(groups(&[[0..3, 0..0], [3..5, 0..0]]), [[0], [1]]);
+        assert_eq!(groups(&[[0..9, 0..0], [12..15, 5..5]]), [[0], [1]]);
+        // Chains: by the next key, from behind a short segment, from one range to the other.
+        assert_eq!(
+            groups(&[[0..3, 0..0], [8..9, 0..0], [2..6, 0..0], [5..7, 0..0]]),
+            [vec![0, 2, 3], vec![1]]
+        );
+        assert_eq!(groups(&[[0..9, 0..0], [1..2, 0..0], [8..10, 0..0]]), [[0, 1, 2]]);
+        assert_eq!(groups(&[[0..1, 6..8], [2..3, 0..0], [7..9, 0..0]]), [vec![0, 2], vec![1]]);
+    }
 }

@@ -1,8 +1,8 @@
 //! Attention of single rows over listed key rows: y_r = sum over l in lists[r] of softmax(scale q_r k_l) v_l, head by head
 
-use super::harness::{DRAWS, Rng, distance, floats, t};
+use super::harness::{DRAWS, Rng, device, distance, floats, t};
 use qformer::ops;
-use qformer::tensor::Tensor;
+use qformer::tensor::{Storage, Tensor};
 
 struct Rows {
     heads: usize,
@@ -84,6 +84,11 @@ fn equals_its_definition_and_ignores_the_other_rows() {
             .unwrap();
             assert_eq!(alone.data::<f32>(), &all.data::<f32>()[i * c..(i + 1) * c], "row {i} of draw {n}");
         }
+        let Some(device) = device().filter(|_| n.is_multiple_of(4)) else { continue };
+        let [q, k, v] = [&q, &k, &v].map(|x| x.to(device, Storage::F32).unwrap());
+        let there = ops::attend_rows([&q, &k, &v], &case.lists, case.heads, case.scale).unwrap();
+        assert_eq!(there.shape().sizes(), [rows, c]);
+        assert!(distance(&there.to_f64(), &case.define()) < 70.0 * 25.0 / f64::from(1 << 24), "draw {n}");
     }
 }
 

@@ -1,9 +1,9 @@
 //! The mean over counted rows of -sum target log softmax(x)
 
-use super::harness::{Case, Input, Rng, distance, gradient_of, prove, t};
+use super::harness::{Case, Input, Rng, device, distance, gradient_of, prove, t};
 use qformer::device::Real;
 use qformer::ops::Targets;
-use qformer::tensor::Tensor;
+use qformer::tensor::{Storage, Tensor};
 use qformer::{Result, ops};
 
 #[derive(Debug)]
@@ -160,6 +160,23 @@ fn large_logits_are_stable_and_nan_propagates() {
     assert!((loss(&[1000.0, 1000.0, -1000.0]) - 2f64.ln()).abs() < 1e-12);
     assert!((loss(&[-1000.0, -1000.0, -1000.0]) - 3f64.ln()).abs() < 1e-12);
     assert!(loss(&[0.0, f64::NAN, 0.0]).is_nan());
+}
+
+/// The first of equals is the answer; a row without a class counts as wrong.
+#[test]
+fn right_answers_are_the_first_largest() {
+    let x = Tensor::new(vec![0f32, 2., 1., 1., 2., 3., 5., 0., 5., 7., 7., 7.], &[4, 3]).unwrap();
+    let share = |x: &Tensor, classes: [u32; 4], counted: usize| {
+        let classes: Vec<_> = (0..4).map(|i| (i < counted).then(|| classes[i])).collect();
+        ops::right(x, &classes).unwrap().share().unwrap()
+    };
+    let places = std::iter::once(&qformer::tensor::Device::Cpu).chain(device());
+    for x in places.map(|place| x.to(place, Storage::F32).unwrap()) {
+        assert_eq!(share(&x, [1, 2, 0, 0], 4), 1.0);
+        assert_eq!(share(&x, [1, 2, 2, 1], 4), 0.5);
+        assert_eq!(share(&x, [1, 0, 1, 2], 4), 0.25);
+        assert_eq!(share(&x, [1, 2, 0, 0], 3), 0.75);
+    }
 }
 
 #[test]

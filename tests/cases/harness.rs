@@ -174,11 +174,15 @@ fn on_gpu<C: Case>(case: &C, inputs: &[Input], setting: &Setting, at: (&Device, 
     let values: Vec<Vec<f64>> = inputs.iter().map(|i| i.values.clone()).collect();
     let (_, truth) = case.define::<f64>(&values);
     let upstream = [0, 1].map(|_| rounded(&rng.values(truth.len()), storage));
+    let tracked = tracked(inputs.len(), rng);
     let exact = gradients(case, setting, DType::F64, &inputs, &vec![true; inputs.len()], &upstream);
     let run = || {
         let (tape, mut grads) = (Tape::new(), Gradients::new());
         let tensor = |(key, input): (usize, &Input)| {
             let t = setting.tensor(DType::F32, &input.values, &input.shape).to(at.0, stored(key)).unwrap();
+            if !tracked[key] {
+                return t;
+            }
             if !setting.interior {
                 return tape.leaf(&t, key);
             }
@@ -190,9 +194,11 @@ fn on_gpu<C: Case>(case: &C, inputs: &[Input], setting: &Setting, at: (&Device, 
             .map(|(y, w)| (y, Tensor::of(DType::F32, w, y.shape().sizes()).unwrap().like(y).unwrap()))
             .collect();
         tape.backward_from(&seeds, &mut grads).unwrap_or_else(|e| panic!("{}: {e}", setting.about));
-        let grads: Vec<Vec<f64>> = (inputs.iter().enumerate())
-            .map(|(i, x)| Tensor::of_buffer(grads.get(i).unwrap().clone(), &x.shape).unwrap().to_f64())
-            .collect();
+        let grad = |(i, x): (usize, &Input)| {
+            assert_eq!(grads.get(i).is_some(), tracked[i], "{}: gradient of input {i}", setting.about);
+            grads.get(i).map_or_else(Vec::new, |g| Tensor::of_buffer(g.clone(), &x.shape).unwrap().to_f64())
+        };
+        let grads: Vec<Vec<f64>> = inputs.iter().enumerate().map(grad).collect();
         (y[0].to_f64(), grads)
     };
     let ((y, grads), again) = (run(), run());
@@ -207,7 +213,7 @@ fn on_gpu<C: Case>(case: &C, inputs: &[Input], setting: &Setting, at: (&Device, 
     let far = distance(&y, &truth);
     assert!(far <= bound, "{}: off by {far:e}, more than {bound:e}", setting.about);
     let w: Vec<f64> = upstream[0].iter().zip(&upstream[1]).map(|(a, b)| a + b).collect();
-    for (i, g) in grads.iter().enumerate() {
+    for (i, g) in grads.iter().enumerate().filter(|(i, _)| tracked[*i]) {
         let truth = exact.get(i).unwrap().slice::<f64>();
         let small = if storage == Storage::F32 { 2e-5 } else { 16.0 * unit };
         let (far, bound) = (distance(g, truth), small * (largest(truth) + largest(&w)));
@@ -328,11 +334,17 @@ fn gradients<C: Case>(
     grads
 }
 
-fn backward<C: Case>(case: &C, inputs: &[Input], setting: &Setting, rng: &mut Rng) {
-    let mut tracked = vec![true; inputs.len()];
-    if inputs.len() > 1 && rng.one_in(3) {
-        tracked[rng.below(inputs.len())] = false;
+/// All of `n` inputs, or now and then all but one.
+fn tracked(n: usize, rng: &mut Rng) -> Vec<bool> {
+    let mut tracked = vec![true; n];
+    if n > 1 && rng.one_in(3) {
+        tracked[rng.below(n)] = false;
     }
+    tracked
+}
+
+fn backward<C: Case>(case: &C, inputs: &[Input], setting: &Setting, rng: &mut Rng) {
+    let tracked = tracked(inputs.len(), rng);
     let n = case.define::<f64>(&inputs.iter().map(|i| i.values.clone()).collect::<Vec<_>>()).1.len();
     let upstream = [rng.values(n), rng.values(n)];
     let run = |dtype| gradients(case, setting, dtype, inputs, &tracked, &upstream);

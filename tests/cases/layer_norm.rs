@@ -1,8 +1,9 @@
 //! y = (x - mean) / sqrt(var + eps) weight + bias, row by row; var is the mean of squares (not of n - 1)
 
-use super::harness::{Case, Input, Rng, distance, floats, gradient_of, prove, t};
+use super::dropout;
+use super::harness::{Case, Input, Rng, device, distance, doubles, floats, gradient_of, prove, prove_one, t};
 use qformer::device::Real;
-use qformer::tensor::Tensor;
+use qformer::tensor::{Dropout, Storage, Tensor};
 use qformer::{Result, ops};
 
 #[derive(Debug)]
@@ -74,6 +75,79 @@ fn normalized_rows_equal_their_definition() {
         let y = ops::normalize_rows(&t(&x, &[r, c]), eps).unwrap();
         assert_eq!(y.shape().sizes(), [r, c]);
         assert!(distance(&y.to_f64(), &want) < 1e-12, "{r} x {c}");
+    }
+}
+
+/// LayerNorm(residual + x m): the end of a sublayer, one kernel where there are any. The residual is stored as x is, or
+/// in f32.
+#[derive(Debug)]
+struct Sublayer {
+    norm: Norm,
+    x: Vec<f64>,
+    drop: Option<Dropout>,
+    wide: bool,
+}
+
+impl Sublayer {
+    fn sum<T: Real>(&self, x: &[T], residual: &[T]) -> Vec<T> {
+        let factor = |i: usize| self.drop.map_or(1.0, |d| dropout::factor(d, i as u64));
+        x.iter().zip(residual).enumerate().map(|(i, (x, r))| *r + *x * T::of(factor(i))).collect()
+    }
+}
+
+impl Case for Sublayer {
+    fn inputs(&self) -> Vec<Input> {
+        let mut all = self.norm.inputs();
+        all.insert(0, Input::new(&[self.norm.r, self.norm.c], self.x.clone()));
+        all
+    }
+
+    fn dense(&self) -> Vec<bool> {
+        vec![true, !self.wide, false, false]
+    }
+
+    fn run(&self, x: &[Tensor]) -> Result<Tensor> {
+        if x[0].array().is_none() {
+            let sum = ops::add(&ops::dropout(&x[0], self.drop)?, &x[1])?;
+            return ops::layer_norm(&sum, &x[2], &x[3], self.norm.eps);
+        }
+        let (y, z) = ops::residual_norm(&x[0], &x[1], &x[2], &x[3], self.norm.eps, self.drop)?;
+        let [a, b] = [&x[0], &x[1]].map(|x| floats::<f32>(&x.to_f64()));
+        let unit = if x[1].array().unwrap().storage() == Storage::F32 { 1e-6 } else { 1e-2 };
+        assert!(distance(&z.to_f64(), &doubles(&self.sum(&a, &b))) <= unit * 20.0 && !z.tracked());
+        Ok(y)
+    }
+
+    fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>) {
+        self.norm.define(&[self.sum(&x[0], &x[1]), x[2].clone(), x[3].clone()])
+    }
+}
+
+#[test]
+fn the_end_of_a_sublayer_equals_its_definition_and_differences() {
+    for n in 0..32 {
+        let mut rng = Rng::new(1000 + n);
+        let norm = draw(&mut rng);
+        // Small beside what the rows are spread by.
+        let x = rng.values(norm.r * norm.c).iter().map(|x| 0.1 * x).collect();
+        let drop = rng.one_in(2).then(|| dropout::random(&mut rng));
+        prove_one(&Sublayer { norm, x, drop, wide: n % 2 == 0 }, 4 * n, &mut rng);
+    }
+}
+
+#[test]
+fn rows_without_an_affine_part_are_normalised_on_a_gpu() {
+    let Some(device) = device() else { return };
+    for n in 0..16 {
+        let Norm { r, c, x, eps, .. } = draw(&mut Rng::new(n));
+        let there = Tensor::new(floats::<f32>(&x), &[r, c]).unwrap().to(device, Storage::F32).unwrap();
+        let want: Vec<f64> = there.to_f64().chunks(c).flat_map(|row| normalized(row, eps)).collect();
+        for (storage, unit) in [(Storage::F32, 2f64.powi(-24)), (Storage::BF16, 2f64.powi(-8))] {
+            let y = ops::normalize_rows_as(&there, eps, Some(storage)).unwrap();
+            assert_eq!((y.shape().sizes(), y.array().unwrap().storage()), (&[r, c][..], storage));
+            // Sums of up to 48 terms of up to 7, over a deviation that is rarely small.
+            assert!(distance(&y.to_f64(), &want) < 2e3 * unit.min(1e-5) + 8.0 * unit, "{r} x {c}");
+        }
     }
 }
 

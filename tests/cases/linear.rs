@@ -1,8 +1,8 @@
 //! y = x weight^T + bias
 
-use super::harness::{Case, DRAWS, Input, Rng, distance, floats, gradient_of, prove, t};
+use super::harness::{Case, DRAWS, Input, Rng, device, distance, floats, gradient_of, prove, t};
 use qformer::device::Real;
-use qformer::tensor::Tensor;
+use qformer::tensor::{Storage, Tensor};
 use qformer::{Result, ops};
 
 #[derive(Debug)]
@@ -106,6 +106,33 @@ fn the_exact_product_equals_its_definition_and_ignores_the_other_rows() {
         for i in 0..r {
             let alone = ops::linear_exact(&x.slice_rows(i..i + 1).unwrap(), &w, b.as_ref()).unwrap();
             assert_eq!(alone.data::<f32>(), &all.data::<f32>()[i * n..(i + 1) * n], "row {i} of {r}");
+        }
+    }
+}
+
+/// Whole products of 32 rows, and what is left of them.
+#[test]
+fn the_exact_product_on_a_gpu_ignores_the_other_rows() {
+    let Some(device) = device() else { return };
+    for (r, bias) in [(0, true), (1, false), (31, true), (32, false), (33, true), (70, true)] {
+        let mut rng = Rng::new(r as u32);
+        let (n, k) = (5, 7);
+        let [x, weight, b] = [r * k, n * k, n].map(|n| rng.values(n));
+        let case = Linear { lead: vec![r], n, k, x, weight, bias: bias.then_some(b) };
+        let there = |x: &[f64], shape: &[usize]| {
+            Tensor::new(floats::<f32>(x), shape).unwrap().to(device, Storage::F32).unwrap()
+        };
+        let (x, w) = (there(&case.x, &[r, k]), there(&case.weight, &[n, k]));
+        let b = case.bias.as_ref().map(|b| there(b, &[n]));
+        let all = ops::linear_exact(&x, &w, b.as_ref()).unwrap();
+        let values: Vec<Vec<f64>> = case.inputs().into_iter().map(|i| i.values).collect();
+        let (shape, want) = case.define::<f64>(&values);
+        assert_eq!(all.shape().sizes(), shape);
+        // Eight terms of at most 10.
+        assert!(distance(&all.to_f64(), &want) < 8.0 * 8.0 * 10.0 * 2f64.powi(-24), "{case:?}");
+        for i in 0..r {
+            let alone = ops::linear_exact(&x.slice_rows(i..i + 1).unwrap(), &w, b.as_ref()).unwrap();
+            assert_eq!(alone.to_f32(), all.to_f32()[i * n..(i + 1) * n], "row {i} of {r}");
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::tiny::{self, error};
 use qformer::model::{Batch, Config, GenerateOptions, Model, Negatives, Profile, Sampling, retrieval_scores};
-use qformer::nn::{Params, Pass};
-use qformer::tensor::{DType, Tensor};
+use qformer::nn::{Params, Pass, Precision};
+use qformer::tensor::{DType, Device, Tensor};
 
 fn t(sizes: &[usize]) -> Tensor {
     Tensor::zeros(DType::F64, sizes)
@@ -24,6 +24,8 @@ fn configurations() {
         format!("model configuration: {key}: expected {want}, got {got}; correct it in config.json")
     };
     assert_eq!(said(|_| {}), "no error");
+    assert_eq!(said(|c| (c.patch_size, c.max_txt_len, c.vocab) = (8, 9, 6)), "no error");
+    assert_eq!(said(|c| c.max_pos = 1 << 14), "no error");
     assert_eq!(said(|c| c.image_size = 0), wrong("image_size", "1 to 4096", 0));
     assert_eq!(said(|c| c.patch_size = 0), wrong("patch_size", "1 to 1024", 0));
     assert_eq!(said(|c| c.vit_width = 1 << 15), wrong("vit_width", "1 to 16384", 1 << 15));
@@ -45,6 +47,9 @@ fn configurations() {
     assert_eq!(said(|c| c.heads = 3), wrong("heads", "a divisor of hidden 16", 3));
     assert_eq!(said(|c| c.max_txt_len = 10), wrong("max_txt_len", "at most max_pos 9", 10));
     assert_eq!(said(|c| c.vocab = 5), wrong("vocab", "at least 6 (five special tokens and [DEC])", 5));
+    let named = [Config::tiny(), Config::heads(), Config::base(), Config::full()].map(Some);
+    assert_eq!(["tiny", "heads", "base", "full"].map(Config::named), named);
+    assert_eq!(Config::named("huge"), None);
     let json = error(Config::from_json("{\"image_size\": 4}"));
     let start = "model configuration: JSON: expected the sizes of a model, got missing field `patch_size`";
     assert!(json.starts_with(start), "{json}");
@@ -80,6 +85,7 @@ fn batches_of_a_step() {
     let (diagonal, by_id) = (Profile::LavisDiagonal, Profile::LavisImageId);
     let of = |text: &[Vec<u32>]| run(&image, text, None, diagonal, Some(&given));
     assert_eq!(of(&good), "no error");
+    assert_eq!(of(&[vec![2; 9], vec![2, 3]]), "no error");
     assert_eq!(of(&good[..1]), "stage 1: text: expected a caption for each of 2 images, got 1");
     assert_eq!(of(&[vec![2, 3], vec![2]]), "stage 1: caption 1: expected 2 to 9 tokens, got 1");
     assert_eq!(of(&[vec![2; 10], vec![2, 3]]), "stage 1: caption 0: expected 2 to 9 tokens, got 10");
@@ -196,6 +202,15 @@ fn captions() {
         error(model.generate(&params, &images, &options, &[0])),
         "generate: identities: expected one for each of 2 images, got 1"
     );
+    assert_eq!(said(|o| (o.max_length, o.min_length, o.top_p) = (9, 9, 1.0)), "no error");
+    assert_eq!(said(|o| (o.max_length, o.num_return_sequences) = (2, 3)), "no error");
+    assert_eq!(said(|o| (o.do_sample, o.num_beams, o.num_return_sequences) = (true, 1, 20)), "no error");
+    let logits = |captions: &[Vec<u32>]| error(model.caption_logits(&params, &images, captions));
+    let sizes = "generate: captions: expected 2 captions of at most 9 tokens";
+    assert_eq!(logits(&[vec![22, 5]]), format!("{sizes}, got 1 of up to 2"));
+    assert_eq!(logits(&[vec![22], vec![22; 10]]), format!("{sizes}, got 2 of up to 10"));
+    assert_eq!(logits(&[vec![22, 23], vec![22]]), "generate: captions: expected ids below 23, got 23");
+    assert_eq!(logits(&[vec![22; 9], vec![22]]), "no error");
 }
 
 #[test]
@@ -210,4 +225,25 @@ fn parameters() {
         Ok(if spec.name == "itm_head.bias" { single(&spec.shape) } else { t(&spec.shape) })
     }));
     assert_eq!(mixed, "model weights: itm_head.bias: expected f64, got f32");
+    let (_, mut params) = tiny::model(tiny::config(), false, DType::F64);
+    let id = params.find("itm_head.bias").unwrap();
+    assert_eq!(error(params.set(id, &t(&[3]))), "model weights: itm_head.bias: expected [2], got [3]");
+    params.set(id, &t(&[2])).unwrap();
+    assert_eq!(params.get(id).to_f64(), [0.0; 2]);
+    let plan = Device::open("plan").unwrap();
+    let double = error(params.to(&plan, Precision::F32));
+    assert_eq!(double, "model weights: dtype: expected f32 for a GPU, got f64");
+    let named = ["f32", "f16", "bf16"].map(|name| Precision::named(name).unwrap());
+    assert_eq!(named, [Precision::F32, Precision::F16, Precision::BF16]);
+    assert_eq!(named.map(Precision::name), ["f32", "f16", "bf16"]);
+    let unknown = "precision: name: expected f32, f16 or bf16, got f8";
+    assert_eq!(error(Precision::named("f8")), unknown);
+    assert_eq!(error(Precision::on(&plan, Some("f8"))), unknown);
+    assert_eq!(
+        [None, Some("f16")].map(|n| Precision::on(&plan, n).unwrap()),
+        [Precision::BF16, Precision::F16]
+    );
+    assert_eq!([None, Some("f32")].map(|n| Precision::on(&Device::Cpu, n).unwrap()), [Precision::F32; 2]);
+    let cpu = error(Precision::on(&Device::Cpu, Some("f16")));
+    assert!(cpu.starts_with("precision: dtype: expected f32 on the CPU, got f16; "), "{cpu}");
 }

@@ -7,7 +7,8 @@
 use super::options;
 use qformer::model::{CLS, Config, Model, SEP};
 use qformer::nn::{Params, Precision};
-use qformer::tensor::{DType, Device, Storage, Tensor};
+use qformer::ops::{self, Heads, Segment, Segments};
+use qformer::tensor::{DType, Device, Gpu, Gradients, Storage, Tape, Tensor};
 use qformer::train::trainer::{Contrast, Micro, Trainer};
 use serde_json::Value;
 use std::path::Path;
@@ -135,4 +136,141 @@ fn a_token_is_few_launches_and_no_copies() {
         assert_eq!((many.copies, few.copies), (2 * layers, 2 * layers), "caches that are made");
         assert!(many.downloaded < 9 * 3 * 4 * 16 && vocab > 16, "{} bytes down", many.downloaded);
     }
+}
+
+fn plan() -> (Device, Gpu) {
+    let device = Device::open("plan").unwrap();
+    let Device::Gpu(gpu) = &device else { panic!("a CPU") };
+    let gpu = gpu.clone();
+    (device, gpu)
+}
+
+fn zeros(device: &Device, storage: Storage, sizes: &[usize]) -> Tensor {
+    Tensor::zeros(DType::F32, sizes).to(device, storage).unwrap()
+}
+
+/// Attention of two heads over `k_rows` keys that all query rows see.
+fn attend(q: Heads, k: Heads, v: Heads, heads: usize) -> qformer::Result<Tensor> {
+    let (q_rows, k_rows) = (q.tensor.rows().0, k.tensor.rows().0);
+    let all = Segment { q: 0..q_rows, a: 0..k_rows, b: 0..0, causal: false };
+    ops::attention([q, k, v], &Segments::new(vec![all], q_rows, k_rows)?, heads, 1.0, None)
+}
+
+/// Where q, k and v are the columns of one matrix, side by side, their gradients are written into one matrix: by the two
+/// kernels of the backward, with nothing to zero or to add. Anything else gets room of its own.
+#[test]
+fn the_gradient_of_one_matrix_is_one_matrix() {
+    let (device, gpu) = plan();
+    let c = 16;
+    // Which of three tensors q, k and v are in, and what q is of its tensor.
+    let work = |place: [usize; 3], columns: [usize; 3], width: usize, first: fn(&Tensor) -> Tensor| {
+        let tape = Tape::new();
+        let all = [0, 1, 2].map(|key| tape.leaf(&zeros(&device, Storage::F32, &[4, width]), key));
+        let q = first(&all[place[0]]);
+        let tensors = [&q, &all[place[1]], &all[place[2]]];
+        let [q, k, v] = [0, 1, 2].map(|i| Heads { tensor: tensors[i], column: columns[i] });
+        let out = attend(q, k, v, 2).unwrap();
+        let seed = zeros(&device, Storage::F32, out.shape().sizes());
+        gpu.take_counts();
+        tape.backward_from(&[(&out, seed)], &mut Gradients::new()).unwrap();
+        let counts = gpu.take_counts();
+        (counts.launched(), counts.copies)
+    };
+    let side_by_side = [0, c, 2 * c];
+    // The one copy is the seed.
+    assert_eq!(work([0; 3], side_by_side, 3 * c, Tensor::clone), (2, 1));
+    let rows = |x: &Tensor| x.slice_rows(0..2).unwrap();
+    let narrow = |x: &Tensor| x.reshape(&[8, 24]).unwrap();
+    for (place, columns, first) in [
+        ([0; 3], [c, 0, 2 * c], Tensor::clone as fn(&Tensor) -> Tensor),
+        ([0, 1, 2], side_by_side, Tensor::clone),
+        ([0, 0, 1], side_by_side, Tensor::clone),
+        ([0, 1, 1], side_by_side, Tensor::clone),
+        ([0; 3], side_by_side, rows),
+        ([0; 3], side_by_side, narrow),
+    ] {
+        assert!(work(place, columns, 3 * c, first).1 >= 4, "{place:?} {columns:?}");
+    }
+    // Heads that fill their tensors need no zeros.
+    assert_eq!(work([0, 1, 2], [0; 3], c, Tensor::clone), (2, 1));
+}
+
+/// Kernels in 16 bits are made for a few head sizes; what is not made of pieces of 16 bytes is computed in f32.
+#[test]
+fn a_head_has_the_kernel_of_its_size() {
+    let (device, gpu) = plan();
+    let kernel = |storage: Storage, heads: usize, d: usize, lead: usize| {
+        let x = zeros(&device, storage, &[4, lead + heads * d]);
+        let h = Heads { tensor: &x, column: lead };
+        gpu.take_counts();
+        let y = super::tiny::error(attend(h, h, h, heads));
+        let names = gpu.take_counts().launches.into_keys();
+        let mut names = names.filter_map(|n| n.strip_prefix("attention_fwd_").map(str::to_string));
+        names.next().unwrap_or(y)
+    };
+    let sizes = [8, 32, 40, 64, 72, 88, 96, 128];
+    let want = ["d32", "d32", "d128", "d64", "d128", "d88", "d128", "d128"].map(|d| format!("bf16_{d}"));
+    assert_eq!(sizes.map(|d| kernel(Storage::BF16, 2, d, 0)), want);
+    assert_eq!(kernel(Storage::F16, 1, 64, 8), "f16_d64");
+    assert_eq!(kernel(Storage::F16, 1, 64, 4), "f32");
+    assert_eq!(kernel(Storage::F16, 2, 12, 0), "f32");
+    assert_eq!(kernel(Storage::F32, 2, 64, 0), "f32");
+    let large = "attention: head size: expected at most 128 on a GPU, got 129";
+    assert_eq!(kernel(Storage::F32, 1, 129, 0), large);
+}
+
+/// Operands that belong together are stored alike; what is always in f32 is.
+#[test]
+fn operands_stored_differently_are_refused() {
+    let (device, gpu) = plan();
+    let error = super::tiny::error::<Tensor>;
+    let [single, half] = [Storage::F32, Storage::F16];
+    let of = |storage: Storage, sizes: &[usize]| zeros(&device, storage, sizes);
+    let (x, w, b) = (of(half, &[4, 8]), of(half, &[5, 8]), of(half, &[5]));
+    let stored = |what: &str, want: &str, got: &str| format!("{what}: expected stored as {want}, got {got}");
+    for linear in [ops::linear, ops::linear_exact] {
+        assert_eq!(error(linear(&x, &w, Some(&b))), "no error");
+        assert_eq!(error(linear(&x, &of(single, &[5, 8]), None)), stored("linear: weight", "f16", "f32"));
+        assert_eq!(error(linear(&x, &w, Some(&of(single, &[5])))), stored("linear: bias", "f16", "f32"));
+    }
+    let column = |tensor| Heads { tensor, column: 0 };
+    let y = of(single, &[4, 8]);
+    assert_eq!(error(attend(column(&x), column(&y), column(&x), 1)), stored("attention: k", "f16", "f32"));
+    assert_eq!(error(attend(column(&x), column(&x), column(&y), 1)), stored("attention: v", "f16", "f32"));
+    assert_eq!(error(ops::max_similarity(&x, &y, 2)), stored("max_similarity: b", "f16", "f32"));
+    assert_eq!(error(ops::divide(&x, &of(half, &[]))), stored("divide: divisor", "f32", "f16"));
+    let fused = |stored: [Storage; 4]| {
+        let [g, b] = [0, 1].map(|i| of(stored[i], &[8]));
+        error(ops::norm_linear(&x, &g, &b, &of(stored[2], &[5, 8]), &of(stored[3], &[5])))
+    };
+    assert_eq!(fused([single; 4]), "no error");
+    for (i, name) in ["gamma", "beta", "weight", "bias"].into_iter().enumerate() {
+        let mut storages = [single; 4];
+        storages[i] = half;
+        assert_eq!(fused(storages), stored(&format!("norm_linear: {name}"), "f32", "f16"));
+    }
+    let patches = |channels: usize, storages: [Storage; 4]| {
+        let image = of(storages[0], &[1, channels, 6, 6]);
+        let (weight, b) = (of(half, &[5, channels, 3, 3]), of(storages[1], &[5]));
+        let (cls, pos) = (of(storages[2], &[1, 1, 5]), of(storages[3], &[1, 5, 5]));
+        error(ops::patch_embed(&image, &weight, &b, &cls, &pos))
+    };
+    assert_eq!(patches(3, [single; 4]), "no error");
+    let channels = "patch_embed: image: expected 3 channels on a GPU, got 4";
+    assert_eq!(patches(4, [single; 4]), channels);
+    for (i, name) in ["image", "bias", "cls_token", "pos_embed"].into_iter().enumerate() {
+        let mut storages = [single; 4];
+        storages[i] = half;
+        assert_eq!(patches(3, storages), stored(&format!("patch_embed: {name}"), "f32", "f16"));
+    }
+    let planes = |bytes: usize, storage: Storage, size: usize| {
+        error(ops::pixel_planes(&gpu.array("pictures", storage, bytes).unwrap(), size, [0.0; 3], [1.0; 3]))
+    };
+    let want = |size: usize, got: &str| {
+        format!("pixel_planes: bytes: expected pictures of {size} x {size} x 3 bytes, got Array({got})")
+    };
+    assert_eq!(planes(54, Storage::U8, 3), "no error");
+    assert_eq!(planes(55, Storage::U8, 3), want(3, "u8 x 55"));
+    assert_eq!(planes(54, Storage::F32, 3), want(3, "f32 x 54"));
+    assert_eq!(planes(54, Storage::U8, 0), want(0, "u8 x 54"));
 }

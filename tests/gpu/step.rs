@@ -95,6 +95,19 @@ fn steps_are_the_cpus() {
     }
 }
 
+/// A trained image encoder learns what it learns on the CPU.
+#[test]
+fn a_trained_image_encoder_is_the_cpus() {
+    let [a, b] = [Device::Cpu, device()].map(|device| {
+        let (model, params) = super::tiny::model(super::tiny::config(), true, DType::F32);
+        let params = params.to(&device, Precision::F32).unwrap();
+        let mut t = Trainer::new(model, params, super::options(Contrast::MicroBatch)).unwrap();
+        t.step(&[micro(1)]).unwrap()
+    });
+    assert!((a.losses.losses[0] - b.losses.losses[0]).abs() <= 1e-4 * a.losses.losses[0], "{a:?}\n{b:?}");
+    assert!((a.gradient_norm - b.gradient_norm).abs() <= 1e-4 * a.gradient_norm, "{a:?}\n{b:?}");
+}
+
 fn bits(t: &Trainer) -> Vec<u64> {
     values(&t.params).into_iter().flat_map(|(_, v)| v).map(f64::to_bits).collect()
 }
