@@ -233,10 +233,11 @@ fn parameters() {
     let plan = Device::open("plan").unwrap();
     let double = error(params.to(&plan, Precision::F32));
     assert_eq!(double, "model weights: dtype: expected f32 for a GPU, got f64");
-    let named = ["f32", "f16", "bf16"].map(|name| Precision::named(name).unwrap());
-    assert_eq!(named, [Precision::F32, Precision::F16, Precision::BF16]);
-    assert_eq!(named.map(Precision::name), ["f32", "f16", "bf16"]);
-    let unknown = "precision: name: expected f32, f16 or bf16, got f8";
+    let names = ["f32", "f16", "bf16", "bf16-vit"];
+    let named = names.map(|name| Precision::named(name).unwrap());
+    assert_eq!(named, [Precision::F32, Precision::F16, Precision::BF16, Precision::BF16_VIT]);
+    assert_eq!(named.map(Precision::name), names);
+    let unknown = "precision: name: expected f32, f16, bf16 or bf16-vit, got f8";
     assert_eq!(error(Precision::named("f8")), unknown);
     assert_eq!(error(Precision::on(&plan, Some("f8"))), unknown);
     assert_eq!(
