@@ -113,6 +113,22 @@ DEV void store_strip(T *y, size_t stride, int rows, int D, const float (&acc)[DP
     }
 }
 
+// The ends of a strip's rows, of whose keys e^(S - base) add up to `sum` over the lanes of a row: by = 1 / sum times what
+// dropout scales by, and log sum e^S (base in log2 units). Zeros where no key is seen.
+DEV void finish_rows(float (&by)[2], float (&sum)[2], const float (&base)[2], bool sees, const Dropout &drop, float *lse,
+                     const int4 &strip, int head, int heads) {
+    const int lane = int(threadIdx.x) & 31;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
+        sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 2);
+        const int r = lane / 4 + half * 8;
+        by[half] = sees ? (drop.threshold ? drop.scale : 1.f) / sum[half] : 0.f;
+        if ((lane & 3) == 0 && r < strip.y)
+            lse[size_t(strip.x + r) * size_t(heads) + size_t(head)] = sees ? (base[half] + log2f(sum[half])) * dev::LN_2 : 0.f;
+    }
+}
+
 // ---- dropout: bit 4n+e says whether this lane's score [n][e] is kept -------------------------------------------
 // A counter holds four neighbouring positions. A warp computes each counter once and hands out the bits.
 DEV uint32_t four_kept(const Dropout &d, uint64_t element) {

@@ -104,15 +104,7 @@ DEV void forward(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &all_
         }
     }
     float by[2];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
-        sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 2);
-        const int r = lane / 4 + half * 8;
-        by[half] = most > 0 ? (drop.threshold ? drop.scale : 1.f) / sum[half] : 0.f;
-        if ((lane & 3) == 0 && r < rows)
-            lse[size_t(q_row + r) * size_t(heads) + size_t(head)] = most > 0 ? (m[half] + log2f(sum[half])) * dev::LN_2 : 0.f;
-    }
+    finish_rows(by, sum, m, most > 0, drop, lse, strip, head, heads);
     const size_t width = size_t(heads) * size_t(D);
     store_strip<DP>(y + size_t(q_row) * width + size_t(column), width, rows, D, acc, by);
 }

@@ -233,15 +233,7 @@ DEV void forward(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &all_
             dev::wg_commit();
         }
         float by[2];
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
-            sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 2);
-            const int r = lane / 4 + half * 8;
-            by[half] = set.w > 0 ? (drop.threshold ? drop.scale : 1.f) / sum[half] : 0.f;
-            if ((lane & 3) == 0 && r < strip.y)
-                lse[size_t(strip.x + r) * size_t(heads) + size_t(head)] = set.w > 0 ? (base[half] + log2f(sum[half])) * dev::LN_2 : 0.f;
-        }
+        finish_rows(by, sum, base, set.w > 0, drop, lse, strip, head, heads);
         dev::wg_end(acc);
         store_rows<D>(y + size_t(strip.x) * width + size_t(column), width, strip.y, acc, by);
         strip = next;

@@ -253,22 +253,6 @@ DEV float block_sum(float v, float *sums_s) {
     for (int i = 0; i < int(blockDim.x) / 32; i++) sum += sums_s[i];
     return sum;
 }
-// The same for two sums at once; sums_s: 64 floats.
-DEV void block_sum2(float &a, float &b, float *sums_s) {
-    a = warp_sum(a);
-    b = warp_sum(b);
-    __syncthreads();
-    if ((threadIdx.x & 31) == 0) {
-        sums_s[threadIdx.x / 32] = a;
-        sums_s[32 + threadIdx.x / 32] = b;
-    }
-    __syncthreads();
-    a = b = 0.f;
-    for (int i = 0; i < int(blockDim.x) / 32; i++) {
-        a += sums_s[i];
-        b += sums_s[32 + i];
-    }
-}
 DEV float block_max(float v, float *maxima_s) {
     v = warp_max(v);
     __syncthreads();

@@ -180,14 +180,17 @@ impl Qformer {
 
     /// The same for a loss: on a GPU with columns behind the vocabulary's that hold nothing.
     pub fn padded_logits(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let x = self.transform_norm.forward(pass, &ops::gelu(&self.transform.forward(pass, x)?)?)?;
-        pass.linear_padded(&x, self.word, self.head_bias)
+        pass.linear_padded(&self.transformed(pass, x)?, self.word, self.head_bias)
     }
 
     /// Logits over the vocabulary; the decoder shares the word embeddings.     x [R,C] -> [R,V]
     pub fn logits(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        let x = self.transform_norm.forward(pass, &pass.linear_gelu(x, &self.transform)?)?;
-        pass.linear(&x, self.word, self.head_bias)
+        pass.linear(&self.transformed(pass, x)?, self.word, self.head_bias)
+    }
+
+    /// What the vocabulary's rows are compared with.
+    fn transformed(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
+        self.transform_norm.forward(pass, &pass.linear_gelu(x, &self.transform)?)
     }
 }
 

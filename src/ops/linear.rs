@@ -36,7 +36,7 @@ fn dense(
             let dy = super::gradient(OP, dy)?;
             backward_on_gpu(&dy, [&x2, &w2], (r, n, k), width, grads)?;
             if has_bias && grads.wants(2) {
-                super::column_sum_into(OP, grads, 2, &dy, (r, n))?;
+                super::column_sum_into(OP, grads, 2, &dy, (r, n), 0)?;
             }
             Ok(())
         });
@@ -100,17 +100,7 @@ fn backward_on_gpu(
         let (a, b, c) = (Operand::rows(dy, width), Operand::rows(w, k), Operand::rows(dx, k));
         gpu.product(&Product { sizes: (r, k, n), a, b, c, bias: None, add: !fresh })
     })?;
-    if grads.wants(1) {
-        let (a, b) = (Operand::rows(dy, width).transposed(), Operand::rows(x, k));
-        grads.accumulate_array(1, |dw, fresh| {
-            if r == 0 && fresh {
-                return dw.zero();
-            }
-            let c = Operand::rows(dw, k);
-            gpu.product(&Product { sizes: (n, k, r), a, b, c, bias: None, add: !fresh })
-        })?;
-    }
-    Ok(())
+    super::weight_gradient(grads, 1, Operand::rows(dy, width), x, (r, n, k))
 }
 
 fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {

@@ -24,12 +24,6 @@ fn follows(a: &Array, len: usize, b: &Array) -> bool {
     a.pointer().wrapping_byte_add(len * a.storage().bytes()) == b.pointer()
 }
 
-/// Columns of a matrix whose rows are `width` elements.
-fn columns(array: &Array, width: usize, column: usize) -> Operand {
-    let at = array.pointer().wrapping_byte_add(column * array.storage().bytes());
-    Operand { at, ..Operand::rows(array, width) }
-}
-
 /// A layer is its weight and its bias; all weights have the same shape.
 pub fn linear_beside(x: &Tensor, layers: [[&Tensor; 2]; 3]) -> Result<Tensor> {
     let [[w0, b0], [w1, b1], [w2, b2]] = layers;
@@ -64,7 +58,7 @@ pub fn linear_beside(x: &Tensor, layers: [[&Tensor; 2]; 3]) -> Result<Tensor> {
             sizes: (r, run.width, k),
             a: Operand::rows(&x2, k),
             b: Operand::rows(&run.weight, k).transposed(),
-            c: columns(&y, 3 * n, run.column),
+            c: Operand::columns(&y, 3 * n, run.column),
             bias: Some(run.bias.pointer()),
             add: false,
         })?;
@@ -85,22 +79,16 @@ fn backward(
     let gpu = dy.gpu();
     grads.accumulate_array(0, |dx, fresh| {
         for (i, run) in runs.iter().enumerate() {
-            let (a, b) = (columns(dy, 3 * n, run.column), Operand::rows(&run.weight, k));
+            let (a, b) = (Operand::columns(dy, 3 * n, run.column), Operand::rows(&run.weight, k));
             let (c, add) = (Operand::rows(dx, k), !fresh || i > 0);
             gpu.product(&Product { sizes: (r, k, run.width), a, b, c, bias: None, add })?;
         }
         Ok(())
     })?;
     for i in 0..3 {
-        grads.accumulate_array(1 + 2 * i, |dw, fresh| {
-            if r == 0 && fresh {
-                return dw.zero();
-            }
-            let (a, b) = (columns(dy, 3 * n, i * n).transposed(), Operand::rows(x, k));
-            let (c, add) = (Operand::rows(dw, k), !fresh);
-            gpu.product(&Product { sizes: (n, k, r), a, b, c, bias: None, add })
-        })?;
-        super::columns_sum_into(OP, grads, 2 + 2 * i, dy, (r, n), i * n)?;
+        let part = Operand::columns(dy, 3 * n, i * n);
+        super::weight_gradient(grads, 1 + 2 * i, part, x, (r, n, k))?;
+        super::column_sum_into(OP, grads, 2 + 2 * i, dy, (r, n), i * n)?;
     }
     Ok(())
 }

@@ -50,6 +50,7 @@ pub use scale::{divide, scale};
 pub use segments::{Segment, Segments};
 pub use top_k::top_k;
 
+use crate::device::gpu::{Operand, Product};
 use crate::device::launch::Arg;
 use crate::tensor::{Array, Dropout, Grads, Storage, Tensor, record_tensor};
 use crate::{Error, Result};
@@ -169,19 +170,8 @@ fn column_sum(op: &'static str, x: &Array, r: usize, c: usize) -> Result<Array> 
     Ok(sums)
 }
 
-/// The same into the gradient of input i.
+/// The same of C columns, from one on, into the gradient of input i.
 fn column_sum_into(
-    op: &'static str,
-    grads: &mut Grads,
-    i: usize,
-    x: &Array,
-    (r, c): (usize, usize),
-) -> Result<()> {
-    columns_sum_into(op, grads, i, x, (r, c), 0)
-}
-
-/// The same of C columns from one on.
-fn columns_sum_into(
     op: &'static str,
     grads: &mut Grads,
     i: usize,
@@ -198,6 +188,23 @@ fn columns_sum_into(
     let sums = x.gpu().array(op, Storage::F32, c)?;
     sum_columns(op, x, (r, c), from, &sums, false)?;
     grads.add_array(i, sums)
+}
+
+/// A dense layer's dweight [N,K] = dy^T x, on a GPU, into the gradient of input i.
+fn weight_gradient(
+    grads: &mut Grads,
+    i: usize,
+    dy: Operand,
+    x: &Array,
+    (r, n, k): (usize, usize, usize),
+) -> Result<()> {
+    grads.accumulate_array(i, |dw, fresh| {
+        if r == 0 && fresh {
+            return dw.zero();
+        }
+        let (a, b, c) = (dy.transposed(), Operand::rows(x, k), Operand::rows(dw, k));
+        x.gpu().product(&Product { sizes: (n, k, r), a, b, c, bias: None, add: !fresh })
+    })
 }
 
 /// Rows sorted by their target, as `kernels/sorted_rows.cuh` wants them; rows with `skip` as their target left out.

@@ -147,7 +147,7 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
         })?;
         let n = (g + 1) * w;
         let per_place = super::column_sum(OP, &dy, b, n)?;
-        super::column_sum_into(OP, grads, 1, &per_place.part(w..n)?, (g, w))?;
+        super::column_sum_into(OP, grads, 1, &per_place.part(w..n)?, (g, w), 0)?;
         grads.add_array(2, per_place.part(0..w)?)?;
         grads.add_array(3, per_place)
     })

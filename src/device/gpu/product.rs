@@ -18,6 +18,12 @@ impl Operand {
         Operand { at: array.pointer(), storage: array.storage(), row: width, transposed: false }
     }
 
+    /// Columns of rows of `width` elements, from one on.
+    pub fn columns(array: &Array, width: usize, from: usize) -> Operand {
+        let at = array.pointer().wrapping_byte_add(from * array.storage().bytes());
+        Operand { at, ..Operand::rows(array, width) }
+    }
+
     #[must_use]
     pub fn transposed(self) -> Operand {
         Operand { transposed: !self.transposed, ..self }
