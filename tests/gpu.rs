@@ -4,6 +4,8 @@
 #[cfg(feature = "host-kernels")]
 #[path = "gpu/counted.rs"]
 mod counted;
+#[path = "gpu/memory.rs"]
+mod memory;
 #[path = "gpu/plan.rs"]
 mod plan;
 #[cfg(feature = "host-kernels")]

@@ -230,15 +230,18 @@ impl Job {
         rehearsal::Run { config, sizes, length, precision: self.precision, text: self.longest }
     }
 
-    /// Says so if a step will not fit into a GPU's memory.
-    fn warn_of_memory(&self, progress: &Progress) -> Result<()> {
-        let Device::Gpu(gpu) = &self.device else { return Ok(()) };
-        let Some(memory) = gpu.memory() else { return Ok(()) };
+    /// Asks a GPU for the memory of a step of the longest captions, so that none will ask for more; says so if that may not
+    /// fit. What the second queue is to have.
+    fn reserve(&self, progress: &Progress) -> Result<[usize; 2]> {
+        let Device::Gpu(gpu) = &self.device else { return Ok([0; 2]) };
+        let Some(memory) = gpu.memory() else { return Ok([0; 2]) };
         let step = self.steps().rehearse(Some(memory), false)?;
-        if step.peak > memory {
+        let [held, ahead] = step.held;
+        if step.peak > memory || !gpu.reserve(held) {
             progress.warn(format!("warning: this may not fit:\n{step}"));
+            return Ok([0; 2]);
         }
-        Ok(())
+        Ok(ahead)
     }
 
     fn loading(&self, corpus: &Arc<Corpus>, train: bool) -> Loading {
@@ -255,7 +258,7 @@ impl Job {
     fn train(self, out: &Path, resume: bool, progress: &mut Progress) -> Result<()> {
         self.device.check_computes("train")?;
         let stop = Stop::listen()?;
-        self.warn_of_memory(progress)?;
+        let ahead = self.reserve(progress)?;
         if let (Some(free), None) = (self.plan.available, self.plan.largest_batch) {
             progress.warn(format!(
                 "warning: {} are free; this may not fit:\n{}",
@@ -276,7 +279,10 @@ impl Job {
         let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary, precision);
         let identity = Identity { settings, frozen: state::frozen_hash(&params)? };
         let params = params.to(&device, precision)?;
-        let trainer = Trainer::new(model, params, config.options(length))?;
+        let mut trainer = Trainer::new(model, params, config.options(length))?;
+        if ahead != [0; 2] {
+            trainer.open_ahead(ahead)?;
+        }
         let job = Run { config: &config, length, loading, validation, identity, out, resume };
         let outcome = run::run(&job, trainer, &stop, progress)?;
         let step = outcome.trainer.step;

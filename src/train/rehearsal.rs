@@ -20,6 +20,8 @@ pub struct Rehearsal {
     /// Bytes in use at most in a step, and all there are, if that is known.
     pub peak: u64,
     pub memory: Option<u64>,
+    /// What the pools of both queues then have of the driver (see [`crate::tensor::Gpu::reserve`]).
+    pub held: [[usize; 2]; 2],
     /// The largest batch that fits; None if not even two captions do.
     pub largest_batch: Option<usize>,
     /// Launches of kernels and of products in a step.
@@ -36,38 +38,46 @@ pub struct Run<'a> {
     pub text: usize,
 }
 
+/// What a step takes.
+#[derive(Default)]
+struct Step {
+    peak: u64,
+    held: [[usize; 2]; 2],
+    launches: u64,
+    products: u64,
+}
+
 impl Run<'_> {
     /// Goes through a step. The largest batch is looked for, which takes more of them, if `search`, or if this one is too large.
     pub fn rehearse(&self, memory: Option<u64>, search: bool) -> Result<Rehearsal> {
         let batch = self.config.batch.max(2);
-        let (peak, launches, products) = self.step(batch)?;
+        let Step { peak, held, launches, products } = self.step(batch)?;
         let largest_batch = match memory {
             Some(memory) if search || peak > memory => self.largest_batch((batch, peak), memory)?,
             _ => None,
         };
-        Ok(Rehearsal { batch, peak, memory, largest_batch, launches, products })
+        Ok(Rehearsal { batch, peak, memory, held, largest_batch, launches, products })
     }
 
     /// Memory grows by the same for every caption, but for the sizes in which a pool hands it out.
     fn largest_batch(&self, (batch, peak): (usize, u64), memory: u64) -> Result<Option<usize>> {
-        let smallest = self.step(2)?.0;
+        let smallest = self.step(2)?.peak;
         if smallest > memory {
             return Ok(None);
         }
         let each = peak.saturating_sub(smallest) / (batch as u64 - 1).max(1);
         let more = (memory - smallest) / each.max(smallest / 1000).max(1);
         let mut guess = 2 + usize::try_from(more).unwrap_or(usize::MAX).min(1 << 16);
-        while guess > 2 && self.step(guess)?.0 > memory {
+        while guess > 2 && self.step(guess)?.peak > memory {
             guess -= guess.div_ceil(32);
         }
         Ok(Some(guess))
     }
 
-    /// Peak, launches and products of a step.
-    fn step(&self, batch: usize) -> Result<(u64, u64, u64)> {
+    fn step(&self, batch: usize) -> Result<Step> {
         let Run { config, sizes, length, precision, text } = *self;
         let device = Device::open(ENDLESS)?;
-        let Device::Gpu(gpu) = &device else { return Ok((0, 0, 0)) };
+        let Device::Gpu(gpu) = &device else { return Ok(Step::default()) };
         let (model, specs) = Model::new(sizes.clone(), config.trains_vit())?;
         let params = Params::zeros(specs, &device, precision)?;
         let mut trainer = Trainer::new(model, params, config.options(length))?;
@@ -88,7 +98,9 @@ impl Run<'_> {
         let first = gpu.take_counts();
         trainer.step_ahead(&micros, &next)?;
         let counts = gpu.take_counts();
-        Ok((first.peak.max(counts.peak), counts.launched(), counts.multiplied()))
+        let peak = first.peak.max(counts.peak);
+        let held = [gpu.held(), trainer.held_ahead()];
+        Ok(Step { peak, held, launches: counts.launched(), products: counts.multiplied() })
     }
 }
 

@@ -149,17 +149,27 @@ impl Trainer {
         Ok((step == self.step).then(|| tokens.on(gpu)))
     }
 
-    /// Begins to look at the next step's pictures: on a GPU, where the image encoder is frozen.
-    fn look_ahead(&mut self, next: &[Micro]) -> Result<()> {
-        let (Device::Gpu(gpu), [next]) = (self.params.device(), next) else { return Ok(()) };
-        if self.model.trains_vit() {
-            return Ok(());
-        }
-        if self.ahead.is_none() {
+    /// Opens the second queue, where there is use for it, with as much memory as [`Trainer::held_ahead`] said of a run like
+    /// the coming one. False if there is not as much.
+    pub fn open_ahead(&mut self, held: [usize; 2]) -> Result<bool> {
+        let Device::Gpu(gpu) = self.params.device() else { return Ok(true) };
+        if self.ahead.is_none() && !self.model.trains_vit() {
             let side = gpu.side()?;
             self.ahead = Some(Ahead { params: self.params.on(&side), gpu: side, tokens: None });
         }
-        let Some(ahead) = &mut self.ahead else { return Ok(()) };
+        Ok(self.ahead.as_ref().is_none_or(|ahead| ahead.gpu.reserve(held)))
+    }
+
+    /// What the second queue's pool has of the driver.
+    pub fn held_ahead(&self) -> [usize; 2] {
+        self.ahead.as_ref().map_or([0; 2], |ahead| ahead.gpu.held())
+    }
+
+    /// Begins to look at the next step's pictures: on a GPU, where the image encoder is frozen.
+    fn look_ahead(&mut self, next: &[Micro]) -> Result<()> {
+        let [next] = next else { return Ok(()) };
+        self.open_ahead([0; 2])?;
+        let (Device::Gpu(gpu), Some(ahead)) = (self.params.device(), &mut self.ahead) else { return Ok(()) };
         // Its pictures have been uploaded, and whoever used its pool's memory last is done.
         let image = Pass::inference(&self.params).here(&next.image)?;
         ahead.gpu.after(gpu)?;

@@ -4,12 +4,9 @@
 //!
 //!     qformer bench step --device plan --config full --batch 128 --json > tests/gpu/step-full-128.json
 
-use super::options;
-use qformer::model::{CLS, Config, Model, SEP};
-use qformer::nn::{Params, Precision};
+use qformer::nn::Precision;
 use qformer::ops::{self, Heads, Segment, Segments};
 use qformer::tensor::{DType, Device, Gpu, Gradients, Storage, Tape, Tensor};
-use qformer::train::trainer::{Contrast, Micro, Trainer};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -54,29 +51,6 @@ fn products_are_those_of_the_roofline() {
     let stored: Value = serde_json::from_str(&std::fs::read_to_string(stored).unwrap()).unwrap();
     let per_pair = stored["flops"].as_f64().unwrap() / 128.0 / 1e9;
     assert!((per_pair - (648.3 - 18.7)).abs() < 0.01 * 648.3, "{per_pair} GFLOP a pair");
-}
-
-/// A GPU that is too small: who holds what, and how much of the batch fitted.
-#[test]
-fn too_little_memory_is_one_error() {
-    let device = Device::open("plan:5").unwrap();
-    let config = Config::named("full").unwrap();
-    let (model, specs) = Model::new(config.clone(), false).unwrap();
-    let params = Params::zeros(specs, &device, Precision::BF16).unwrap();
-    let mut t = Trainer::new(model, params, options(Contrast::MicroBatch)).unwrap();
-    let s = config.image_size;
-    let batch = 16;
-    let micro = Micro {
-        image: Tensor::zeros(DType::F32, &[batch, 3, s, s]),
-        text: vec![vec![CLS, 9, 9, 9, SEP]; batch],
-        image_id: None,
-        names: (0..batch).map(|i| i.to_string()).collect(),
-    };
-    let error = t.step(&[micro]).unwrap_err();
-    assert_eq!(error.exit_code(), 6);
-    let text = error.to_string();
-    assert!(text.contains("memory of a plan") && text.contains("the largest holders: weights"), "{text}");
-    assert!(text.contains("batch"), "{text}");
 }
 
 /// A plan has no results to write down.

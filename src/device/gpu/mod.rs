@@ -207,23 +207,45 @@ impl Gpu {
 
     fn block(&self, op: &'static str, bytes: usize) -> Result<pool::Block> {
         let mut pool = lock(&self.0.pool);
-        if let Some(block) = pool.take(op, bytes) {
+        let size = pool.size_for(bytes);
+        if let Some(block) = pool.take(op, size) {
             self.0.driver.fresh(block.at(), block.bytes());
             return Ok(block);
         }
-        let size = pool.size_for(bytes);
-        let mut found = self.0.driver.allocate(size);
-        if found.is_none() {
-            for block in pool.release() {
-                self.0.driver.free(block);
+        let (class, segments) = (pool.class(size), pool.segments_for(size));
+        let mut given = self.segment(&mut pool, class, &segments);
+        if !given {
+            for segment in pool.release() {
+                self.0.driver.free(segment);
             }
-            found = self.0.driver.allocate(size);
+            given = self.segment(&mut pool, class, &segments);
         }
+        let block = given.then(|| pool.take(op, size)).flatten();
+        block.ok_or_else(|| self.no_memory(op, bytes, &pool))
+    }
+
+    /// Asks the driver for a segment for a class of blocks: the first of these sizes that it has.
+    fn segment(&self, pool: &mut Pool, class: usize, segments: &[usize]) -> bool {
         self.count(|c| c.allocations += 1);
-        match found {
-            Some(at) => Ok(pool.adopt(op, at, size)),
-            None => Err(self.no_memory(op, bytes, &pool)),
+        let given = segments.iter().find_map(|n| self.0.driver.allocate(*n).map(|at| (at, *n)));
+        given.into_iter().for_each(|(at, bytes)| pool.adopt(at, bytes, class));
+        given.is_some()
+    }
+
+    /// Bytes that this queue's pool has of the driver: for small blocks, for large ones.
+    pub fn held(&self) -> [usize; 2] {
+        lock(&self.0.pool).held()
+    }
+
+    /// Asks at once for as much memory as another pool `held` in a run like the one to come. False if there is not as much.
+    pub fn reserve(&self, held: [usize; 2]) -> bool {
+        if self.is_emulated() {
+            return true; // every block is asked for
         }
+        let mut pool = lock(&self.0.pool);
+        let have = pool.held();
+        let missing = [0, 1].map(|class| (class, held[class].saturating_sub(have[class])));
+        missing.iter().all(|(class, n)| *n == 0 || self.segment(&mut pool, *class, &[*n]))
     }
 
     fn no_memory(&self, op: &str, bytes: usize, pool: &Pool) -> Error {

@@ -1,9 +1,16 @@
-//! Memory that is kept when it is given back, for the next who needs as much: after the first step of a training run
-//! the driver is not asked again.
+//! Memory is asked of the driver in segments and kept: blocks are cut from them, the smallest free piece that is large enough
+//! first, and neighbours that are free become one piece again. So what steps of other sizes need is found among what a larger one
+//! gave back, and after the first step of a training run the driver is not asked again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Small blocks have segments of their own, which large ones would be hindered by.
+const SMALL: usize = 1 << 20;
+/// What is asked for at least, for small blocks and for large ones; a multiple of the second.
+const SEGMENT: [usize; 2] = [8 << 20, 64 << 20];
+const ROUND: usize = 2 << 20;
 
 /// A piece of the device's memory.
 pub struct Block {
@@ -35,9 +42,20 @@ pub struct Holder {
 
 pub(super) struct Pool {
     granule: usize,
-    free: BTreeMap<usize, Vec<usize>>,
+    /// What the driver gave, by address.
+    segments: BTreeMap<usize, Segment>,
+    /// Free pieces by address, and by size: of segments for small blocks and of those for large ones.
+    free: BTreeMap<usize, usize>,
+    by_size: [BTreeSet<(usize, usize)>; 2],
     live: HashMap<usize, (&'static str, usize)>,
     usage: Arc<Mutex<Usage>>,
+}
+
+#[derive(Clone, Copy)]
+struct Segment {
+    bytes: usize,
+    /// Index of `by_size`.
+    class: usize,
 }
 
 /// Bytes in use now and at most, of all pools of a device.
@@ -48,55 +66,113 @@ pub(super) struct Usage {
 }
 
 impl Pool {
+    /// With a granule of 1 every block is a segment of its own, exactly as long as asked for: a checker sees its end.
     pub fn new(granule: usize, usage: Arc<Mutex<Usage>>) -> Pool {
-        Pool { granule, free: BTreeMap::new(), live: HashMap::new(), usage }
+        Pool {
+            granule,
+            segments: BTreeMap::new(),
+            free: BTreeMap::new(),
+            by_size: Default::default(),
+            live: HashMap::new(),
+            usage,
+        }
     }
 
     fn usage(&self) -> MutexGuard<'_, Usage> {
         super::lock(&self.usage)
     }
 
-    /// What to ask the driver for: small blocks in steps of the granule, large ones in eighths of a power of two, so that
-    /// batches of nearly the same size find each other's memory. A block serves its own size only: a step that is run
-    /// again finds all of its blocks.
+    /// As long as a block for so many bytes is.
     pub fn size_for(&self, bytes: usize) -> usize {
-        if self.granule == 1 {
-            return bytes.max(1);
+        bytes.max(1).next_multiple_of(self.granule)
+    }
+
+    /// Which segments a block of this size is cut from: 0 for small ones, 1 for large ones.
+    pub fn class(&self, size: usize) -> usize {
+        usize::from(self.granule > 1 && size > SMALL)
+    }
+
+    /// What to ask the driver for where no free piece has this size: with room for more, and, if there is none, without.
+    pub fn segments_for(&self, size: usize) -> [usize; 2] {
+        match (self.granule, self.class(size)) {
+            (1, _) => [size; 2],
+            (_, class) => [size.next_multiple_of(ROUND).max(SEGMENT[class]), size],
         }
-        let step = (bytes.next_power_of_two() / 16).max(self.granule);
-        bytes.max(1).div_ceil(step) * step
     }
 
-    /// A free block of the size that `bytes` ask for.
-    pub fn take(&mut self, op: &'static str, bytes: usize) -> Option<Block> {
-        let size = self.size_for(bytes);
-        let at = self.free.get_mut(&size)?.pop()?;
-        Some(self.enter(op, at, size))
-    }
-
-    /// A block that the driver gave.
-    pub fn adopt(&mut self, op: &'static str, at: *mut c_void, size: usize) -> Block {
-        self.enter(op, at as usize, size)
-    }
-
-    fn enter(&mut self, op: &'static str, at: usize, bytes: usize) -> Block {
-        self.live.insert(at, (op, bytes));
+    /// A block of this size out of what is free: of its own class, or, before the driver is asked for more, of large pieces.
+    pub fn take(&mut self, op: &'static str, size: usize) -> Option<Block> {
+        let find = |class: usize| Some((class, *self.by_size[class].range((size, 0)..).next()?));
+        let (class, (piece, at)) = (self.class(size)..2).find_map(find)?;
+        if self.granule == 1 && piece != size {
+            return None;
+        }
+        self.remove(class, at, piece);
+        if piece > size {
+            self.insert(class, at + size, piece - size);
+        }
+        self.live.insert(at, (op, size));
         let mut usage = self.usage();
-        usage.live += bytes as u64;
+        usage.live += size as u64;
         usage.peak = usage.peak.max(usage.live);
-        Block { at: at as *mut c_void, bytes }
+        Some(Block { at: at as *mut c_void, bytes: size })
+    }
+
+    /// Memory that the driver gave for a class of blocks.
+    pub fn adopt(&mut self, at: *mut c_void, bytes: usize, class: usize) {
+        self.segments.insert(at as usize, Segment { bytes, class });
+        self.insert(class, at as usize, bytes);
+    }
+
+    fn insert(&mut self, class: usize, at: usize, bytes: usize) {
+        self.free.insert(at, bytes);
+        self.by_size[class].insert((bytes, at));
+    }
+
+    fn remove(&mut self, class: usize, at: usize, bytes: usize) {
+        self.free.remove(&at);
+        self.by_size[class].remove(&(bytes, at));
     }
 
     pub fn give_back(&mut self, at: *mut c_void, bytes: usize) {
-        if self.live.remove(&(at as usize)).is_some() {
-            self.usage().live -= bytes as u64;
-            self.free.entry(bytes).or_default().push(at as usize);
+        let at = at as usize;
+        if self.live.remove(&at).is_none() {
+            return;
         }
+        self.usage().live -= bytes as u64;
+        let Some((&first, &segment)) = self.segments.range(..=at).next_back() else { return };
+        let (mut start, mut end) = (at, at + bytes);
+        if let Some((&before, &n)) = self.free.range(first..at).next_back()
+            && before + n == at
+        {
+            self.remove(segment.class, before, n);
+            start = before;
+        }
+        if end < first + segment.bytes
+            && let Some(&n) = self.free.get(&end)
+        {
+            self.remove(segment.class, end, n);
+            end += n;
+        }
+        self.insert(segment.class, start, end - start);
     }
 
-    /// All free blocks, which the pool forgets.
+    /// The segments of which nothing is in use; the pool forgets them.
     pub fn release(&mut self) -> Vec<*mut c_void> {
-        std::mem::take(&mut self.free).into_values().flatten().map(|at| at as *mut c_void).collect()
+        let free = |(at, s): (&usize, &Segment)| {
+            (self.free.get(at) == Some(&s.bytes)).then_some((*at, s.bytes, s.class))
+        };
+        let free: Vec<_> = self.segments.iter().filter_map(free).collect();
+        for &(at, bytes, class) in &free {
+            self.remove(class, at, bytes);
+            self.segments.remove(&at);
+        }
+        free.into_iter().map(|(at, ..)| at as *mut c_void).collect()
+    }
+
+    /// Bytes that the driver gave: for small blocks, for large ones.
+    pub fn held(&self) -> [usize; 2] {
+        [0, 1].map(|class| self.segments.values().filter(|s| s.class == class).map(|s| s.bytes).sum())
     }
 
     pub fn live(&self) -> u64 {
@@ -127,21 +203,52 @@ impl Pool {
 mod tests {
     use super::*;
 
+    const MB: usize = 1 << 20;
+
+    fn place(block: Option<Block>) -> (usize, usize) {
+        block.map_or((0, 0), |b| (b.at() as usize, b.bytes()))
+    }
+
     #[test]
-    fn memory_comes_back_to_who_needs_about_as_much() {
+    fn blocks_are_cut_from_segments_and_become_whole_again() {
         let mut pool = Pool::new(512, Arc::default());
-        assert_eq!([pool.size_for(1), pool.size_for(513), pool.size_for(1 << 20)], [512, 1024, 1 << 20]);
-        let size = pool.size_for((1 << 20) + 1);
-        assert!(size > 1 << 20 && size <= (1 << 20) + (1 << 17), "{size}");
-        assert!(pool.take("a", 1000).is_none(), "an empty pool has nothing");
-        let a = pool.adopt("a", 0x1000 as *mut c_void, 1024);
-        assert!(pool.take("b", 1000).is_none(), "it is in use");
-        assert_eq!(pool.holders(), [Holder { op: "a", bytes: 1024, blocks: 1 }]);
-        pool.give_back(a.at(), a.bytes());
-        assert!(pool.take("b", 100).is_none(), "too large");
-        let b = pool.take("b", 900).map(|b| (b.at() as usize, b.bytes()));
-        assert_eq!(b, Some((0x1000, 1024)));
-        assert_eq!((pool.restart_peak(), pool.live()), (1024, 1024));
-        assert!(pool.release().is_empty(), "what is in use stays");
+        assert_eq!([pool.size_for(0), pool.size_for(513)], [512, 1024]);
+        assert_eq!(pool.segments_for(512), [8 * MB, 512]);
+        assert_eq!(pool.segments_for(65 * MB + 512), [66 * MB, 65 * MB + 512]);
+        assert!(pool.take("a", 2 * MB).is_none(), "an empty pool has nothing");
+        pool.adopt((1usize << 40) as *mut c_void, 64 * MB, 1);
+        pool.adopt(((1usize << 40) + 64 * MB) as *mut c_void, 64 * MB, 1);
+        let small = place(pool.take("a", 1024));
+        assert_eq!(small, (1usize << 40, 1024), "there are no small pieces");
+        pool.give_back(small.0 as *mut c_void, small.1);
+        let [a, b, c] = [20, 30, 14].map(|n| place(pool.take("a", n * MB)));
+        assert_eq!([a.0, b.0, c.0], [0, 20, 50].map(|n| (1usize << 40) + n * MB));
+        pool.give_back(a.0 as *mut c_void, a.1);
+        pool.give_back(c.0 as *mut c_void, c.1);
+        assert_eq!(place(pool.take("b", 13 * MB)).0, c.0, "the smallest piece that is large enough");
+        assert_eq!(
+            pool.holders(),
+            [Holder { op: "a", bytes: 30 << 20, blocks: 1 }, Holder { op: "b", bytes: 13 << 20, blocks: 1 }]
+        );
+        pool.give_back(c.0 as *mut c_void, 13 * MB);
+        pool.give_back(b.0 as *mut c_void, b.1);
+        pool.give_back(b.0 as *mut c_void, b.1);
+        assert!(pool.take("c", 65 * MB).is_none(), "segments that lie side by side stay two");
+        assert_eq!(place(pool.take("c", 64 * MB)), (1usize << 40, 64 * MB));
+        assert_eq!((pool.restart_peak(), pool.live()), (64 << 20, 64 << 20));
+        assert_eq!(pool.release(), [((1usize << 40) + 64 * MB) as *mut c_void], "what is in use stays");
+        assert_eq!(pool.held(), [0, 64 * MB]);
+    }
+
+    #[test]
+    fn a_granule_of_one_hands_out_whole_segments() {
+        let mut pool = Pool::new(1, Arc::default());
+        assert_eq!(pool.segments_for(5), [5, 5]);
+        pool.adopt(4096 as *mut c_void, 5, 0);
+        assert!(pool.take("a", 4).is_none());
+        let block = place(pool.take("a", 5));
+        assert_eq!(block, (4096, 5));
+        pool.give_back(4096 as *mut c_void, 5);
+        assert_eq!(pool.release().len(), 1);
     }
 }
