@@ -2,11 +2,11 @@
 // math      norm = log sum_V e^x
 //           class t, smoothing s:  loss = (1-s) (norm - x[t]) + s (norm - mean_V x);   target = (1-s) onehot(t) + s/V
 //           soft targets:  loss = sum_V target (norm - x)
-//           x becomes  upstream * by * (softmax(x) sum(target) - target)
+//           x becomes  upstream * by * (softmax(x) sum(target) - target),   0 behind column V
 // shapes    x [R,V] T, rows of `pitch` elements   classes [R] i32, negative: ignored   soft [R,V] f32, instead of classes   loss [R] f32
 //           right [R] i32: 1 where the first largest logit is the class; or null   upstream [1] f32; or null for 1
 // launch    grid R, block 32 .. 1024 (512 for a vocabulary), whole warps, dynamic shared 0
-// requires  V >= 1, pitch >= V, no divisibility or alignment: every row finds its own.  gradient 0: x stays as it is
+// requires  V >= 1, pitch from V to V + 31, no divisibility or alignment: every row finds its own.  gradient 0: x stays as it is
 // numerics  in f32, sums in a fixed order; NaN and +inf propagate. Ignored rows: loss 0, gradient 0, right 0
 // aliasing  nothing overlaps
 #include "dev.cuh"
@@ -87,7 +87,7 @@ DEV void cross_entropy(T *x, const int *classes, const float *soft, float *loss,
             if (right) right[r] = 0;
         }
         const float zero[8] = {};
-        if (gradient) dev::each8(row, V, [&](int first, int count) { dev::store8(row + first, count, zero); });
+        if (gradient) dev::each8(row, pitch, [&](int first, int count) { dev::store8(row + first, count, zero); });
         return;
     }
     const float own = classes ? dev::load(row + target) : 0.f;  // before it is overwritten: barriers lie between
@@ -109,6 +109,7 @@ DEV void cross_entropy(T *x, const int *classes, const float *soft, float *loss,
         if (right) right[r] = classes && f.place == target;
     }
     if (!gradient) return;
+    if (int(threadIdx.x) < pitch - V) dev::store(row + V + threadIdx.x, 0.f);
     const float even = soft ? 0.f : smoothing / float(V);
     each8_of(row, V, [&](int first, int count, float (&v)[8]) {
         float t[8] = {};

@@ -1,7 +1,7 @@
 //! The numbers of a model's parameters, on the CPU or on a GPU.
 
 use super::{Id, Spec, initial};
-use crate::tensor::{DType, Device, HalfMatrix, Storage, Tensor};
+use crate::tensor::{DType, Device, Gpu, HalfMatrix, Storage, Tensor};
 use crate::{Error, Result};
 use rayon::prelude::*;
 
@@ -82,10 +82,25 @@ pub struct Params {
     halves: Vec<Option<HalfMatrix>>,
     /// On a GPU in less than f32: what products use in place of trained values, which are their masters.
     copies: Vec<Option<Tensor>>,
+    /// Of copies whose rows are no multiple of 8, as a vocabulary's: the same memory with rows of zeros up to one.
+    padded: Vec<Option<Tensor>>,
     /// On a GPU: frozen values that are stored there in fewer bits than they came in.
     originals: Vec<Option<Value>>,
     device: Device,
     precision: Precision,
+}
+
+/// A copy for products, and, where its rows are no multiple of 8, all of its memory: with rows of zeros up to one.
+fn copy_of(gpu: &Gpu, value: &Tensor, storage: Storage) -> Result<(Tensor, Option<Tensor>)> {
+    let shape = value.shape();
+    let sizes = shape.sizes();
+    let rows = sizes.first().copied().filter(|n| !n.is_multiple_of(8));
+    let (Some(rows), Some(array)) = (rows, value.array()) else { return Ok((value.clone(), None)) };
+    let padded = [&[rows.next_multiple_of(8)], &sizes[1..]].concat();
+    let all = gpu.zeros("load weights", storage, padded.iter().product())?;
+    let own = all.part(0..array.len())?;
+    own.copy_from(&array)?;
+    Ok((Tensor::of_array(own, sizes)?, Some(Tensor::of_array(all, &padded)?)))
 }
 
 impl Params {
@@ -128,9 +143,18 @@ impl Params {
                 }
             }
         }
-        let (copies, originals) = (none(specs.len()), none(specs.len()));
+        let n = specs.len();
         let (device, precision) = (Device::Cpu, Precision::F32);
-        Ok(Params { specs, values, halves, copies, originals, device, precision })
+        Ok(Params {
+            specs,
+            values,
+            halves,
+            copies: none(n),
+            padded: none(n),
+            originals: none(n),
+            device,
+            precision,
+        })
     }
 
     /// The same parameters on a device.
@@ -142,7 +166,8 @@ impl Params {
                     Value::Tensor(t) => self.values[i] = t,
                 }
             }
-            (self.copies, self.originals) = (none(self.specs.len()), none(self.specs.len()));
+            let n = self.specs.len();
+            (self.copies, self.padded, self.originals) = (none(n), none(n), none(n));
             (self.device, self.precision) = (Device::Cpu, Precision::F32);
             return Ok(self);
         };
@@ -163,7 +188,10 @@ impl Params {
             let there = self.values[i].to(device, storage)?;
             let original = std::mem::replace(&mut self.values[i], there);
             self.originals[i] = (storage != Storage::F32).then_some(Value::Tensor(original));
-            self.copies[i] = copy.map(|storage| self.values[i].to(device, storage)).transpose()?;
+            if let Some(storage) = copy {
+                let (own, padded) = copy_of(gpu, &self.values[i].to(device, storage)?, storage)?;
+                (self.copies[i], self.padded[i]) = (Some(own), padded);
+            }
         }
         (self.device, self.precision) = (device.clone(), precision);
         self.put_beside()?;
@@ -198,13 +226,14 @@ impl Params {
     }
 
     /// The same memory for another queue of the GPU. Of use where nothing is trained, since what trains works on its own.
-    pub fn on(&self, gpu: &crate::tensor::Gpu) -> Params {
+    pub fn on(&self, gpu: &Gpu) -> Params {
         let n = self.specs.len();
         Params {
             specs: self.specs.clone(),
             values: self.values.iter().map(|v| v.on(gpu)).collect(),
             halves: none(n),
             copies: none(n),
+            padded: none(n),
             originals: none(n),
             device: Device::Gpu(gpu.clone()),
             precision: self.precision,
@@ -238,6 +267,11 @@ impl Params {
         self.copies[id.0].as_ref()
     }
 
+    /// The same with rows of zeros up to a multiple of 8, if it needs any.
+    pub fn padded(&self, id: Id) -> Option<&Tensor> {
+        self.padded[id.0].as_ref()
+    }
+
     /// Zeros on a device: what a plan of a step needs, which is about sizes alone.
     pub fn zeros(specs: Vec<Spec>, device: &Device, precision: Precision) -> Result<Params> {
         let Device::Gpu(gpu) = device else {
@@ -247,15 +281,18 @@ impl Params {
             let array = gpu.zeros("weights", storage, spec.shape.iter().product())?;
             Tensor::of_array(array, &spec.shape)
         };
-        let (mut values, mut copies) = (Vec::new(), Vec::new());
+        let (mut values, mut copies, mut padded) = (Vec::new(), Vec::new(), Vec::new());
         for spec in &specs {
             let (storage, copy) = precision.stores(spec);
             values.push(zeros(spec, storage)?);
-            copies.push(copy.map(|storage| zeros(spec, storage)).transpose()?);
+            let both = copy.map(|storage| copy_of(gpu, &zeros(spec, storage)?, storage)).transpose()?;
+            let (own, wide) = both.map_or((None, None), |(own, wide)| (Some(own), wide));
+            copies.push(own);
+            padded.push(wide);
         }
         let (halves, originals) = (none(specs.len()), none(specs.len()));
         let device = device.clone();
-        let mut all = Params { values, copies, halves, originals, device, precision, specs };
+        let mut all = Params { values, copies, padded, halves, originals, device, precision, specs };
         all.put_beside()?;
         Ok(all)
     }

@@ -126,12 +126,14 @@ impl<'a> Pass<'a> {
         Ok([(y.clone(), 0), (y.clone(), n), (y, 2 * n)])
     }
 
-    /// A dense layer for a loss that takes padded columns (see [`ops::linear_padded`]).
+    /// A dense layer for a loss that takes padded columns (see [`ops::linear_padded`]), where there are any.
     pub fn linear_padded(&self, x: &Tensor, weight: Id, bias: Id) -> Result<Tensor> {
-        if self.exact || self.params.half(weight).is_some() {
-            return self.linear(x, weight, bias);
+        match (self.params.padded(weight), self.params.padded(bias)) {
+            (Some(w), Some(b)) if !self.exact => {
+                ops::linear_padded(x, &self.param(weight), &self.param(bias), [w, b])
+            }
+            _ => self.linear(x, weight, bias),
         }
-        ops::linear_padded(x, &self.param(weight), Some(&self.param(bias)))
     }
 
     /// A dense layer whose bias is computed.

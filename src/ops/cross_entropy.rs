@@ -23,7 +23,7 @@ pub fn cross_entropy(x: &Tensor, targets: Targets) -> Result<Tensor> {
     cross_entropy_of(x, x.rows().1, targets)
 }
 
-/// The same of the first v columns: on a GPU the others hold nothing ([`super::linear_padded`]).
+/// The same of the first v columns; on a GPU there may be others, whose gradient is 0 ([`super::linear_padded`]).
 pub fn cross_entropy_of(x: &Tensor, v: usize, targets: Targets) -> Result<Tensor> {
     let r = check_columns(x, v)?;
     if let Some([logits]) = super::arrays(OP, [x])? {

@@ -10,31 +10,34 @@ use crate::{Result, on};
 const OP: &str = "linear";
 
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    dense(x, weight, bias, |n| n)
+    dense(x, weight, bias, None)
 }
 
-/// The same for a vocabulary that is no multiple of 8: on a GPU, y gets up to seven more columns, which hold nothing, so
-/// that every row begins at 16 bytes ([`super::cross_entropy_of`] takes it).
-pub fn linear_padded(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    dense(x, weight, bias, |n| n.next_multiple_of(8))
+/// The same for a vocabulary that is no multiple of 8, on a GPU: `padded` are weight and bias with rows of zeros up to one, and
+/// y gets as many columns. Products are several times as fast so; those columns are 0, and must be in their gradient
+/// ([`super::cross_entropy_of`] sees to it).
+pub fn linear_padded(x: &Tensor, weight: &Tensor, bias: &Tensor, padded: [&Tensor; 2]) -> Result<Tensor> {
+    dense(x, weight, Some(bias), Some(padded))
 }
 
-fn dense(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    width: impl Fn(usize) -> usize,
-) -> Result<Tensor> {
+fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Tensor; 2]>) -> Result<Tensor> {
     let (r, n, k) = super::check_linear(x, weight, bias)?;
     let has_bias = bias.is_some();
-    if let Some([x2, w2, b]) = super::arrays(OP, [x, weight, bias.unwrap_or(weight)])? {
-        let width = width(n);
+    let [wide, wide_bias] = padded.unwrap_or([weight, bias.unwrap_or(weight)]);
+    if let Some([x2, w2, b]) = super::arrays(OP, [x, wide, wide_bias])? {
+        let (_, width, _) = super::check_linear(x, wide, bias.map(|_| wide_bias))?;
         let y = x2.gpu().array(OP, x2.storage(), r * width)?;
-        multiply([&x2, &w2, &y], bias.map(|_| &b), (r, n, k), width)?;
+        multiply([&x2, &w2, &y], bias.map(|_| &b), (r, width, k))?;
         let y = Tensor::of_array(y, &[r, width])?;
         return record_tensor(OP, &[x, weight, bias.unwrap_or(weight)], y, move |dy, grads| {
             let dy = super::gradient(OP, dy)?;
-            backward_on_gpu(&dy, [&x2, &w2], (r, n, k), width, grads)?;
+            let cast = dy.cast(OP, x2.storage())?;
+            grads.accumulate_array(0, |dx, fresh| {
+                let (a, b) = (Operand::rows(&cast, width), Operand::rows(&w2, k));
+                let c = Operand::rows(dx, k);
+                dx.gpu().product(&Product { sizes: (r, k, width), a, b, c, bias: None, add: !fresh })
+            })?;
+            super::weight_gradient(grads, 1, Operand::rows(&cast, width), &x2, (r, n, k))?;
             if has_bias && grads.wants(2) {
                 super::column_sum_into(OP, grads, 2, &dy, (r, n), 0)?;
             }
@@ -66,13 +69,8 @@ fn dense(
     })
 }
 
-/// y [R,N] = x w^T + bias on a GPU, its rows `width` elements apart. All are stored alike.
-fn multiply(
-    [x, w, y]: [&Array; 3],
-    bias: Option<&Array>,
-    (r, n, k): (usize, usize, usize),
-    width: usize,
-) -> Result<()> {
+/// y [R,N] = x w^T + bias on a GPU. All are stored alike.
+fn multiply([x, w, y]: [&Array; 3], bias: Option<&Array>, (r, n, k): (usize, usize, usize)) -> Result<()> {
     super::same_storage(OP, "weight", w, x.storage())?;
     if let Some(b) = bias {
         super::same_storage(OP, "bias", b, x.storage())?;
@@ -81,26 +79,10 @@ fn multiply(
         sizes: (r, n, k),
         a: Operand::rows(x, k),
         b: Operand::rows(w, k).transposed(),
-        c: Operand::rows(y, width),
+        c: Operand::rows(y, n),
         bias: bias.map(Array::pointer),
         add: false,
     })
-}
-
-fn backward_on_gpu(
-    dy: &Array,
-    [x, w]: [&Array; 2],
-    (r, n, k): (usize, usize, usize),
-    width: usize,
-    grads: &mut crate::tensor::Grads,
-) -> Result<()> {
-    let gpu = dy.gpu();
-    let dy = &dy.cast(OP, x.storage())?;
-    grads.accumulate_array(0, |dx, fresh| {
-        let (a, b, c) = (Operand::rows(dy, width), Operand::rows(w, k), Operand::rows(dx, k));
-        gpu.product(&Product { sizes: (r, k, n), a, b, c, bias: None, add: !fresh })
-    })?;
-    super::weight_gradient(grads, 1, Operand::rows(dy, width), x, (r, n, k))
 }
 
 fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {

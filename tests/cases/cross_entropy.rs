@@ -3,7 +3,7 @@
 use super::harness::{Case, Input, Rng, device, distance, gradient_of, prove, t};
 use qformer::device::Real;
 use qformer::ops::Targets;
-use qformer::tensor::{Storage, Tensor};
+use qformer::tensor::{Gpu, Storage, Tensor};
 use qformer::{Result, ops};
 
 #[derive(Debug)]
@@ -104,7 +104,13 @@ impl Case for Vocabulary {
 
     fn run(&self, x: &[Tensor]) -> Result<Tensor> {
         let Want::Classes(classes, s) = &self.loss.want else { panic!("classes are drawn") };
-        let logits = ops::linear_padded(&x[0], &x[1], Some(&x[2]))?;
+        let Some(gpu) = x[0].array().map(|a| a.gpu().clone()) else {
+            let logits = ops::linear(&x[0], &x[1], Some(&x[2]))?;
+            return ops::cross_entropy_of(&logits, self.loss.v, Targets::Classes(classes, *s));
+        };
+        let wide = [1, 2].map(|i| padded(&gpu, &x[i]));
+        let logits = ops::linear_padded(&x[0], &x[1], &x[2], [&wide[0], &wide[1]])?;
+        assert_eq!(logits.rows().1, self.loss.v.next_multiple_of(8));
         ops::cross_entropy_of(&logits, self.loss.v, Targets::Classes(classes, *s))
     }
 
@@ -114,6 +120,16 @@ impl Case for Vocabulary {
         let logits = (0..self.loss.r * v).map(|at| dot(at / v, at % v)).collect();
         self.loss.define::<T>(&[logits])
     }
+}
+
+/// With rows of zeros up to a multiple of 8.
+fn padded(gpu: &Gpu, x: &Tensor) -> Tensor {
+    let mut sizes = x.shape().sizes().to_vec();
+    sizes[0] = sizes[0].next_multiple_of(8);
+    let own = x.detach().array().unwrap().clone();
+    let all = gpu.zeros("padded", own.storage(), sizes.iter().product()).unwrap();
+    all.part(0..own.len()).unwrap().copy_from(&own).unwrap();
+    Tensor::of_array(all, &sizes).unwrap()
 }
 
 #[test]

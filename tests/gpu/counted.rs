@@ -19,7 +19,6 @@ fn a_plan_counts_what_a_step_does() {
             gpu.take_counts();
             t.step(&[micro(3)]).unwrap();
             let first = gpu.take_counts();
-            assert!(first.allocations > 0);
             t.step = 0;
             t.step(&[micro(3)]).unwrap();
             let second = gpu.take_counts();

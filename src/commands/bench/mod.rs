@@ -8,7 +8,7 @@ use super::output::say;
 use crate::device::gpu::Counts;
 use crate::device::meter;
 use crate::model::{CLS, Config, GenerateOptions, Model, Profile, SEP};
-use crate::nn::{Params, Pass, Precision};
+use crate::nn::{Params, Pass, Precision, Spec};
 use crate::tensor::{DType, Device, Storage, Stream, Tensor};
 use crate::train::optimizer::Hyper;
 use crate::train::schedule::Schedule;
@@ -25,7 +25,7 @@ use std::time::Instant;
 /// GFLOP/s (2mnk of every matrix product that is computed, nothing else), the share of that in the rate a plain product
 /// reaches on the same threads in the same run, and the peak of memory.
 ///
-/// `step --device plan` computes nothing: it counts what a step launches, moves and holds on a GPU, and says what the roofline
+/// `--device plan` computes nothing: it counts what a run launches, moves and holds on a GPU, and says what the roofline
 /// of an H200 makes of it. `kernels` times the kernels of a GPU one by one (--device cuda, or host with --config tiny): GB/s or TFLOP/s of the bytes
 /// and operations they cannot do without, and the share of that in what a copy or a large product reaches in the same run.
 #[derive(clap::Args)]
@@ -214,14 +214,21 @@ fn trainer(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(
         hyper: Hyper::default(),
     };
     let (model, specs) = Model::new(config, false)?;
-    let params = match &place.0 {
-        Device::Gpu(gpu) if !gpu.computes() => Params::zeros(specs, &place.0, place.1)?,
-        _ => Params::random(specs, DType::F32, 1)?.to(&place.0, place.1)?,
-    };
-    Ok((Trainer::new(model, params, options)?, [micro]))
+    Ok((Trainer::new(model, parameters(specs, place)?, options)?, [micro]))
 }
 
 fn caption(args: &Args, config: Config, place: &(Device, Precision)) -> Result<()> {
+    let mut run = captioning(args, config, place)?;
+    let measured = measure(args, place, &mut run)?;
+    show(args, place, &measured, run)
+}
+
+/// A batch of noise to captions, by a model of random numbers; of zeros where nothing is computed.
+fn captioning(
+    args: &Args,
+    config: Config,
+    place: &(Device, Precision),
+) -> Result<impl FnMut() -> Result<()> + use<>> {
     let options = GenerateOptions {
         num_beams: args.beams,
         // [DEC] and the tokens: none may end early, so that every run is as long
@@ -232,13 +239,20 @@ fn caption(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(
     let image = noise(&config, args.batch)?;
     let image = if let Device::Gpu(_) = place.0 { image.to(&place.0, Storage::F32)? } else { image };
     let (model, specs) = Model::new(config, false)?;
-    let params = Params::random(specs, DType::F32, 1)?.to(&place.0, place.1)?;
+    let params = parameters(specs, place)?;
     let identities: Vec<u32> = (0..args.batch as u32).collect();
-    let run = || {
+    Ok(move || {
         let images = model.image_features(&Pass::inference(&params), &image)?;
         model.generate(&params, &images, &options, &identities).map(drop)
-    };
-    show(args, place, &measure(args, place, run)?, run)
+    })
+}
+
+/// Random numbers; zeros where nothing is computed.
+fn parameters(specs: Vec<Spec>, place: &(Device, Precision)) -> Result<Params> {
+    match &place.0 {
+        Device::Gpu(gpu) if !gpu.computes() => Params::zeros(specs, &place.0, place.1),
+        _ => Params::random(specs, DType::F32, 1)?.to(&place.0, place.1),
+    }
 }
 
 /// Runs `f` once for warmth and `steps` times for the clock.
