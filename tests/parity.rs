@@ -202,3 +202,27 @@ fn files_that_are_no_case() {
         parity::run(&folder.path().join("none"), &parity::Place::cpu(DType::F32)).err().unwrap().to_string();
     assert!(missing.ends_with("; check the path"), "{missing}");
 }
+
+/// A file that is no case is named, and the others are compared all the same.
+#[test]
+fn a_file_that_cannot_be_read_does_not_end_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let torn = folder.path().join("torn.safetensors");
+    std::fs::write(&torn, &std::fs::read(own("vit")).unwrap()[..1000]).unwrap();
+    let run = |files: &[&Path]| {
+        let qformer = std::process::Command::new(env!("CARGO_BIN_EXE_qformer"))
+            .args(["parity", "--quiet"])
+            .args(files)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (qformer.status.code(), text(qformer.stdout), text(qformer.stderr))
+    };
+    let (code, out, err) = run(&[&torn, &own("vit")]);
+    assert_eq!(code, Some(3), "{err}");
+    assert!(out.contains("vit-small.safetensors: ok"), "{out}");
+    assert!(err.contains("not compared: ") && err.contains("torn.safetensors"), "{err}");
+    assert!(err.contains("1 of 2 that cannot be read, listed above; the others agree"), "{err}");
+    let (code, _, err) = run(&[&torn]);
+    assert!(code == Some(3) && err.starts_with("qformer: ") && err.contains("torn.safetensors"), "{err}");
+}

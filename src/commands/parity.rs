@@ -13,7 +13,8 @@ use std::path::PathBuf;
 /// Run recorded LAVIS cases and compare every number
 ///
 /// Prints a line per tensor (name, shape, largest absolute error, relative L2 error, tolerance, verdict) and names the
-/// first tensor, in order of computation, that differs. Exit code 0 only if everything agrees, 5 if something differs.
+/// first tensor, in order of computation, that differs. Exit code 0 only if everything agrees, 5 if something differs, 3 if
+/// nothing does but a file could not be read.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  qformer parity stage1-tiny.safetensors\n  qformer parity --dtype f64 --json cases/*.safetensors\n  qformer parity --vocab vocab.txt tokens.jsonl"
@@ -44,25 +45,35 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let place = place(&args.device, &args.dtype)?;
     let tokenizer = args.vocab.as_deref().map(Tokenizer::open_vocabulary).transpose()?;
-    let mut failed = 0;
+    let (mut failed, mut unread) = (0, 0);
     for file in &args.files {
-        let pass = match &tokenizer {
-            Some(tokenizer) => {
-                let report = parity::text::run(file, tokenizer)?;
-                print(&report, &report.file, args)?;
-                report.pass
-            }
-            None => {
-                let report = parity::run(file, &place)?;
-                print(&report, &report.file, args)?;
-                report.pass
-            }
+        let compared = match &tokenizer {
+            Some(tokenizer) => parity::text::run(file, tokenizer)
+                .map(|report| (print(&report, &report.file, args), report.pass)),
+            None => parity::run(file, &place).map(|report| (print(&report, &report.file, args), report.pass)),
         };
-        failed += usize::from(!pass);
+        match compared {
+            Ok((printed, pass)) => {
+                printed?;
+                failed += usize::from(!pass);
+            }
+            // A file that is no case does not keep the others from being compared.
+            Err(e) if args.files.len() > 1 && matches!(e.kind(), Kind::File | Kind::Data) => {
+                eprintln!("not compared: {e}");
+                unread += 1;
+            }
+            Err(e) => return Err(e),
+        }
     }
+    let all = args.files.len();
     if failed > 0 {
-        let got = format!("{failed} of {} differ", args.files.len());
+        let more = if unread > 0 { format!(", {unread} could not be read") } else { String::new() };
+        let got = format!("{failed} of {all} differ{more}");
         return Err(Error::new(Kind::Parity, "parity").expected("all cases to agree").got(got));
+    }
+    if unread > 0 {
+        let got = format!("{unread} of {all} that cannot be read, listed above; the others agree");
+        return Err(Error::new(Kind::Data, "parity").expected("recorded cases").got(got));
     }
     Ok(())
 }
