@@ -1,5 +1,7 @@
 //! Training as users run it: the program itself, on small drawn pictures.
 
+#[path = "train/cached.rs"]
+mod cached;
 #[path = "train/config.rs"]
 mod config;
 #[path = "train/data.rs"]

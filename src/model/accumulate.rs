@@ -51,22 +51,8 @@ impl Model {
     ) -> Result<StepLosses> {
         let (share, mut sum) = (1.0 / batches.len() as f64, StepLosses::default());
         for (i, batch) in batches.iter().enumerate() {
-            self.micro_step(params, (batch, None), plan, (share, first_site(i)), grads, &mut sum)?;
+            self.micro_step(params, batch, plan, (share, first_site(i)), grads, &mut sum)?;
         }
-        Ok(sum)
-    }
-
-    /// The same of one micro-batch whose image tokens are there already.
-    pub fn step_from_tokens(
-        &self,
-        params: &Params,
-        tokens: &Tensor,
-        batch: &Batch,
-        plan: StepPlan,
-        grads: &mut Gradients,
-    ) -> Result<StepLosses> {
-        let mut sum = StepLosses::default();
-        self.micro_step(params, (batch, Some(tokens)), plan, (1.0, 0), grads, &mut sum)?;
         Ok(sum)
     }
 
@@ -74,7 +60,7 @@ impl Model {
     fn micro_step(
         &self,
         params: &Params,
-        (batch, tokens): (&Batch, Option<&Tensor>),
+        batch: &Batch,
         plan: StepPlan,
         (share, site): (f64, u32),
         grads: &mut Gradients,
@@ -83,10 +69,7 @@ impl Model {
         let tape = Tape::new();
         let pass = Pass::training(params, &tape, plan.drop).at_site(site);
         let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
-        let out = match tokens {
-            Some(tokens) => self.losses(&pass, tokens, batch, plan.profile, sampling, None)?,
-            None => self.stage1(&pass, batch, plan.profile, sampling, None)?,
-        };
+        let out = self.stage1(&pass, batch, plan.profile, sampling, None)?;
         tape.backward(&out.loss, share * plan.scale, grads)?;
         sum.add(share, [&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item), out.accuracy.shares()?);
         Ok(())
@@ -110,7 +93,7 @@ impl Model {
         }
         let frozen = Pass::inference(params);
         let tokens: Vec<Tensor> =
-            batches.iter().map(|b| self.vit_tokens(&frozen, b.image, |_, _| {})).collect::<Result<_>>()?;
+            batches.iter().map(|b| self.tokens_of(&frozen, b.image, |_, _| {})).collect::<Result<_>>()?;
         let mut features = Vec::new();
         for (i, (batch, tokens)) in batches.iter().zip(&tokens).enumerate() {
             let pass = Pass::untracked(params, plan.drop).at_site(first_site(i));

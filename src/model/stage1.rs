@@ -26,7 +26,8 @@ pub enum Profile {
     LavisImageId,
 }
 
-/// Pictures [B,3,S,S] (or image tokens, see [`Batch::tokens`]) and their captions: ids from [CLS] to [SEP], no padding.
+/// Pictures [B,3,S,S], or the tokens [B*N,W] that the image encoder made of them, and their captions: ids from [CLS] to
+/// [SEP], no padding.
 pub struct Batch<'a> {
     pub image: &'a Tensor,
     pub text: &'a [Vec<u32>],
@@ -99,6 +100,19 @@ impl Model {
         }
     }
 
+    /// The tokens of a batch: the image encoder's, unless it is of tokens already.
+    pub(super) fn tokens_of(
+        &self,
+        pass: &Pass,
+        image: &Tensor,
+        each: impl FnMut(usize, &Tensor),
+    ) -> Result<Tensor> {
+        match image.shape().sizes() {
+            [_, _] => pass.here(image),
+            _ => self.vit_tokens(pass, image, each),
+        }
+    }
+
     /// `ln_vision` of the ViT's tokens [B*N,W].
     pub fn image_embeds(&self, pass: &Pass, tokens: &Tensor) -> Result<Tensor> {
         self.ln_vision.forward(pass, tokens)
@@ -129,8 +143,7 @@ impl Model {
         let vit_pass = if self.train_vit { pass } else { &frozen };
         let mut blocks = Vec::new();
         let keep = trace.is_some();
-        let tokens =
-            self.vit_tokens(vit_pass, batch.image, |_, x| blocks.extend(keep.then(|| x.detach())))?;
+        let tokens = self.tokens_of(vit_pass, batch.image, |_, x| blocks.extend(keep.then(|| x.detach())))?;
         let mut unused = Trace::default();
         let trace_or = trace.unwrap_or(&mut unused);
         if keep {
@@ -182,7 +195,10 @@ impl Model {
     }
 
     fn check_batch(&self, batch: &Batch, profile: Profile) -> Result<()> {
-        let n = batch.image.shape().sizes().first().copied().unwrap_or(0);
+        let n = match batch.image.shape().sizes() {
+            [rows, _] => rows / self.config.image_tokens().max(1),
+            sizes => sizes.first().copied().unwrap_or(0),
+        };
         if n == 0 || batch.text.len() != n {
             return Err(Error::argument(
                 "stage 1",

@@ -6,6 +6,7 @@
 
 mod half;
 pub mod random;
+mod stored;
 mod tape;
 
 pub use crate::device::gpu::{Array, Gpu, Storage};

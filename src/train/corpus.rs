@@ -2,6 +2,7 @@
 //!
 //! A sample depends on (seed, micro-batch, index) alone: crop and flip are drawn from them, never from a thread's state.
 
+use super::cache::Cache;
 use super::config::{Config, DataSource};
 use super::trainer::Micro;
 use crate::data::random::Draws;
@@ -14,8 +15,9 @@ use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Of the draws of [`Order`] and these, each site has its own.
+/// Of the draws of [`Order`], of the cache and these, each site has its own: crops of a run, and of views that are kept.
 const SITE_CROP: u32 = 3;
+const SITE_VIEW: u32 = 5;
 
 /// Caption to ids, [CLS] to [SEP], cut to the model's length.
 pub type Tokenize = Arc<dyn Fn(&str) -> Vec<u32> + Send + Sync>;
@@ -64,6 +66,39 @@ impl Corpus {
         firsts.map(|(i, _)| i).take(pictures).collect()
     }
 
+    /// Pictures of all data sets.
+    pub fn pictures(&self) -> usize {
+        self.sets.iter().map(|s| s.samples.len()).sum()
+    }
+
+    /// Which of all pictures an entry's is.
+    fn picture_at(&self, index: usize) -> Option<usize> {
+        let (set, pair) = self.pairs.get(index)?;
+        let before: usize = self.sets[..*set].iter().map(|s| s.samples.len()).sum();
+        Some(before + pair.sample as usize)
+    }
+
+    /// Picture `number` of all.
+    fn sample(&self, number: usize) -> Option<&Sample> {
+        let mut left = number;
+        for set in &self.sets {
+            match left.checked_sub(set.samples.len()) {
+                Some(rest) => left = rest,
+                None => return set.samples.get(left),
+            }
+        }
+        None
+    }
+
+    /// blake3 of the names of a data set's pictures.
+    pub fn pictures_of(&self, set: usize) -> String {
+        let mut hash = blake3::Hasher::new();
+        for sample in self.sets.get(set).map(|s| s.samples.as_slice()).unwrap_or_default() {
+            hash.update(sample.name.as_bytes()).update(&[0]);
+        }
+        hash.finalize().to_hex().to_string()
+    }
+
     /// Captions of each data set.
     pub fn sizes(&self) -> Vec<usize> {
         self.sets.iter().map(|s| s.report.captions).collect()
@@ -106,8 +141,8 @@ impl Corpus {
 
 /// One sample as the trainer takes it.
 pub struct Item {
-    /// `[S, S, 3]`
-    pub pixels: Vec<u8>,
+    /// `[S, S, 3]`, or what the cache holds instead.
+    pub image: Vec<u8>,
     pub text: Vec<u32>,
     pub image_id: i64,
     pub name: String,
@@ -123,6 +158,8 @@ pub struct Loading {
     pub device: Device,
     /// None: whole pictures, resized exactly, as in evaluation.
     pub augment: Option<(Augment, Resampling)>,
+    /// Where image tokens are taken from instead of pictures.
+    pub cache: Option<Arc<Cache>>,
 }
 
 impl Loading {
@@ -131,17 +168,37 @@ impl Loading {
         let entry = self.corpus.get(index).ok_or_else(|| {
             Error::new(Kind::Argument, "load samples").about("index").expected("one of the data").got(index)
         })?;
-        let pixels = self.pixels(&entry.sample.image, index, micro)?;
+        let image = match &self.cache {
+            Some(cache) => {
+                let picture = self.corpus.picture_at(index).unwrap_or(usize::MAX);
+                let view = cache.choose(self.seed, micro, index);
+                let named = |e: Error| e.about(entry.sample.image.display().to_string());
+                cache.load(picture * cache.views() + view).map_err(named)?
+            }
+            None => self.pixels(&entry.sample.image, [SITE_CROP, micro as u32, index as u32])?,
+        };
         let text = (self.tokenize)(entry.caption);
-        Ok(Item { pixels, text, image_id: entry.image_id, name: entry.sample.name.clone() })
+        Ok(Item { image, text, image_id: entry.image_id, name: entry.sample.name.clone() })
     }
 
-    fn pixels(&self, path: &Path, index: usize, micro: u64) -> Result<Vec<u8>> {
+    /// The pixels of one of the views of a picture that are kept.
+    pub fn view(&self, picture: usize, view: usize) -> Result<Vec<u8>> {
+        let sample = self.corpus.sample(picture).ok_or_else(|| {
+            Error::new(Kind::Argument, "load samples")
+                .about("picture")
+                .expected("one of the data")
+                .got(picture)
+        })?;
+        self.pixels(&sample.image, [SITE_VIEW, view as u32, picture as u32])
+    }
+
+    /// `draw`: which random crop.
+    fn pixels(&self, path: &Path, draw: [u32; 3]) -> Result<Vec<u8>> {
         let picture = vision::load(path, Turn::AsStored)?;
         let (crop, how) = match &self.augment {
             None => (Crop::whole(&picture), Resampling::Exact),
             Some((augment, how)) => {
-                let draws = Draws::new(self.seed, [SITE_CROP, micro as u32, index as u32]);
+                let draws = Draws::new(self.seed, draw);
                 let mut n = 0;
                 let word = || {
                     n += 1;
@@ -156,21 +213,24 @@ impl Loading {
 
     /// A batch of samples as one micro-batch.
     pub fn micro(&self, batch: Batch<Item>) -> Result<Micro> {
-        let (n, s) = (batch.items.len(), self.image_size);
-        let mut pixels: Vec<u8> = Vec::with_capacity(n * 3 * s * s);
+        let bytes = batch.items.iter().map(|item| item.image.len()).sum();
+        let mut images: Vec<u8> = Vec::with_capacity(bytes);
         let (mut text, mut ids, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for item in batch.items {
-            pixels.extend_from_slice(&item.pixels);
+            images.extend_from_slice(&item.image);
             text.push(item.text);
             ids.push(item.image_id);
             names.push(item.name);
         }
-        let image = self.planes(&pixels)?;
+        let image = match &self.cache {
+            Some(cache) => cache.tensor(&self.device, &images)?,
+            None => self.planes(&images)?,
+        };
         Ok(Micro { image, text, image_id: Some(ids), names })
     }
 
     /// Normalised planes [n,3,S,S] where they are to be computed with.
-    fn planes(&self, pixels: &[u8]) -> Result<Tensor> {
+    pub fn planes(&self, pixels: &[u8]) -> Result<Tensor> {
         let (s, normalise) = (self.image_size, Normalise::default());
         if let Device::Gpu(gpu) = &self.device {
             return nn::pictures(gpu, pixels, s, normalise.mean, normalise.std);

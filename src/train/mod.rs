@@ -1,5 +1,6 @@
 //! Training: optimizer, schedule and trainer, and what surrounds a step so that a run can be stopped, lost and gone on with.
 
+pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod corpus;

@@ -5,7 +5,7 @@ use super::trainer::{Micro, Trainer};
 use crate::Result;
 use crate::model::{self, CLS, Model, SEP};
 use crate::nn::{self, Params, Precision};
-use crate::tensor::Device;
+use crate::tensor::{Device, Storage, Tensor};
 use std::fmt;
 
 /// More than any GPU has.
@@ -84,9 +84,16 @@ impl Run<'_> {
         let s = sizes.image_size;
         let caption: Vec<u32> =
             std::iter::once(CLS).chain((2..text.max(3)).map(|_| CLS)).chain([SEP]).collect();
+        let image = || {
+            if config.cache.is_some() {
+                let rows = [batch * sizes.image_tokens(), sizes.vit_width];
+                return Tensor::of_array(gpu.array("image tokens", Storage::F32, rows[0] * rows[1])?, &rows);
+            }
+            nn::pictures(gpu, &vec![0; batch * 3 * s * s], s, PLAIN, PLAIN)
+        };
         let micro = || -> Result<Micro> {
             Ok(Micro {
-                image: nn::pictures(gpu, &vec![0; batch * 3 * s * s], s, PLAIN, PLAIN)?,
+                image: image()?,
                 text: vec![caption.clone(); batch],
                 image_id: Some((0..batch as i64).collect()),
                 names: vec![String::new(); batch],

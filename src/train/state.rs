@@ -50,7 +50,7 @@ pub fn settings(
         Profile::LavisDiagonal => "lavis-diagonal",
         Profile::LavisImageId => "lavis-image-id",
     };
-    json!({
+    let mut settings = json!({
         "model": model,
         "data": data,
         "vocabulary": vocab,
@@ -74,7 +74,11 @@ pub fn settings(
         "crop_ratio": config.augment.ratio,
         "flip": config.augment.flip,
         "resize": format!("{:?}", config.resize).to_lowercase(),
-    })
+    });
+    if let Some(c) = config.cache() {
+        settings["cache"] = json!({ "views": c.views, "dtype": c.storage.name() });
+    }
+    settings
 }
 
 /// blake3 over the frozen parameters, which checkpoints do not hold.

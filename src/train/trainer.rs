@@ -32,7 +32,7 @@ pub struct Options {
     pub hyper: Hyper,
 }
 
-/// A micro-batch that owns its data, with what to call its samples in messages.
+/// A micro-batch that owns its data (see [`Batch`]), with what to call its samples in messages.
 pub struct Micro {
     pub image: Tensor,
     pub text: Vec<Vec<u32>>,
@@ -168,6 +168,9 @@ impl Trainer {
     /// Begins to look at the next step's pictures: on a GPU, where the image encoder is frozen.
     fn look_ahead(&mut self, next: &[Micro]) -> Result<()> {
         let [next] = next else { return Ok(()) };
+        if next.image.shape().sizes().len() == 2 {
+            return Ok(()); // tokens already
+        }
         self.open_ahead([0; 2])?;
         let (Device::Gpu(gpu), Some(ahead)) = (self.params.device(), &mut self.ahead) else { return Ok(()) };
         // Its pictures have been uploaded, and whoever used its pool's memory last is done.
@@ -187,12 +190,13 @@ impl Trainer {
         if micro.is_empty() {
             return Err(Error::argument("train", "micro-batches", "at least one", "none"));
         }
-        let batches: Vec<Batch> = micro.iter().map(Micro::batch).collect();
+        let mut batches: Vec<Batch> = micro.iter().map(Micro::batch).collect();
+        if let (Some(tokens), [batch]) = (&seen, &mut batches[..]) {
+            batch.image = tokens;
+        }
         let (plan, mut grads) = (self.plan(), Gradients::new());
         let joint = self.options.contrast == Contrast::Accumulated && batches.len() > 1;
-        let losses = if let (Some(tokens), [batch]) = (&seen, &batches[..]) {
-            self.model.step_from_tokens(&self.params, tokens, batch, plan, &mut grads)
-        } else if joint {
+        let losses = if joint {
             self.model.step_joint(&self.params, &batches, plan, &mut grads)
         } else {
             self.model.step_separate(&self.params, &batches, plan, &mut grads)

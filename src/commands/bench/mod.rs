@@ -45,6 +45,9 @@ pub struct Args {
     /// Tokens of a caption; in `step` lengths are drawn from 6 below to 6 above
     #[arg(long, default_value_t = 16)]
     text: usize,
+    /// In `step`: from image tokens that are there already (train --cache)
+    #[arg(long)]
+    cached: bool,
     /// Beams of `caption`
     #[arg(long, default_value_t = 3)]
     beams: usize,
@@ -168,6 +171,13 @@ fn noise(c: &Config, batch: usize) -> Result<Tensor> {
     Tensor::new::<f32>(values, &[batch, 3, c.image_size, c.image_size])
 }
 
+/// In place of an image encoder's.
+fn tokens(c: &Config, batch: usize) -> Result<Tensor> {
+    let sizes = [batch * c.image_tokens(), c.vit_width];
+    let values = (0..(sizes[0] * sizes[1]) as u32).map(|i| (i % 1009) as f32 / 504.0 - 1.0).collect();
+    Tensor::new::<f32>(values, &sizes)
+}
+
 /// [CLS] words [SEP]; as long as `text` give or take 6, within what the model takes.
 fn texts(c: &Config, args: &Args) -> Vec<Vec<u32>> {
     let pick =
@@ -194,7 +204,7 @@ fn step(args: &Args, config: Config, place: &(Device, Precision)) -> Result<()> 
 
 /// A trainer of random numbers and a batch of noise; of zeros where nothing is computed.
 fn trainer(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(Trainer, [Micro; 1])> {
-    let image = noise(&config, args.batch)?;
+    let image = if args.cached { tokens(&config, args.batch)? } else { noise(&config, args.batch)? };
     let micro = Micro {
         // Where the step is, as PyTorch's peer has them.
         image: if let Device::Gpu(_) = place.0 { image.to(&place.0, Storage::F32)? } else { image },

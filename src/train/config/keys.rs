@@ -5,6 +5,7 @@ use super::values::{self, Read, choice, count, flag, path, rate, share, text, wh
 use super::yaml::Entry;
 use super::{Config, OPERATION};
 use crate::model::Profile;
+use crate::tensor::Storage;
 use crate::train::trainer::Contrast;
 use crate::vision::Resampling;
 use crate::{Error, Result};
@@ -35,6 +36,7 @@ const CONTRASTS: [(&str, Contrast); 2] =
     [("micro-batch", Contrast::MicroBatch), ("accumulated", Contrast::Accumulated)];
 const DTYPES: [(&str, &str); 4] =
     [("f32", "f32"), ("f16", "f16"), ("bf16", "bf16"), ("bf16-vit", "bf16-vit")];
+const STORED: [(&str, Storage); 2] = [("f16", Storage::F16), ("f32", Storage::F32)];
 const RESIZES: [(&str, Resampling); 2] = [("fast", Resampling::Fast), ("exact", Resampling::Exact)];
 
 fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> Value {
@@ -95,6 +97,12 @@ const KEYS: &[Key] = &[
         |c| json!(c.device), |c, v| { c.device = text(v)?; Ok(()) }),
     key("dtype", "", "how a GPU stores what dense layers work on: f32, f16 (with loss scaling), bf16 (its default) or bf16-vit (the image encoder, too)",
         |c| json!(c.dtype), |c, v| { c.dtype = Some(choice(v, &DTYPES)?.into()); Ok(()) }),
+    key("cache", "", "folder for image tokens of a frozen encoder, computed once and trained on instead of pictures",
+        |c| json!(c.cache), |c, v| { c.cache = Some(path(v)?); Ok(()) }),
+    key("cache_views", "", "random crops of a picture that the cache keeps; training draws from these alone",
+        |c| json!(c.cache_views), |c, v| { c.cache_views = count(v, 1)?; Ok(()) }),
+    key("cache_dtype", "", "how the cache stores tokens: f16 or f32 (exactly as they were computed)",
+        |c| name_of(&STORED, &c.cache_dtype), |c, v| { c.cache_dtype = choice(v, &STORED)?; Ok(()) }),
     key("crop_scale", "", "share of a picture's area that a random crop keeps: [smallest, largest]",
         |c| json!(c.augment.scale), |c, v| { c.augment.scale = values::pair(v)?; c.augment.check().map_err(|e| e.to_string()) }),
     key("crop_ratio", "", "width over height of a random crop: [smallest, largest]",

@@ -12,10 +12,12 @@ pub mod yaml;
 pub use keys::{describe, resolved};
 pub use sources::DataSource;
 
+use super::cache;
 use super::optimizer::Hyper;
 use super::schedule::Schedule;
 use super::trainer::{Contrast, Options};
 use crate::model::{self, Profile};
+use crate::tensor::Storage;
 use crate::vision::{Augment, Resampling};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -64,6 +66,10 @@ pub struct Config {
     /// As the command line names them; no dtype: f32 on the CPU, bf16 on a GPU.
     pub device: String,
     pub dtype: Option<String>,
+    /// Image tokens that are kept.
+    pub cache: Option<PathBuf>,
+    pub cache_views: usize,
+    pub cache_dtype: Storage,
     pub augment: Augment,
     pub resize: Resampling,
     pub workers: Option<usize>,
@@ -109,6 +115,9 @@ impl Default for Config {
             hyper: Hyper::default(),
             device: "cpu".into(),
             dtype: None,
+            cache: None,
+            cache_views: 1,
+            cache_dtype: Storage::F16,
             augment: Augment::default(),
             resize: Resampling::Fast,
             workers: None,
@@ -182,6 +191,10 @@ impl Config {
             )
             .fix("set train_vit: false (with a start directory), or contrast: micro-batch"));
         }
+        if self.cache.is_some() && self.trains_vit() {
+            return Err(wrong("cache", "a frozen image encoder", "one that is trained".into())
+                .fix("start from a model directory (start) and leave train_vit out, or leave cache out"));
+        }
         if self.start.is_none() && self.train_vit == Some(false) {
             let fix = "convert the image encoder and the text model into a directory (qformer convert) and give it as start, \
                        or train the encoder too: train_vit: true (LAVIS: freeze_vit: False)";
@@ -209,6 +222,12 @@ impl Config {
             Some(v) => v.check(),
             None => Ok(()),
         }
+    }
+
+    /// What is kept of pictures, if anything is.
+    pub fn cache(&self) -> Option<cache::Settings> {
+        let (views, storage) = (self.cache_views, self.cache_dtype);
+        self.cache.clone().map(|folder| cache::Settings { folder, views, storage })
     }
 
     /// From nothing everything is trained; from a directory its image encoder is frozen unless asked otherwise.

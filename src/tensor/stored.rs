@@ -1,0 +1,49 @@
+//! Tensors as bytes of another precision: what is kept of them in files.
+
+use super::{Device, Storage, Tensor};
+use crate::{Error, Result};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+const OP: &str = "stored tensor";
+
+impl Tensor {
+    /// The elements in f16 or f32, little-endian, wherever they are.
+    pub fn stored(&self, storage: Storage) -> Result<Vec<u8>> {
+        let bytes = |x: Vec<u16>| bytemuck::cast_slice::<u16, u8>(&x).to_vec();
+        match (storage, self.array()) {
+            (Storage::F16, Some(a)) => Ok(bytes(a.cast(OP, Storage::F16)?.read::<u16>()?)),
+            (Storage::F16, None) => {
+                let mut half = vec![f16::ZERO; self.len()];
+                half.convert_from_f32_slice(&self.to_f32());
+                Ok(bytes(half.iter().map(|x| x.to_bits()).collect()))
+            }
+            (Storage::F32, _) => Ok(bytemuck::cast_slice::<f32, u8>(&self.to_f32()).to_vec()),
+            _ => Err(Error::argument(OP, "storage", "f16 or f32", storage.name())),
+        }
+    }
+
+    /// A tensor of such bytes, in f32, on a device.
+    pub fn of_stored(device: &Device, storage: Storage, bytes: &[u8], sizes: &[usize]) -> Result<Tensor> {
+        let wanted = sizes.iter().product::<usize>() * storage.bytes();
+        if bytes.len() != wanted {
+            return Err(Error::argument(OP, "bytes", wanted, bytes.len()));
+        }
+        match (device, storage) {
+            (Device::Gpu(gpu), Storage::F16 | Storage::F32) => {
+                let there = gpu.upload(OP, storage, bytes)?;
+                Tensor::of_array(there.cast(OP, Storage::F32)?, sizes)
+            }
+            (Device::Cpu, Storage::F16) => {
+                let half: Vec<f16> = bytemuck::allocation::pod_collect_to_vec(bytes);
+                let mut wide = vec![0f32; half.len()];
+                half.convert_to_f32_slice(&mut wide);
+                Tensor::new(wide, sizes)
+            }
+            (Device::Cpu, Storage::F32) => {
+                Tensor::new(bytemuck::allocation::pod_collect_to_vec::<u8, f32>(bytes), sizes)
+            }
+            _ => Err(Error::argument(OP, "storage", "f16 or f32", storage.name())),
+        }
+    }
+}

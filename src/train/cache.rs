@@ -1,0 +1,308 @@
+//! Image tokens of a frozen encoder, computed once and kept in a folder: of every picture a few views (random crops, drawn once),
+//! of which training takes one each time where it would draw a new crop. Most of a step's arithmetic is gone, and no picture is
+//! decoded. A finite set of views is another training than LAVIS's, so it is asked for by name.
+//!
+//!   cache.json   what the tokens are of: a cache of anything else is refused
+//!   tokens       record (picture * views + view): its tokens [N,W] in f16 or f32, little-endian
+//!   done         u32 of every record: 0, or its crc32 (1 for one that is 0), written behind the record
+//!
+//! A process may be stopped or killed at any time: what is done is done, the next one computes the rest. A record that a power
+//! cut took is found by its sum when it is read.
+
+use super::config::Config;
+use super::corpus::{Corpus, Loading};
+use super::progress::Progress;
+use super::signals::Stop;
+use crate::data::{Loader, Options, Order, random::Draws};
+use crate::files::{self, Disk, RealDisk};
+use crate::model::{self, Model};
+use crate::nn::{Params, Pass};
+use crate::tensor::{Device, Storage, Tensor};
+use crate::{Error, Kind, Result};
+use serde_json::{Value, json};
+use std::any::Any;
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const OPERATION: &str = "cache of image tokens";
+/// Of the draws of [`Order`], of crops and these, each site has its own.
+const SITE_CHOICE: u32 = 4;
+
+/// What a configuration says of a cache.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub folder: PathBuf,
+    /// Of each picture.
+    pub views: usize,
+    pub storage: Storage,
+}
+
+pub struct Cache {
+    settings: Settings,
+    /// [N,W] of a record.
+    sizes: [usize; 2],
+    tokens: File,
+    done: File,
+    sums: Vec<AtomicU32>,
+    _lock: Box<dyn Any + Send + Sync>,
+}
+
+impl Settings {
+    /// Bytes of a picture's view.
+    pub fn record(&self, sizes: &model::Config) -> u64 {
+        (sizes.image_tokens() * sizes.vit_width * self.storage.bytes()) as u64
+    }
+
+    /// What the tokens depend on; `encoder` is a hash of the image encoder's parameters, `computed` how they were computed.
+    fn identity(&self, config: &Config, corpus: &Corpus, model: &model::Config, encoder: &str) -> Value {
+        let pictures: Vec<String> = (0..corpus.sets.len()).map(|set| corpus.pictures_of(set)).collect();
+        json!({
+            "format": 1,
+            "encoder": encoder,
+            "image_size": model.image_size,
+            "tokens": [model.image_tokens(), model.vit_width],
+            "stored": self.storage.name(),
+            "pictures": pictures,
+            "views": self.views,
+            "seed": config.seed,
+            "crop_scale": config.augment.scale,
+            "crop_ratio": config.augment.ratio,
+            "flip": config.augment.flip,
+            "resize": format!("{:?}", config.resize).to_lowercase(),
+        })
+    }
+}
+
+impl Cache {
+    /// Opens a cache, or begins one; it is this process's alone.
+    pub fn open(
+        settings: &Settings,
+        config: &Config,
+        corpus: &Corpus,
+        model: &model::Config,
+        encoder: &str,
+    ) -> Result<Cache> {
+        let folder = &settings.folder;
+        files::make_folders(&RealDisk, folder)?;
+        let lock = lock(folder)?;
+        let (identity, header) =
+            (settings.identity(config, corpus, model, encoder), folder.join("cache.json"));
+        let records = corpus.pictures() * settings.views;
+        let record = settings.record(model);
+        let begun = header.is_file();
+        if begun {
+            same(&header, &identity)?;
+        }
+        let open = |name: &str, bytes: u64| {
+            let path = folder.join(name);
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(!begun).open(&path);
+            let file = file.map_err(|e| Error::io(OPERATION, &path, &e))?;
+            file.set_len(bytes).map_err(|e| files::write_error("write", &path, &e))?;
+            Ok::<_, Error>(file)
+        };
+        let (tokens, done) = (open("tokens", records as u64 * record)?, open("done", 4 * records as u64)?);
+        let mut sums = vec![0u8; 4 * records];
+        done.read_exact_at(&mut sums, 0).map_err(|e| Error::io(OPERATION, folder.join("done"), &e))?;
+        let sums: Vec<u32> = bytemuck::allocation::pod_collect_to_vec(&sums);
+        let cache = Cache {
+            settings: settings.clone(),
+            sizes: [model.image_tokens(), model.vit_width],
+            tokens,
+            done,
+            sums: sums.into_iter().map(|s| AtomicU32::new(u32::from_le(s))).collect(),
+            _lock: lock,
+        };
+        cache.check_room(record)?;
+        if !begun {
+            let text = format!("{identity:#}\n");
+            files::write_atomic(&RealDisk, &header, text.len() as u64, |w| w.write_all(text.as_bytes()))?;
+        }
+        Ok(cache)
+    }
+
+    /// What is missing must fit on the disk.
+    fn check_room(&self, record: u64) -> Result<()> {
+        let (missing, folder) = (self.missing().len() as u64 * record, &self.settings.folder);
+        let free = RealDisk.free_bytes(folder).map_err(|e| Error::io(OPERATION, folder, &e))?;
+        if free >= missing {
+            return Ok(());
+        }
+        let bytes = super::plan::bytes;
+        Err(Error::new(Kind::Write, OPERATION)
+            .about(folder.display().to_string())
+            .expected(format!("{} free on its disk", bytes(missing)))
+            .got(bytes(free))
+            .fix("choose another disk (cache), fewer views (cache_views) or cache_dtype: f16"))
+    }
+
+    /// Records that are not there yet.
+    pub fn missing(&self) -> Vec<usize> {
+        (0..self.sums.len()).filter(|r| self.sums[*r].load(Ordering::Acquire) == 0).collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.sums.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.sums.is_empty()
+    }
+
+    pub fn views(&self) -> usize {
+        self.settings.views
+    }
+
+    /// The view that entry `index` takes in micro-batch `micro`.
+    pub fn choose(&self, seed: u64, micro: u64, index: usize) -> usize {
+        let draws = Draws::new(seed, [SITE_CHOICE, micro as u32, index as u32]);
+        draws.below(0, self.settings.views as u32) as usize
+    }
+
+    fn bytes(&self) -> usize {
+        self.sizes[0] * self.sizes[1] * self.settings.storage.bytes()
+    }
+
+    /// The record's bytes.
+    pub fn load(&self, record: usize) -> Result<Vec<u8>> {
+        let sum = self.sums.get(record).map_or(0, |s| s.load(Ordering::Acquire));
+        let wrong = |got: &str| {
+            let about = format!("picture {}, view {}", record / self.views(), record % self.views());
+            Error::new(Kind::Data, OPERATION).about(about).expected("its tokens").got(got)
+        };
+        if sum == 0 {
+            return Err(wrong("none: the picture could not be used"));
+        }
+        let (mut bytes, path) = (vec![0; self.bytes()], self.settings.folder.join("tokens"));
+        let read = self.tokens.read_exact_at(&mut bytes, (record * self.bytes()) as u64);
+        read.map_err(|e| Error::io(OPERATION, path, &e))?;
+        if check_sum(&bytes) != sum {
+            let fix = format!("remove {} and run again", self.settings.folder.display());
+            return Err(wrong("a damaged record").fix(fix));
+        }
+        Ok(bytes)
+    }
+
+    fn store(&self, record: usize, bytes: &[u8]) -> Result<()> {
+        let sum = check_sum(bytes);
+        let failed = |name: &str, e| files::write_error("write", &self.settings.folder.join(name), &e);
+        let at = (record * self.bytes()) as u64;
+        self.tokens.write_all_at(bytes, at).map_err(|e| failed("tokens", e))?;
+        self.done.write_all_at(&sum.to_le_bytes(), 4 * record as u64).map_err(|e| failed("done", e))?;
+        self.sums[record].store(sum, Ordering::Release);
+        Ok(())
+    }
+
+    /// Tokens [B*N,W] of the records of a batch, one after the other.
+    pub fn tensor(&self, device: &Device, bytes: &[u8]) -> Result<Tensor> {
+        let [n, w] = self.sizes;
+        Tensor::of_stored(device, self.settings.storage, bytes, &[bytes.len() / self.bytes() * n, w])
+    }
+
+    /// Computes what is missing, `batch` pictures at a time, until a signal asks to stop. Gives how many pictures could not be
+    /// used; they are left out.
+    pub fn fill(
+        &self,
+        loading: &Arc<Loading>,
+        (model, params): (&Model, &Params),
+        (batch, options): (usize, Options),
+        stop: &Stop,
+        progress: &mut Progress,
+    ) -> Result<usize> {
+        let missing = Arc::new(self.missing());
+        let total = self.len() as u64;
+        progress.start("features", total - missing.len() as u64, total);
+        if missing.is_empty() {
+            return Ok(0);
+        }
+        let order = Arc::new(Order::in_turn(batch, missing.len())?);
+        let (records, views, source) = (Arc::clone(&missing), self.views(), Arc::clone(loading));
+        let mut loader = Loader::start(order, Options { bad_share: 1.0, ..options }, move |i, _| {
+            source.view(records[i] / views, records[i] % views)
+        })?;
+        let mut told = 0;
+        while stop.signal().is_none() {
+            let Some(batch) = loader.next_batch()? else { break };
+            for bad in &loader.bad()[told..] {
+                progress.warn(format!("warning: no features of a picture: {}", bad.reason));
+            }
+            told = loader.bad().len();
+            let pixels = batch.items.concat();
+            let done = batch.indices.len();
+            if done > 0 {
+                let image = loading.planes(&pixels)?;
+                let tokens = model.vit_tokens(&Pass::inference(params), &image, |_, _| {})?;
+                let bytes = tokens.stored(self.settings.storage)?;
+                for (i, record) in batch.indices.iter().zip(bytes.chunks_exact(self.bytes())) {
+                    self.check_finite(missing[*i], record)?;
+                    self.store(missing[*i], record)?;
+                }
+            }
+            progress.add(done, || loader.waited_share());
+        }
+        progress.finish();
+        Ok(told)
+    }
+
+    /// Tokens that f16 has no room for, or that are no numbers, would spoil a run unnoticed.
+    fn check_finite(&self, record: usize, bytes: &[u8]) -> Result<()> {
+        let finite = match self.settings.storage {
+            Storage::F16 => bytes.chunks_exact(2).all(|b| b[1] & 0x7c != 0x7c),
+            _ => bytes.chunks_exact(4).all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
+        };
+        if finite {
+            return Ok(());
+        }
+        let picture = record / self.views();
+        Err(Error::new(Kind::NonFinite, OPERATION)
+            .about(format!("picture {picture}"))
+            .expected(format!("finite tokens in {}", self.settings.storage.name()))
+            .got("one that is not")
+            .fix("set cache_dtype: f32, or look at the image encoder's weights"))
+    }
+}
+
+/// Never 0.
+fn check_sum(bytes: &[u8]) -> u32 {
+    crc32fast::hash(bytes).max(1)
+}
+
+fn lock(folder: &Path) -> Result<Box<dyn Any + Send + Sync>> {
+    let path = folder.join(".lock");
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(|e| Error::io(OPERATION, &path, &e))?;
+    match file.try_lock().map_err(std::io::Error::from) {
+        Ok(()) => Ok(Box::new(file)),
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Err(Error::new(Kind::Argument, OPERATION)
+            .about(folder.display().to_string())
+            .expected("a folder that no other training uses")
+            .got("a locked one")
+            .fix("wait for it, stop it, or choose another folder (cache)")),
+        Err(e) => Err(Error::io(OPERATION, &path, &e)),
+    }
+}
+
+/// Refuses a cache of something else: says what differs.
+fn same(header: &Path, identity: &Value) -> Result<()> {
+    let text = std::fs::read_to_string(header).map_err(|e| Error::io(OPERATION, header, &e))?;
+    let own: Value = serde_json::from_str(&text)
+        .map_err(|e| Error::new(Kind::Data, OPERATION).about(header.display().to_string()).got(e))?;
+    let differs = |key: &&String| own.get(key.as_str()) != identity.get(key.as_str());
+    let keys: Vec<&String> = identity.as_object().into_iter().flat_map(|o| o.keys()).collect();
+    match keys.into_iter().find(differs) {
+        None => Ok(()),
+        Some(key) => {
+            let of = |v: &Value| v.get(key).map_or_else(|| "nothing".to_string(), Value::to_string);
+            Err(Error::argument(
+                OPERATION,
+                format!("{} of {}", key, header.display()),
+                of(identity),
+                of(&own),
+            )
+            .fix("choose another folder (cache), or remove this one"))
+        }
+    }
+}

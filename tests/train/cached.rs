@@ -1,0 +1,174 @@
+//! Training on image tokens that are kept: the numbers are those of training on the same views, whatever was there before.
+
+use super::world::{Done, World, signal};
+use std::path::Path;
+
+/// A model to start from, whose image encoder is frozen then.
+fn world() -> World {
+    let world = World::new();
+    world.train("begin", &["--steps", "2"]).good();
+    world
+}
+
+const RUN: [&str; 13] = [
+    "train",
+    "--images",
+    "images",
+    "--captions",
+    "captions.json",
+    "--start",
+    "begin/model",
+    "--batch",
+    "6",
+    "--epochs",
+    "2",
+    "--set",
+    "warmup_steps=4",
+];
+
+fn arguments<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    RUN.iter().chain(&["--out", out]).chain(more).copied().collect()
+}
+
+fn run(world: &World, out: &str, more: &[&str]) -> Done {
+    world.run(&arguments(out, more))
+}
+
+fn trained(world: &World, out: &str) -> Vec<u8> {
+    std::fs::read(world.path(out).join("model/model.safetensors")).unwrap()
+}
+
+fn size(path: impl AsRef<Path>) -> u64 {
+    std::fs::metadata(path).unwrap().len()
+}
+
+/// All crops of such a picture are the whole of it, so the one view that is kept is what every step draws.
+const WHOLE: [&str; 6] =
+    ["--set", "crop_scale=[1.0, 1.0]", "--set", "crop_ratio=[1.25, 1.25]", "--set", "flip=0"];
+
+#[test]
+fn tokens_that_are_kept_are_those_of_the_pictures() {
+    let world = world();
+    for more in [
+        &["--set", "dropout=0.1"][..],
+        &["--set", "accumulate=2"],
+        &["--set", "accumulate=2", "--set", "contrast=accumulated"],
+    ] {
+        let more = [&WHOLE[..], more].concat();
+        run(&world, "plain", &more).good();
+        let exact = [&more[..], &["--cache", "kept", "--set", "cache_dtype=f32"]].concat();
+        run(&world, "cached", &exact).good();
+        assert_eq!(world.log("plain"), world.log("cached"), "{more:?}");
+        assert!(trained(&world, "plain") == trained(&world, "cached"), "{more:?}");
+        for out in ["plain", "cached"] {
+            std::fs::remove_dir_all(world.path(out)).unwrap();
+        }
+    }
+    // In f16 they are rounded, and take half as much.
+    let half = [&WHOLE[..], &["--cache", "half"]].concat();
+    run(&world, "plain", &WHOLE).good();
+    run(&world, "rounded", &half).good();
+    assert!(trained(&world, "plain") != trained(&world, "rounded"));
+    let [a, b] =
+        ["plain", "rounded"].map(|out| world.log(out).iter().find_map(|l| l["loss"].as_f64()).unwrap());
+    assert!((a - b).abs() < 1e-3 * a, "{a} and {b}");
+    assert_eq!(size(world.path("half/tokens")) * 2, size(world.path("kept/tokens")));
+}
+
+#[test]
+fn what_was_there_before_changes_nothing() {
+    let world = world();
+    let views = ["--set", "cache_views=3"];
+    run(&world, "whole", &[&views[..], &["--cache", "kept"]].concat()).good();
+    let said = run(&world, "warm", &[&views[..], &["--cache", "kept"]].concat()).good();
+    assert!(
+        said.errors().contains("training on 3 views of a picture, kept in kept: 72 of 72 are there"),
+        "{}",
+        said.errors()
+    );
+    // Some of it there, of every third picture, and a run that stops and goes on.
+    let done = std::fs::read(world.path("kept/done")).unwrap();
+    let some: Vec<u8> = done
+        .chunks(4)
+        .enumerate()
+        .flat_map(|(i, sum)| if i % 3 == 0 { sum.to_vec() } else { vec![0; 4] })
+        .collect();
+    std::fs::write(world.path("kept/done"), some).unwrap();
+    let more = [&views[..], &["--cache", "kept", "--steps", "5"]].concat();
+    let said = run(&world, "pieces", &more).good();
+    assert!(said.errors().contains("24 of 72 are there"), "{}", said.errors());
+    world.run(&["train", "--resume", "--out", "pieces"]).good();
+    for out in ["warm", "pieces"] {
+        assert_eq!(world.log("whole"), world.log(out));
+        assert!(trained(&world, "whole") == trained(&world, out), "{out}");
+    }
+    assert_eq!(std::fs::read(world.path("kept/done")).unwrap(), done);
+    // Views differ, and other views are other numbers.
+    assert_eq!(done.chunks(4).collect::<std::collections::BTreeSet<_>>().len(), 72);
+    run(&world, "one", &["--cache", "one-view"]).good();
+    assert!(trained(&world, "whole") != trained(&world, "one"));
+}
+
+#[test]
+fn stopped_while_it_computes_a_cache_keeps_what_is_done() {
+    let world = world();
+    let many = arguments("run", &["--cache", "kept", "--set", "cache_views=200"]);
+    let child = world.command(&many).spawn().unwrap();
+    let file = world.path("kept/done");
+    let done = || std::fs::read(&file).map_or(0, |d| d.chunks(4).filter(|s| *s != [0; 4]).count());
+    let since = std::time::Instant::now();
+    while done() == 0 {
+        assert!(since.elapsed().as_secs() < 60);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    signal(&child, "TERM");
+    let stopped = Done(child.wait_with_output().unwrap());
+    stopped.refused(143, &["go on with the same command; kept keeps what is done"]);
+    let kept = done();
+    assert!(kept > 0 && kept < 24 * 200, "{kept}");
+    let said = run(&world, "run", &["--cache", "kept", "--set", "cache_views=200", "--steps", "1"]).good();
+    assert!(said.errors().contains(&format!("{kept} of 4800 are there")), "{}", said.errors());
+}
+
+#[test]
+fn a_cache_of_something_else_or_damaged_is_refused() {
+    let world = world();
+    run(&world, "first", &["--cache", "kept", "--steps", "1"]).good();
+    run(&world, "other", &["--cache", "kept", "--set", "flip=0"])
+        .refused(2, &["cache of image tokens: flip of kept/cache.json: expected 0.0, got 0.5"]);
+    run(&world, "other", &["--cache", "kept", "--set", "seed=7"])
+        .refused(2, &["seed of kept/cache.json", "remove this one"]);
+    world.train("another", &["--steps", "2", "--set", "seed=3"]).good();
+    let start = [&["--cache", "kept"][..], &["--start", "another/model"]].concat();
+    let again: Vec<&str> = RUN
+        .iter()
+        .filter(|a| !["--start", "begin/model"].contains(*a))
+        .chain(&["--out", "other"])
+        .chain(&start)
+        .copied()
+        .collect();
+    world.run(&again).refused(2, &["encoder of kept/cache.json"]);
+    world.train("trained", &["--cache", "kept"]).refused(2, &["cache: expected a frozen image encoder"]);
+    world.train("none", &["--set", "cache_views=0"]).refused(2, &["cache_views"]);
+    // One record of a few bytes changed: its picture is not used, and too many of those end the run.
+    let path = world.path("kept/tokens");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let record = bytes.len() / 24;
+    bytes[3 * record + 5] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    run(&world, "damaged", &["--cache", "kept"]).refused(3, &["03.png", "a damaged record"]);
+    let lenient = run(&world, "lenient", &["--cache", "kept", "--set", "bad_share=0.1"]).good();
+    assert!(lenient.errors().contains("1 pictures could not be used"), "{}", lenient.errors());
+    // A picture that cannot be read has no features, and is told of.
+    world.write("images/05.png", "no picture");
+    let said = run(&world, "bad", &["--cache", "fresh", "--set", "bad_share=0.1"]).good();
+    assert!(
+        said.errors().contains("warning: no features of a picture") && said.errors().contains("05.png"),
+        "{}",
+        said.errors()
+    );
+    // Planned, not done.
+    let plan = run(&world, "plan", &["--cache", "planned", "--dry-run"]).good();
+    assert!(plan.text().contains("of tokens of 24 views in planned"), "{}", plan.text());
+    assert!(!world.path("planned").exists());
+}
