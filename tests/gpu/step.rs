@@ -7,7 +7,7 @@ use qformer::ops;
 use qformer::parity::{self, Place};
 use qformer::tensor::{DType, Device, Storage, Tensor};
 use qformer::train::state::{self, Identity, State};
-use qformer::train::trainer::{Contrast, Trainer};
+use qformer::train::trainer::{Contrast, Micro, Trainer};
 use std::path::Path;
 
 fn place(name: &str) -> Place {
@@ -139,6 +139,35 @@ fn looking_ahead_changes_nothing() {
             assert_eq!(ahead.step_ahead(&[micro(i)], &next).unwrap(), one, "{name}, step {i}");
         }
         assert!(bits(&plain) == bits(&ahead), "{name}: other weights");
+    }
+}
+
+/// Image tokens that went through bytes are trained on as the pictures are: the same numbers in f32, and in f16 those that the
+/// bytes hold, which a CPU reads alike.
+#[test]
+fn kept_tokens_are_the_encoders() {
+    for name in ["f32", "bf16"] {
+        let precision = Precision::named(name).unwrap();
+        let (mut plain, mut kept) = (
+            trainer(&device(), precision, Contrast::MicroBatch),
+            trainer(&device(), precision, Contrast::MicroBatch),
+        );
+        let (picture, device) = (micro(4), kept.params.device().clone());
+        let pass = Pass::inference(&kept.params);
+        let image = pass.here(&picture.image).unwrap();
+        let tokens = kept.model.vit_tokens(&pass, &image, |_, _| {}).unwrap();
+        let sizes = tokens.shape();
+        let again = |device: &Device, storage: Storage| {
+            Tensor::of_stored(device, storage, &tokens.stored(storage).unwrap(), sizes.sizes()).unwrap()
+        };
+        let exact = Micro { image: again(&device, Storage::F32), ..micro(4) };
+        let report = plain.step(&[picture]).unwrap();
+        assert_eq!(kept.step_ahead(&[exact], &[]).unwrap(), report, "{name}");
+        assert!(bits(&plain) == bits(&kept), "{name}: other weights");
+        let [there, here] = [device, Device::Cpu].map(|d| again(&d, Storage::F16).to_f32());
+        assert_eq!(there, here, "{name}");
+        let rounded: Vec<f32> = tokens.to_f32().iter().map(|x| half::f16::from_f32(*x).to_f32()).collect();
+        assert_eq!(there, rounded, "{name}");
     }
 }
 
