@@ -5,6 +5,7 @@
 //! it next comes later in that order. Launches, bytes and the peak of memory are counted ([`Counts`]).
 
 mod array;
+mod counts;
 mod driver;
 #[cfg(feature = "host-kernels")]
 mod host;
@@ -13,12 +14,14 @@ mod pool;
 mod product;
 
 pub use array::{Array, Storage};
+pub use counts::{Counts, Launches};
 pub use driver::Driver;
 pub use pool::Holder;
 pub use product::{Operand, Product};
 
 use super::launch::{Arg, Launch};
 use crate::{Error, Kind, Result};
+use counts::Tally;
 use pool::{Pool, Usage};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -30,50 +33,6 @@ macro_rules! args {
     ($($arg:expr),* $(,)?) => {
         &[$($crate::device::launch::Arg::from($arg)),*] as &[$crate::device::launch::Arg]
     };
-}
-
-/// What was done since the counts were last taken.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Of every kernel, by its name.
-    pub launches: BTreeMap<String, Launches>,
-    /// Matrix products by shape and storages, and the 2mnk of all.
-    pub products: BTreeMap<String, Launches>,
-    pub flops: u64,
-    /// Copies within the device, and memory set to zero.
-    pub copies: u64,
-    /// Bytes from and to the host's memory.
-    pub uploaded: u64,
-    pub downloaded: u64,
-    /// Times the driver was asked for memory, because the pool had none that fits.
-    pub allocations: u64,
-    /// The most bytes in use at a time.
-    pub peak: u64,
-}
-
-/// How often something was launched, the bytes of the memory it was handed (read, written or both: once), and its 2mnk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Launches {
-    pub count: u64,
-    pub bytes: u64,
-    pub flops: u64,
-}
-
-impl Counts {
-    /// Launches of all kernels.
-    pub fn launched(&self) -> u64 {
-        self.launches.values().map(|l| l.count).sum()
-    }
-
-    /// Matrix products.
-    pub fn multiplied(&self) -> u64 {
-        self.products.values().map(|l| l.count).sum()
-    }
-
-    /// Bytes of all kernels and products.
-    pub fn moved(&self) -> u64 {
-        self.launches.values().chain(self.products.values()).map(|l| l.bytes).sum()
-    }
 }
 
 struct Inner {
@@ -104,20 +63,6 @@ pub struct Gpu(Arc<Inner>);
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.name())
-    }
-}
-
-/// Counts while they grow: products get their names when somebody asks.
-#[derive(Default)]
-struct Tally {
-    counts: Counts,
-    products: BTreeMap<product::Kind, Launches>,
-}
-
-impl Launches {
-    fn add(&mut self, bytes: usize, flops: u64) {
-        (self.count, self.bytes, self.flops) =
-            (self.count + 1, self.bytes + bytes as u64, self.flops + flops);
     }
 }
 
