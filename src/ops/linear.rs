@@ -1,10 +1,11 @@
 //! A dense layer.     x [R,K]   weight [N,K]   bias [N]   y [R,N]
 //!   y = x weight^T + bias
 //!   dx = dy weight;   dweight = dy^T x;   dbias = sum_R(dy)
+//! and GELU of one, in its tanh form, for layers that are not trained.
 
 use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm};
-use crate::tensor::{Array, Real, Tensor, record, record_tensor};
+use crate::tensor::{Array, Real, Tensor, constant, constant_tensor, record, record_tensor};
 use crate::{Result, on};
 
 const OP: &str = "linear";
@@ -19,6 +20,22 @@ pub fn linear_padded(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     dense(x, weight, bias, |n| n.next_multiple_of(8))
 }
 
+/// GELU of a dense layer in its tanh form (see [`cpu::gelu_tanh`]), on a GPU by the product itself: nothing in between is
+/// written, so it has no gradient, and inputs are constants.
+pub fn linear_gelu_tanh(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (r, n, k) = super::check_linear(x, weight, bias)?;
+    let inputs = [x, weight, bias.unwrap_or(weight)];
+    if let Some([x2, w2, b]) = super::arrays(OP, inputs)? {
+        let y = x2.gpu().array(OP, x2.storage(), r * n)?;
+        multiply([&x2, &w2, &y], bias.map(|_| &b), (r, n, k), n, true)?;
+        return constant_tensor(OP, &inputs, Tensor::of_array(y, &[r, n])?);
+    }
+    on!(x.dtype(), T => {
+        let sums = forward::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
+        constant(OP, &inputs, cpu::map(&sums, cpu::gelu_tanh), &[r, n])
+    })
+}
+
 fn dense(
     x: &Tensor,
     weight: &Tensor,
@@ -30,7 +47,7 @@ fn dense(
     if let Some([x2, w2, b]) = super::arrays(OP, [x, weight, bias.unwrap_or(weight)])? {
         let width = width(n);
         let y = x2.gpu().array(OP, x2.storage(), r * width)?;
-        multiply([&x2, &w2, &y], bias.map(|_| &b), (r, n, k), width)?;
+        multiply([&x2, &w2, &y], bias.map(|_| &b), (r, n, k), width, false)?;
         let y = Tensor::of_array(y, &[r, width])?;
         return record_tensor(OP, &[x, weight, bias.unwrap_or(weight)], y, move |dy, grads| {
             let dy = super::gradient(OP, dy)?;
@@ -66,12 +83,13 @@ fn dense(
     })
 }
 
-/// y [R,N] = x w^T + bias on a GPU, its rows `width` elements apart. All are stored alike.
+/// y [R,N] = x w^T + bias, or GELU of it, on a GPU, its rows `width` elements apart. All are stored alike.
 fn multiply(
     [x, w, y]: [&Array; 3],
     bias: Option<&Array>,
     (r, n, k): (usize, usize, usize),
     width: usize,
+    gelu: bool,
 ) -> Result<()> {
     super::same_storage(OP, "weight", w, x.storage())?;
     if let Some(b) = bias {
@@ -84,6 +102,7 @@ fn multiply(
         c: Operand::rows(y, width),
         bias: bias.map(Array::pointer),
         add: false,
+        gelu,
     })
 }
 
@@ -98,7 +117,7 @@ fn backward_on_gpu(
     let dy = &dy.cast(OP, x.storage())?;
     grads.accumulate_array(0, |dx, fresh| {
         let (a, b, c) = (Operand::rows(dy, width), Operand::rows(w, k), Operand::rows(dx, k));
-        gpu.product(&Product { sizes: (r, k, n), a, b, c, bias: None, add: !fresh })
+        gpu.product(&Product { sizes: (r, k, n), a, b, c, bias: None, add: !fresh, gelu: false })
     })?;
     super::weight_gradient(grads, 1, Operand::rows(dy, width), x, (r, n, k))
 }

@@ -8,7 +8,7 @@ use super::config::{Config, Length};
 use super::corpus::Corpus;
 use super::trainer::{Contrast, Trainer};
 use crate::model::{self, Profile};
-use crate::nn::{self, Params, Precision};
+use crate::nn::{self, Gelu, Params, Precision};
 use crate::tensor::{Buffer, DType, Real, Tensor};
 use crate::{Error, Result, on};
 use safetensors::Dtype;
@@ -50,7 +50,7 @@ pub fn settings(
         Profile::LavisDiagonal => "lavis-diagonal",
         Profile::LavisImageId => "lavis-image-id",
     };
-    json!({
+    let mut all = json!({
         "model": model,
         "data": data,
         "vocabulary": vocab,
@@ -74,7 +74,12 @@ pub fn settings(
         "crop_ratio": config.augment.ratio,
         "flip": config.augment.flip,
         "resize": format!("{:?}", config.resize).to_lowercase(),
-    })
+    });
+    // Only where it is another than the one of all runs that do not speak of it.
+    if precision.vit_gelu != Gelu::Exact {
+        all["vit_gelu"] = precision.vit_gelu.name().into();
+    }
+    all
 }
 
 /// blake3 over the frozen parameters, which checkpoints do not hold.

@@ -5,6 +5,7 @@ use super::values::{self, Read, choice, count, flag, path, rate, share, text, wh
 use super::yaml::Entry;
 use super::{Config, OPERATION};
 use crate::model::Profile;
+use crate::nn::Gelu;
 use crate::train::trainer::Contrast;
 use crate::vision::Resampling;
 use crate::{Error, Result};
@@ -35,6 +36,7 @@ const CONTRASTS: [(&str, Contrast); 2] =
     [("micro-batch", Contrast::MicroBatch), ("accumulated", Contrast::Accumulated)];
 const DTYPES: [(&str, &str); 4] =
     [("f32", "f32"), ("f16", "f16"), ("bf16", "bf16"), ("bf16-vit", "bf16-vit")];
+const GELUS: [(&str, Gelu); 2] = [("exact", Gelu::Exact), ("tanh", Gelu::Tanh)];
 const RESIZES: [(&str, Resampling); 2] = [("fast", Resampling::Fast), ("exact", Resampling::Exact)];
 
 fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> Value {
@@ -95,6 +97,8 @@ const KEYS: &[Key] = &[
         |c| json!(c.device), |c, v| { c.device = text(v)?; Ok(()) }),
     key("dtype", "", "how a GPU stores what dense layers work on: f32, f16 (with loss scaling), bf16 (its default) or bf16-vit (the image encoder, too)",
         |c| json!(c.dtype), |c, v| { c.dtype = Some(choice(v, &DTYPES)?.into()); Ok(()) }),
+    key("vit_gelu", "", "GELU of a frozen image encoder on a GPU: exact (as LAVIS), or tanh (at the end of the product, off by up to 5e-4)",
+        |c| name_of(&GELUS, &c.vit_gelu), |c, v| { c.vit_gelu = choice(v, &GELUS)?; Ok(()) }),
     key("crop_scale", "", "share of a picture's area that a random crop keeps: [smallest, largest]",
         |c| json!(c.augment.scale), |c, v| { c.augment.scale = values::pair(v)?; c.augment.check().map_err(|e| e.to_string()) }),
     key("crop_ratio", "", "width over height of a random crop: [smallest, largest]",

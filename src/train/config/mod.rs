@@ -16,6 +16,7 @@ use super::optimizer::Hyper;
 use super::schedule::Schedule;
 use super::trainer::{Contrast, Options};
 use crate::model::{self, Profile};
+use crate::nn::Gelu;
 use crate::vision::{Augment, Resampling};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -64,6 +65,7 @@ pub struct Config {
     /// As the command line names them; no dtype: f32 on the CPU, bf16 on a GPU.
     pub device: String,
     pub dtype: Option<String>,
+    pub vit_gelu: Gelu,
     pub augment: Augment,
     pub resize: Resampling,
     pub workers: Option<usize>,
@@ -109,6 +111,7 @@ impl Default for Config {
             hyper: Hyper::default(),
             device: "cpu".into(),
             dtype: None,
+            vit_gelu: Gelu::Exact,
             augment: Augment::default(),
             resize: Resampling::Fast,
             workers: None,
@@ -181,6 +184,10 @@ impl Config {
                 "accumulated".into(),
             )
             .fix("set train_vit: false (with a start directory), or contrast: micro-batch"));
+        }
+        if self.vit_gelu == Gelu::Tanh && self.trains_vit() {
+            return Err(wrong("vit_gelu", "exact where the image encoder is trained", "tanh".into())
+                .fix("set train_vit: false (with a start directory), or vit_gelu: exact"));
         }
         if self.start.is_none() && self.train_vit == Some(false) {
             let fix = "convert the image encoder and the text model into a directory (qformer convert) and give it as start, \
