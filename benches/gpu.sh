@@ -85,6 +85,8 @@ for round in $(seq "$rounds"); do
     for dtype in bf16 bf16-vit f16; do
         try "step-$dtype-$round" "$QFORMER" bench step --config "$config" --batch "$batch" --steps "$steps" --device "$device" --dtype $dtype --json
     done
+    try "step-bf16-vit-tanh-$round" "$QFORMER" bench step --config "$config" --batch "$batch" --steps "$steps" --device "$device" --dtype bf16-vit --vit-gelu tanh --json
+    try "step-bf16-cached-$round" "$QFORMER" bench step --config "$config" --batch "$batch" --steps "$steps" --device "$device" --dtype bf16 --cached --json
     for mode in lavis best; do
         try "step-torch-$mode-$round" "$python" benches/peer_gpu.py "$peers" bench --mode $mode --config "$peer_config" --batch "$batch" --steps "$steps"
     done

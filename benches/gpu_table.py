@@ -37,7 +37,7 @@ for log in sorted(glob.glob(os.path.join(folder, "parity-*.log"))):
     print(f"- {os.path.basename(log)[:-4]}: {'; '.join(result)}")
 
 print("\n| training step | ms | pictures/s | launches + products | peak GB |\n|---|---|---|---|---|")
-for dtype in ("bf16", "bf16-vit", "f16"):
+for dtype in ("bf16", "bf16-vit", "bf16-vit-tanh", "f16", "bf16-cached"):
     runs = lines(f"step-{dtype}-[0-9]*.log")
     if runs:
         s = statistics.median(r["seconds"] for r in runs)

@@ -165,6 +165,7 @@ pub fn works(gpu: &Gpu, storage: Storage, s: Sizes, flush: bool) -> Result<Vec<W
     norms(&mut b, s)?;
     attentions(&mut b, s)?;
     losses(&mut b, s)?;
+    product_with_gelu(&mut b, s)?;
     Ok(b.works)
 }
 
@@ -197,6 +198,20 @@ fn products(b: &mut Bench, s: Sizes) -> Result<()> {
     }
     let (x, bytes) = (b.half(&[rows, s.vit_mlp], 5)?, 2 * of(t, rows, s.vit_mlp));
     b.forward(&format!("gelu {}", x.shape()), bytes, 0, move || ops::gelu(&x));
+    Ok(())
+}
+
+/// The last one: a library that has none ends the list.
+fn product_with_gelu(b: &mut Bench, s: Sizes) -> Result<()> {
+    let ((m, n, k), t) = ((s.batch * s.tokens, s.vit_mlp, s.vit), b.storage);
+    let (x, w, bias) = (b.half(&[m, k], 2)?, b.half(&[n, k], 3)?, b.half(&[n], 4)?);
+    let bytes = of(t, m, k) + of(t, n, k) + of(t, m, n);
+    b.forward(
+        &format!("product fc1 [{m}, {k}] x [{k}, {n}] + gelu, tanh"),
+        bytes,
+        2 * m * n * k,
+        move || ops::linear_gelu_tanh(&x, &w, Some(&bias)),
+    );
     Ok(())
 }
 

@@ -300,6 +300,46 @@ fn what_cannot_be_done_is_said_before_anything_is_computed() {
     assert!(err.contains("nothere"), "{err}");
 }
 
+/// `--vit-gelu tanh` is a product's end on a GPU: every command that runs a model has it, and none on the CPU.
+#[test]
+fn gelu_in_its_tanh_form_is_for_a_gpu() {
+    let place = Place::new(9);
+    place.pictures("p", 2);
+    place.write(
+        "val.json",
+        r#"[{"image": "p00.png", "caption": "犬"}, {"image": "p01.png", "caption": "猫"}]"#,
+    );
+    place.ok(&["search", "index", "--model", "model", "--out", "p.index", "p", "-q"]);
+    let features = ["features", "--model", "model", "p", "--mode", "image", "--out"];
+    let case = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lavis/vit-small.safetensors");
+    let commands: [&[&str]; 7] = [
+        &["caption", "--model", "model", "p"],
+        &["search", "index", "--model", "model", "--out", "new.index", "p"],
+        &["search", "query", "--index", "p.index", "犬"],
+        &["evaluate", "--model", "model", "--captions", "val.json", "--images", "p"],
+        &["bench", "step", "--config", "tiny"],
+        &["parity", case],
+        &[&features[..], &["f.npy"]].concat(),
+    ];
+    for command in commands {
+        let err = place.fails(2, &[command, &["--vit-gelu", "tanh"]].concat());
+        assert!(err.contains("vit_gelu: expected exact on the CPU, got tanh; "), "{command:?}: {err}");
+        let err = place.fails(2, &[command, &["--vit-gelu", "relu"]].concat());
+        assert!(err.contains("--vit-gelu") && err.contains("exact, tanh"), "{command:?}: {err}");
+    }
+    assert!(!place.path("f.npy").exists() && !place.path("new.index").exists());
+    #[cfg(feature = "host-kernels")]
+    {
+        let [exact, again, tanh] =
+            [("a.npy", "exact"), ("b.npy", "exact"), ("c.npy", "tanh")].map(|(to, form)| {
+                let more = ["--device", "host", "--dtype", "f32", "--vit-gelu", form];
+                place.ok(&[&features[..], &[to], &more].concat());
+                std::fs::read(place.path(to)).unwrap()
+            });
+        assert!(exact == again && exact.len() == tanh.len() && exact != tanh);
+    }
+}
+
 #[test]
 fn a_signal_saves_what_is_done() {
     let place = Place::new(8);

@@ -13,6 +13,7 @@ mod cases {
     mod l2_normalize;
     mod layer_norm;
     mod linear;
+    mod linear_gelu_tanh;
     mod linear_half;
     mod max_similarity;
     mod mean_rows;

@@ -204,6 +204,56 @@ fn a_run_goes_on_by_its_folder_alone_and_its_model_can_be_started_from() {
     nowhere.refused(3, &["nowhere", "qformer convert"]);
 }
 
+/// GELU of a frozen image encoder at the end of its products: a run that began with it goes on with it, and with nothing else.
+#[cfg(feature = "host-kernels")]
+#[test]
+fn a_run_keeps_the_gelu_it_began_with() {
+    let world = World::new();
+    world.train("run", &["--steps", "1"]).good();
+    let data = [
+        "train",
+        "--images",
+        "images",
+        "--captions",
+        "captions.json",
+        "--batch",
+        "6",
+        "--start",
+        "run/model",
+    ];
+    let on_host = ["--device", "host", "--dtype", "f32", "--set", "save_minutes=0"];
+    let run = |out: &str, more: &[&str]| {
+        world.run(&[&data[..], &on_host, &["--out", out, "--set", "steps=2"], more].concat())
+    };
+    let tanh = ["--vit-gelu", "tanh"];
+    for (out, form) in [("exact", &[][..]), ("whole", &tanh)] {
+        run(out, form).good();
+    }
+    run("pieces", &[&tanh[..], &["--steps", "1"]].concat()).good();
+    assert!(
+        std::fs::read_to_string(world.path("pieces/config.yaml")).unwrap().contains("vit_gelu: \"tanh\"")
+    );
+    let resume = ["train", "--resume", "--out", "pieces"];
+    world
+        .run(&[&resume[..], &["--vit-gelu", "exact"]].concat())
+        .refused(2, &["vit_gelu: saved with \"tanh\", now nothing"]);
+    world.run(&resume).good();
+    assert!(world.newest("pieces") == world.newest("whole"), "a run that was gone on with differs");
+    assert!(world.log("exact")[0]["loss"] != world.log("whole")[0]["loss"], "the exact form was taken");
+    let other = world.run(&["train", "--resume", "--out", "exact", "--vit-gelu", "tanh"]);
+    other.refused(2, &["vit_gelu: saved with nothing, now \"tanh\""]);
+
+    let cpu = world.run(&[&data[..], &["--out", "cpu"], &tanh].concat());
+    cpu.refused(2, &["vit_gelu: expected exact on the CPU, got tanh; "]);
+    let trained = run("trained", &["--vit-gelu", "tanh", "--set", "train_vit=true"]);
+    trained.refused(
+        2,
+        &["vit_gelu: expected exact where the image encoder is trained, got tanh", "train_vit: false"],
+    );
+    run("other", &["--vit-gelu", "relu"]).refused(2, &["vit_gelu (--vit-gelu): expected exact or tanh"]);
+    assert!(!exists(world.path("cpu")) && !exists(world.path("trained")) && !exists(world.path("other")));
+}
+
 #[test]
 fn memory_threads_and_handles_stay_flat() {
     let world = World::new();

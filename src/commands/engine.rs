@@ -7,7 +7,7 @@ use super::inputs::Picture;
 use crate::data::{Loader, Options, Order};
 use crate::index::Identity;
 use crate::model::{Images, mean_cosine};
-use crate::nn::{Pass, Precision};
+use crate::nn::{Gelu, Pass, Precision};
 use crate::pretrained::Pretrained;
 use crate::tensor::{Device, Tensor};
 use crate::train::progress::Progress;
@@ -47,18 +47,22 @@ pub struct PlaceArgs {
     /// f16, as its weights were published) or bf16-vit (the image encoder, too)
     #[arg(long, value_parser = ["f32", "f16", "bf16", "bf16-vit"], help_heading = "Running")]
     pub dtype: Option<String>,
+    /// GELU of a frozen image encoder on a GPU: exact (LAVIS's), or tanh: at the end of the product, with no kernel of its
+    /// own, off by up to 5e-4 per activation
+    #[arg(long, default_value = "exact", value_parser = ["exact", "tanh"], help_heading = "Running")]
+    pub vit_gelu: String,
 }
 
 impl PlaceArgs {
     pub fn open(&self) -> Result<(Device, Precision)> {
-        place(&self.device, self.dtype.as_deref())
+        place(&self.device, self.dtype.as_deref(), Gelu::named(&self.vit_gelu)?)
     }
 }
 
 /// Where to compute and how, as a command line or a configuration names them.
-pub fn place(device: &str, dtype: Option<&str>) -> Result<(Device, Precision)> {
+pub fn place(device: &str, dtype: Option<&str>, vit_gelu: Gelu) -> Result<(Device, Precision)> {
     let device = Device::open(device)?;
-    let precision = Precision::on(&device, dtype)?;
+    let precision = Precision::on(&device, dtype)?.with_gelu(&device, vit_gelu)?;
     Ok((device, precision))
 }
 

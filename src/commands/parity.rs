@@ -1,7 +1,7 @@
 //! `qformer parity`: recorded LAVIS cases, number by number.
 
 use super::output::say;
-use crate::nn::Precision;
+use crate::nn::{Gelu, Precision};
 use crate::parity::Place;
 use crate::tensor::{DType, Device};
 use crate::text::Tokenizer;
@@ -34,6 +34,10 @@ pub struct Args {
     /// Where to compute: cpu, cuda (cuda:1, ..), or host (the kernels of the GPU, emulated on the CPU)
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// GELU of the image encoder on a GPU: exact, as it was recorded, or tanh, to see what it changes: the encoder is frozen
+    /// then, so that its gradients are not compared
+    #[arg(long, default_value = "exact", value_parser = ["exact", "tanh"])]
+    vit_gelu: String,
     /// One JSON object per file instead of lines
     #[arg(long)]
     json: bool,
@@ -43,7 +47,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let place = place(&args.device, &args.dtype)?;
+    let mut place = place(&args.device, &args.dtype)?;
+    place.precision = place.precision.with_gelu(&place.device, Gelu::named(&args.vit_gelu)?)?;
     let tokenizer = args.vocab.as_deref().map(Tokenizer::open_vocabulary).transpose()?;
     let (mut failed, mut unread) = (0, 0);
     for file in &args.files {

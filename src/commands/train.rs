@@ -79,6 +79,10 @@ pub struct Args {
     /// new one each time as in LAVIS
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// GELU of a frozen image encoder on a GPU: exact (LAVIS's; default), or tanh: at the end of the product, with no kernel
+    /// of its own, off by up to 5e-4 per activation
+    #[arg(long)]
+    vit_gelu: Option<String>,
     /// Any setting: --set init_lr=5e-5 --set model.hidden=128
     #[arg(long = "set", value_name = "NAME=VALUE")]
     sets: Vec<String>,
@@ -144,7 +148,11 @@ impl Args {
     fn read(&self) -> Result<Config> {
         let mut entries = self.sets.iter().map(|text| yaml::assignment(text)).collect::<Result<Vec<_>>>()?;
         let mut add = |path: &str, value: Value| {
-            entries.push(yaml::Entry { path: path.into(), value, place: format!("--{path}") });
+            entries.push(yaml::Entry {
+                path: path.into(),
+                value,
+                place: format!("--{}", path.replace('_', "-")),
+            });
         };
         for (name, path) in [
             ("images", &self.images),
@@ -163,7 +171,12 @@ impl Args {
         for (name, n) in [("epochs", self.epochs), ("batch", self.batch)] {
             n.into_iter().for_each(|n| add(name, n.into()));
         }
-        for (name, text) in [("size", &self.size), ("device", &self.device), ("dtype", &self.dtype)] {
+        for (name, text) in [
+            ("size", &self.size),
+            ("device", &self.device),
+            ("dtype", &self.dtype),
+            ("vit_gelu", &self.vit_gelu),
+        ] {
             text.iter().for_each(|s| add(name, s.as_str().into()));
         }
         // A run that goes on has its settings in its folder.
@@ -208,7 +221,7 @@ impl Job {
         let tokenize = start.tokenize();
         let longest = corpus.captions().map(|c| tokenize(c).len()).max().unwrap_or(2);
         let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length);
-        let (device, precision) = engine::place(&config.device, config.dtype.as_deref())?;
+        let (device, precision) = engine::place(&config.device, config.dtype.as_deref(), config.vit_gelu)?;
         Ok(Job { command, config, corpus, validation, start, length, plan, device, precision, longest })
     }
 

@@ -108,7 +108,7 @@ impl Block {
         let y = ops::attention([q, k, v], segments, heads, scale, None)?;
         let (sum, n) = self.norm2.between(pass, &self.proj.forward(pass, &y)?, x)?;
         *x = sum;
-        self.fc2.forward(pass, &ops::gelu(&self.fc1.forward(pass, &n)?)?)
+        self.fc2.forward(pass, &pass.vit_gelu(&n, &self.fc1)?)
     }
 
     /// Keys have no bias.

@@ -10,7 +10,7 @@ mod params;
 mod pass;
 mod specs;
 
-pub use params::{Params, Precision, Value};
+pub use params::{Gelu, Params, Precision, Value};
 pub use pass::{DropoutPlan, LayerNorm, Linear, Pass};
 pub use specs::{Builder, Init, Spec, from_nothing, initial};
 

@@ -5,23 +5,55 @@ use crate::tensor::{DType, Device, Gpu, HalfMatrix, Storage, Tensor};
 use crate::{Error, Result};
 use rayon::prelude::*;
 
-/// How a GPU stores what dense layers work on: weights and activations of the image encoder, and of everything behind it.
+/// GELU of the image encoder: exact, as LAVIS has it, or in its tanh form, which a GPU computes at the end of a product - of
+/// a frozen encoder only. It is off by up to 5e-4.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gelu {
+    #[default]
+    Exact,
+    Tanh,
+}
+
+impl Gelu {
+    pub fn named(name: &str) -> Result<Gelu> {
+        match name {
+            "exact" => Ok(Gelu::Exact),
+            "tanh" => Ok(Gelu::Tanh),
+            _ => Err(Error::argument("precision", "vit_gelu", "exact or tanh", name)),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Gelu::Exact => "exact",
+            Gelu::Tanh => "tanh",
+        }
+    }
+}
+
+/// How a GPU stores what dense layers work on: weights and activations of the image encoder, and of everything behind it;
+/// and which GELU the image encoder has.
 /// The image encoder's residual stream, norms, statistics, losses, master weights and moments are in f32 always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
     pub vit: Storage,
     pub rest: Storage,
+    pub vit_gelu: Gelu,
 }
 
 impl Precision {
     /// The oracle.
-    pub const F32: Precision = Precision { vit: Storage::F32, rest: Storage::F32 };
+    pub const F32: Precision = Precision::of(Storage::F32, Storage::F32);
     /// As LAVIS trains; needs loss scaling.
-    pub const F16: Precision = Precision { vit: Storage::F16, rest: Storage::F16 };
+    pub const F16: Precision = Precision::of(Storage::F16, Storage::F16);
     /// EVA's weights are published in f16, which bf16 would round.
-    pub const BF16: Precision = Precision { vit: Storage::F16, rest: Storage::BF16 };
+    pub const BF16: Precision = Precision::of(Storage::F16, Storage::BF16);
     /// The image encoder, too.
-    pub const BF16_VIT: Precision = Precision { vit: Storage::BF16, rest: Storage::BF16 };
+    pub const BF16_VIT: Precision = Precision::of(Storage::BF16, Storage::BF16);
+
+    const fn of(vit: Storage, rest: Storage) -> Precision {
+        Precision { vit, rest, vit_gelu: Gelu::Exact }
+    }
 
     pub fn named(name: &str) -> Result<Precision> {
         match name {
@@ -43,23 +75,50 @@ impl Precision {
         }
     }
 
-    pub fn name(self) -> &'static str {
-        if self == Precision::BF16_VIT { "bf16-vit" } else { self.rest.name() }
+    /// With this GELU on a device.
+    pub fn with_gelu(self, device: &Device, vit_gelu: Gelu) -> Result<Precision> {
+        match (device, vit_gelu) {
+            (Device::Cpu, Gelu::Tanh) => {
+                Err(Error::argument("precision", "vit_gelu", "exact on the CPU", "tanh")
+                    .fix("it is a product's end on a GPU: --device cuda; leave --vit-gelu out"))
+            }
+            _ => Ok(Precision { vit_gelu, ..self }),
+        }
     }
 
-    pub(super) fn of(self, name: &str) -> Storage {
-        if name.starts_with("visual_encoder.") { self.vit } else { self.rest }
+    /// Refuses GELU in a form that has no gradient where the image encoder is trained.
+    fn check(self, specs: &[Spec]) -> Result<()> {
+        let trained = specs.iter().any(|s| s.trained && of_vit(&s.name));
+        if self.vit_gelu == Gelu::Tanh && trained {
+            let want = "exact where the image encoder is trained";
+            return Err(Error::argument("precision", "vit_gelu", want, "tanh")
+                .fix("freeze the image encoder, or leave --vit-gelu out"));
+        }
+        Ok(())
+    }
+
+    /// Of the storages; their GELU has a name of its own.
+    pub fn name(self) -> &'static str {
+        if (self.vit, self.rest) == (Storage::BF16, Storage::BF16) { "bf16-vit" } else { self.rest.name() }
+    }
+
+    pub(super) fn storage(self, name: &str) -> Storage {
+        if of_vit(name) { self.vit } else { self.rest }
     }
 
     /// How a GPU stores a parameter, and the copy that products use if that is another.
     fn stores(self, spec: &Spec) -> (Storage, Option<Storage>) {
-        let products = if spec.dense { self.of(&spec.name) } else { Storage::F32 };
+        let products = if spec.dense { self.storage(&spec.name) } else { Storage::F32 };
         if spec.trained {
             (Storage::F32, Some(products).filter(|s| *s != Storage::F32))
         } else {
             (products, None)
         }
     }
+}
+
+fn of_vit(name: &str) -> bool {
+    name.starts_with("visual_encoder.")
 }
 
 /// Nothing for each of `n` parameters.
@@ -171,6 +230,7 @@ impl Params {
             (self.device, self.precision) = (Device::Cpu, Precision::F32);
             return Ok(self);
         };
+        precision.check(&self.specs)?;
         if self.values.iter().any(|v| v.dtype() != DType::F32) {
             return Err(Error::argument("model weights", "dtype", "f32 for a GPU", "f64"));
         }
@@ -277,6 +337,7 @@ impl Params {
         let Device::Gpu(gpu) = device else {
             return Params::new(specs, |spec| Ok(Tensor::zeros(DType::F32, &spec.shape)));
         };
+        precision.check(&specs)?;
         let zeros = |spec: &Spec, storage: Storage| {
             let array = gpu.zeros("weights", storage, spec.shape.iter().product())?;
             Tensor::of_array(array, &spec.shape)

@@ -1,6 +1,6 @@
 //! One use of the parameters, and the layers made of them.
 
-use super::{Id, Params};
+use super::{Gelu, Id, Params};
 use crate::Result;
 use crate::ops;
 use crate::tensor::{Device, Dropout, Storage, Stream, Tape, Tensor};
@@ -104,7 +104,7 @@ impl<'a> Pass<'a> {
     /// How the part of the model to which a parameter belongs stores its activations on a GPU.
     pub fn storage(&self, id: Id) -> Option<Storage> {
         match self.params.device() {
-            Device::Gpu(_) => Some(self.params.precision().of(&self.params.specs()[id.0].name)),
+            Device::Gpu(_) => Some(self.params.precision().storage(&self.params.specs()[id.0].name)),
             Device::Cpu => None,
         }
     }
@@ -151,6 +151,14 @@ impl<'a> Pass<'a> {
             return ops::linear_exact_gelu(x, &self.param(layer.weight), &self.param(layer.bias));
         }
         ops::gelu(&layer.forward(self, x)?)
+    }
+
+    /// The same in the image encoder, in the form that the precision says.
+    pub fn vit_gelu(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+        match self.params.precision().vit_gelu {
+            Gelu::Exact => ops::gelu(&layer.forward(self, x)?),
+            Gelu::Tanh => ops::linear_gelu_tanh(x, &self.param(layer.weight), Some(&self.param(layer.bias))),
+        }
     }
 
     /// Queries of rows x; their keys and values become rows of two caches (see [`ops::linear_exact_cached`]).

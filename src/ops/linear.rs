@@ -1,10 +1,11 @@
 //! A dense layer.     x [R,K]   weight [N,K]   bias [N]   y [R,N]
 //!   y = x weight^T + bias
 //!   dx = dy weight;   dweight = dy^T x;   dbias = sum_R(dy)
+//! and GELU of one, in its tanh form, for layers that are not trained.
 
 use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm};
-use crate::tensor::{Array, Real, Tensor, record, record_tensor};
+use crate::tensor::{Array, Real, Tensor, constant, constant_tensor, record, record_tensor};
 use crate::{Result, on};
 
 const OP: &str = "linear";
@@ -20,6 +21,22 @@ pub fn linear_padded(x: &Tensor, weight: &Tensor, bias: &Tensor, padded: [&Tenso
     dense(x, weight, Some(bias), Some(padded))
 }
 
+/// GELU of a dense layer in its tanh form (see [`cpu::gelu_tanh`]), on a GPU by the product itself: nothing in between is
+/// written, so it has no gradient, and inputs are constants.
+pub fn linear_gelu_tanh(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (r, n, k) = super::check_linear(x, weight, bias)?;
+    let inputs = [x, weight, bias.unwrap_or(weight)];
+    if let Some([x2, w2, b]) = super::arrays(OP, inputs)? {
+        let y = x2.gpu().array(OP, x2.storage(), r * n)?;
+        multiply([&x2, &w2, &y], bias.map(|_| &b), (r, n, k), true)?;
+        return constant_tensor(OP, &inputs, Tensor::of_array(y, &[r, n])?);
+    }
+    on!(x.dtype(), T => {
+        let sums = forward::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
+        constant(OP, &inputs, cpu::map(&sums, cpu::gelu_tanh), &[r, n])
+    })
+}
+
 fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Tensor; 2]>) -> Result<Tensor> {
     let (r, n, k) = super::check_linear(x, weight, bias)?;
     let has_bias = bias.is_some();
@@ -27,7 +44,7 @@ fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Te
     if let Some([x2, w2, b]) = super::arrays(OP, [x, wide, wide_bias])? {
         let (_, width, _) = super::check_linear(x, wide, bias.map(|_| wide_bias))?;
         let y = x2.gpu().array(OP, x2.storage(), r * width)?;
-        multiply([&x2, &w2, &y], bias.map(|_| &b), (r, width, k))?;
+        multiply([&x2, &w2, &y], bias.map(|_| &b), (r, width, k), false)?;
         let y = Tensor::of_array(y, &[r, width])?;
         return record_tensor(OP, &[x, weight, bias.unwrap_or(weight)], y, move |dy, grads| {
             let dy = super::gradient(OP, dy)?;
@@ -35,7 +52,15 @@ fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Te
             grads.accumulate_array(0, |dx, fresh| {
                 let (a, b) = (Operand::rows(&cast, width), Operand::rows(&w2, k));
                 let c = Operand::rows(dx, k);
-                dx.gpu().product(&Product { sizes: (r, k, width), a, b, c, bias: None, add: !fresh })
+                dx.gpu().product(&Product {
+                    sizes: (r, k, width),
+                    a,
+                    b,
+                    c,
+                    bias: None,
+                    add: !fresh,
+                    gelu: false,
+                })
             })?;
             super::weight_gradient(grads, 1, Operand::rows(&cast, width), &x2, (r, n, k))?;
             if has_bias && grads.wants(2) {
@@ -69,8 +94,13 @@ fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Te
     })
 }
 
-/// y [R,N] = x w^T + bias on a GPU. All are stored alike.
-fn multiply([x, w, y]: [&Array; 3], bias: Option<&Array>, (r, n, k): (usize, usize, usize)) -> Result<()> {
+/// y [R,N] = x w^T + bias, or GELU of it, on a GPU. All are stored alike.
+fn multiply(
+    [x, w, y]: [&Array; 3],
+    bias: Option<&Array>,
+    (r, n, k): (usize, usize, usize),
+    gelu: bool,
+) -> Result<()> {
     super::same_storage(OP, "weight", w, x.storage())?;
     if let Some(b) = bias {
         super::same_storage(OP, "bias", b, x.storage())?;
@@ -82,6 +112,7 @@ fn multiply([x, w, y]: [&Array; 3], bias: Option<&Array>, (r, n, k): (usize, usi
         c: Operand::rows(y, n),
         bias: bias.map(Array::pointer),
         add: false,
+        gelu,
     })
 }
 

@@ -61,6 +61,7 @@ pub fn linear_beside(x: &Tensor, layers: [[&Tensor; 2]; 3]) -> Result<Tensor> {
             c: Operand::columns(&y, 3 * n, run.column),
             bias: Some(run.bias.pointer()),
             add: false,
+            gelu: false,
         })?;
     }
     record_tensor(OP, &inputs, Tensor::of_array(y, &[r, 3 * n])?, move |dy, grads| {
@@ -81,7 +82,7 @@ fn backward(
         for (i, run) in runs.iter().enumerate() {
             let (a, b) = (Operand::columns(dy, 3 * n, run.column), Operand::rows(&run.weight, k));
             let (c, add) = (Operand::rows(dx, k), !fresh || i > 0);
-            gpu.product(&Product { sizes: (r, k, run.width), a, b, c, bias: None, add })?;
+            gpu.product(&Product { sizes: (r, k, run.width), a, b, c, bias: None, add, gelu: false })?;
         }
         Ok(())
     })?;

@@ -36,7 +36,7 @@ pub use embedding::{embedding, embedding_sum};
 pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::{layer_norm, layer_norm_as, normalize_rows, normalize_rows_as, residual_norm};
-pub use linear::{linear, linear_padded};
+pub use linear::{linear, linear_gelu_tanh, linear_padded};
 pub use linear_beside::linear_beside;
 pub use linear_exact::{linear_exact, linear_exact_cached, linear_exact_gelu};
 pub use linear_half::linear_half;
@@ -203,7 +203,7 @@ fn weight_gradient(
             return dw.zero();
         }
         let (a, b, c) = (dy.transposed(), Operand::rows(x, k), Operand::rows(dw, k));
-        x.gpu().product(&Product { sizes: (n, k, r), a, b, c, bias: None, add: !fresh })
+        x.gpu().product(&Product { sizes: (n, k, r), a, b, c, bias: None, add: !fresh, gelu: false })
     })
 }
 

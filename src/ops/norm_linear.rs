@@ -88,12 +88,13 @@ fn on_gpu(
         c: Operand::rows(&y, out),
         bias: Some(offset.pointer()),
         add: false,
+        gelu: false,
     })?;
     record_tensor(OP, &tensors, Tensor::of_array(y, &[r, out])?, move |dy, grads| {
         let dy = super::gradient(OP, dy)?.cast(OP, storage)?;
         let g = gpu.array(OP, Storage::F32, out * k)?;
         let (a, b, c) = (Operand::rows(&dy, out).transposed(), Operand::rows(&n, k), Operand::rows(&g, k));
-        gpu.product(&Product { sizes: (out, k, r), a, b, c, bias: None, add: false })?;
+        gpu.product(&Product { sizes: (out, k, r), a, b, c, bias: None, add: false, gelu: false })?;
         let s = super::column_sum(OP, &dy, r, out)?;
         let shares = out.div_ceil(64).clamp(1, gpu.blocks());
         let partial = gpu.array(OP, Storage::F32, shares * 2 * k)?;

@@ -124,6 +124,7 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
         c: Operand::rows(&product, w),
         bias: None,
         add: false,
+        gelu: false,
     })?;
     let y = gpu.array(OP, Storage::F32, b * (g + 1) * w)?;
     let args = crate::args![&product, &bias, &cls, &pos, &y, super::int(g), super::int(w)];
@@ -142,7 +143,7 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
                 let x = patches.part(i * g * k..(i + 1) * g * k)?;
                 let (a, b) = (Operand::rows(&d, w).transposed(), Operand::rows(&x, k));
                 let (c, add) = (Operand::rows(dw, k), !fresh || i > 0);
-                gpu.product(&Product { sizes: (w, k, g), a, b, c, bias: None, add })
+                gpu.product(&Product { sizes: (w, k, g), a, b, c, bias: None, add, gelu: false })
             })
         })?;
         let n = (g + 1) * w;

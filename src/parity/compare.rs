@@ -24,7 +24,8 @@ pub struct Report {
     pub lines: Vec<Line>,
     /// Recorded tensors that were not compared.
     pub missed: Vec<String>,
-    /// Recorded tensors that cannot be compared: noise, or behind a choice that rounding made otherwise.
+    /// Recorded tensors that cannot be compared: noise, without a gradient here, or behind a choice that rounding
+    /// made otherwise.
     pub skipped: Vec<String>,
     pub first_divergence: Option<String>,
     pub pass: bool,
@@ -139,7 +140,7 @@ impl fmt::Display for Report {
             writeln!(f, "  {name:width$}  recorded, but not compared")?;
         }
         for name in &self.skipped {
-            writeln!(f, "  {name:width$}  noise, or behind a near tie: not compared")?;
+            writeln!(f, "  {name:width$}  noise, behind a near tie, or without a gradient: not compared")?;
         }
         let worst = self.lines.iter().filter(|l| l.measure == "rel_l2").map(|l| l.rel_l2).fold(0.0, f64::max);
         match &self.first_divergence {

@@ -63,6 +63,7 @@ impl Settings {
         json!({
             "format": 1,
             "encoder": encoder,
+            "gelu": config.vit_gelu.name(),
             "image_size": model.image_size,
             "tokens": [model.image_tokens(), model.vit_width],
             "stored": self.storage.name(),

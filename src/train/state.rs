@@ -8,7 +8,7 @@ use super::config::{Config, Length};
 use super::corpus::Corpus;
 use super::trainer::{Contrast, Trainer};
 use crate::model::{self, Profile};
-use crate::nn::{self, Params, Precision};
+use crate::nn::{self, Gelu, Params, Precision};
 use crate::tensor::{Buffer, DType, Real, Tensor};
 use crate::{Error, Result, on};
 use safetensors::Dtype;
@@ -50,7 +50,7 @@ pub fn settings(
         Profile::LavisDiagonal => "lavis-diagonal",
         Profile::LavisImageId => "lavis-image-id",
     };
-    let mut settings = json!({
+    let mut all = json!({
         "model": model,
         "data": data,
         "vocabulary": vocab,
@@ -76,9 +76,13 @@ pub fn settings(
         "resize": format!("{:?}", config.resize).to_lowercase(),
     });
     if let Some(c) = config.cache() {
-        settings["cache"] = json!({ "views": c.views, "dtype": c.storage.name() });
+        all["cache"] = json!({ "views": c.views, "dtype": c.storage.name() });
     }
-    settings
+    // Only where it is another than the one of all runs that do not speak of it.
+    if precision.vit_gelu != Gelu::Exact {
+        all["vit_gelu"] = precision.vit_gelu.name().into();
+    }
+    all
 }
 
 /// blake3 over the frozen parameters, which checkpoints do not hold.

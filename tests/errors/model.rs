@@ -1,9 +1,10 @@
 //! The model: configuration, parameters, batches, features, captions
 
 use crate::tiny::{self, error};
+use qformer::device::gpu::{Operand, Product, Storage};
 use qformer::model::{Batch, Config, GenerateOptions, Model, Negatives, Profile, Sampling, retrieval_scores};
-use qformer::nn::{Params, Pass, Precision};
-use qformer::tensor::{DType, Device, Tensor};
+use qformer::nn::{Gelu, Params, Pass, Precision};
+use qformer::tensor::{DType, Device, Gpu, Tensor};
 
 fn t(sizes: &[usize]) -> Tensor {
     Tensor::zeros(DType::F64, sizes)
@@ -247,4 +248,49 @@ fn parameters() {
     assert_eq!([None, Some("f32")].map(|n| Precision::on(&Device::Cpu, n).unwrap()), [Precision::F32; 2]);
     let cpu = error(Precision::on(&Device::Cpu, Some("f16")));
     assert!(cpu.starts_with("precision: dtype: expected f32 on the CPU, got f16; "), "{cpu}");
+}
+
+/// GELU in its tanh form is for a frozen image encoder on a GPU.
+#[test]
+fn gelu_of_the_image_encoder() {
+    for (name, gelu) in [("exact", Gelu::Exact), ("tanh", Gelu::Tanh)] {
+        assert_eq!((Gelu::named(name).unwrap(), gelu.name()), (gelu, name));
+    }
+    assert_eq!(error(Gelu::named("relu")), "precision: vit_gelu: expected exact or tanh, got relu");
+    let plan = Device::open("plan").unwrap();
+    for precision in [Precision::F32, Precision::F16, Precision::BF16, Precision::BF16_VIT] {
+        assert_eq!(precision.vit_gelu, Gelu::Exact);
+        let tanh = precision.with_gelu(&plan, Gelu::Tanh).unwrap();
+        assert_eq!(tanh, Precision { vit_gelu: Gelu::Tanh, ..precision });
+        assert_eq!(tanh.name(), precision.name());
+        assert_eq!(tanh.with_gelu(&Device::Cpu, Gelu::Exact).unwrap(), precision);
+        let cpu = error(precision.with_gelu(&Device::Cpu, Gelu::Tanh));
+        assert!(cpu.starts_with("precision: vit_gelu: expected exact on the CPU, got tanh; "), "{cpu}");
+        for train_vit in [false, true] {
+            let specs = Model::new(tiny::config(), train_vit).unwrap().1;
+            let random = Params::random(specs.clone(), DType::F32, 1).unwrap();
+            for said in [error(random.to(&plan, tanh)), error(Params::zeros(specs.clone(), &plan, tanh))] {
+                let trained = "precision: vit_gelu: expected exact where the image encoder is trained, got tanh; freeze";
+                assert!(if train_vit { said.starts_with(trained) } else { said == "no error" }, "{said}");
+            }
+            assert_eq!(error(Params::zeros(specs, &plan, precision)), "no error");
+        }
+    }
+}
+
+/// c cannot be added to and become GELU of the sums.
+#[test]
+fn products() {
+    let gpu = Gpu::open("plan").unwrap();
+    let c = gpu.array("test", Storage::F32, 4).unwrap();
+    let all = Operand::rows(&c, 2);
+    let product = |add, gelu| {
+        error(gpu.product(&Product { sizes: (2, 2, 2), a: all, b: all, c: all, bias: None, add, gelu }))
+    };
+    let refused =
+        "product: gelu: expected a product that replaces c, got f32 [2, 2] x [2, 2], gelu -> f32, added";
+    assert_eq!(product(true, true), refused);
+    for (add, gelu) in [(true, false), (false, true), (false, false)] {
+        assert_eq!(product(add, gelu), "no error");
+    }
 }

@@ -2,14 +2,14 @@
 //! is asked for.
 
 use super::{device, micro, trainer};
-use qformer::nn::Precision;
+use qformer::nn::{Gelu, Precision};
 use qformer::tensor::Device;
 use qformer::train::trainer::Contrast;
 
 #[test]
 fn a_plan_counts_what_a_step_does() {
-    for name in ["f32", "bf16"] {
-        let precision = Precision::named(name).unwrap();
+    for (name, vit_gelu) in [("f32", Gelu::Exact), ("bf16", Gelu::Exact), ("bf16", Gelu::Tanh)] {
+        let precision = Precision { vit_gelu, ..Precision::named(name).unwrap() };
         let counts = |device: Device| {
             let mut t = trainer(&device, precision, Contrast::MicroBatch);
             // Weights that stay as they are, and the same step twice: the same negatives, so the same sizes.

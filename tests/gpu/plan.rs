@@ -43,6 +43,38 @@ fn a_step_of_the_real_size_is_as_stored() {
     assert_eq!(now.len(), stored.len());
 }
 
+/// Nothing but the GELUs of the image encoder's 39 blocks is gone where products end with them, and with each of them a read
+/// and a write of 32,896 rows of 6,144 numbers in 16 bits.
+#[test]
+fn products_that_end_with_gelu_save_its_launches_and_its_bytes() {
+    let counted = |form: &str| -> Value {
+        let step = ["bench", "step", "--device", "plan", "--config", "full", "--batch", "128", "--json"];
+        let out = Command::new(env!("CARGO_BIN_EXE_qformer")).args(step).args(["--vit-gelu", form]).output();
+        let out = out.unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let [exact, tanh] = ["exact", "tanh"].map(counted);
+    let number = |v: &Value, key: &str| v[key].as_u64().unwrap();
+    let saved = |key: &str| number(&exact, key) - number(&tanh, key);
+    assert_eq!((saved("launches"), saved("bytes")), (39, 39 * 2 * 32_896 * 6_144 * 2));
+    for key in ["products", "copies", "flops"] {
+        assert_eq!(saved(key), 0, "{key}");
+    }
+    assert!(number(&tanh, "peak_bytes") <= number(&exact, "peak_bytes"));
+    let launches = |v: &Value, name: &str| {
+        let lines = v["kernels"].as_array().unwrap();
+        lines.iter().find(|k| k["name"] == name).map_or(0, |k| number(k, "launches"))
+    };
+    let product = "product f16 [32896, 1408] x [1408, 6144] + bias";
+    let [plain, ended] = ["", ", gelu"].map(|gelu| format!("{product}{gelu} -> f16"));
+    for (step, form, gelus, plains, ends) in [(&exact, "exact", 39, 39, 0), (&tanh, "tanh", 0, 0, 39)] {
+        assert_eq!(step["vit_gelu"], form);
+        let found = ["gelu_fwd_f16", &plain, &ended].map(|name| launches(step, name));
+        assert_eq!(found, [gelus, plains, ends], "{form}");
+    }
+}
+
 /// The arithmetic of a step is the model's: 2mnk of the products that BLIP-2 cannot do without, within what the last
 /// layers' unread rows and the heads add. `roofline.py` counts 648.3 GFLOP a pair, 18.7 of them in attention's kernels.
 #[test]
@@ -202,7 +234,7 @@ fn operands_stored_differently_are_refused() {
     let of = |storage: Storage, sizes: &[usize]| zeros(&device, storage, sizes);
     let (x, w, b) = (of(half, &[4, 8]), of(half, &[5, 8]), of(half, &[5]));
     let stored = |what: &str, want: &str, got: &str| format!("{what}: expected stored as {want}, got {got}");
-    for linear in [ops::linear, ops::linear_exact] {
+    for linear in [ops::linear, ops::linear_exact, ops::linear_gelu_tanh] {
         assert_eq!(error(linear(&x, &w, Some(&b))), "no error");
         assert_eq!(error(linear(&x, &of(single, &[5, 8]), None)), stored("linear: weight", "f16", "f32"));
         assert_eq!(error(linear(&x, &w, Some(&of(single, &[5])))), stored("linear: bias", "f16", "f32"));

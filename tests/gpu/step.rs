@@ -2,7 +2,7 @@
 
 use super::{device, micro, trainer, values};
 use qformer::model::{Config, GenerateOptions, Images, Model};
-use qformer::nn::{Id, Params, Pass, Precision};
+use qformer::nn::{Gelu, Id, Params, Pass, Precision};
 use qformer::ops;
 use qformer::parity::{self, Place};
 use qformer::tensor::{DType, Device, Storage, Tensor};
@@ -106,6 +106,64 @@ fn a_trained_image_encoder_is_the_cpus() {
     });
     assert!((a.losses.losses[0] - b.losses.losses[0]).abs() <= 1e-4 * a.losses.losses[0], "{a:?}\n{b:?}");
     assert!((a.gradient_norm - b.gradient_norm).abs() <= 1e-4 * a.gradient_norm, "{a:?}\n{b:?}");
+}
+
+/// GELU in its tanh form, at the end of the products of a frozen image encoder.
+const TANH: Precision = Precision { vit_gelu: Gelu::Tanh, ..Precision::F32 };
+
+/// An activation is off by at most d = 5e-4, so an output of the dense layer behind, and with it a token of a one-block
+/// encoder, by at most d times the sum of its weights' sizes; sums of 24 terms are off by a few roundings of f32 besides.
+#[test]
+fn the_tanh_form_moves_a_token_by_what_its_activations_are_off() {
+    let config = Config { vit_depth: 1, ..super::tiny::config() };
+    let image = super::tiny::pictures(&config, 3, 5, DType::F32);
+    let [exact, tanh] = [Precision::F32, TANH].map(|precision| {
+        let (model, params) = super::tiny::model(config.clone(), false, DType::F32);
+        let params = params.to(&device(), precision).unwrap();
+        model.vit_tokens(&Pass::inference(&params), &image, |_, _| {}).unwrap().to_f64()
+    });
+    let (_, params) = super::tiny::model(config.clone(), false, DType::F32);
+    let id = params.find("visual_encoder.blocks.0.mlp.fc2.weight").unwrap();
+    let weight = params.get(id).to_f64();
+    let reach: Vec<f64> =
+        weight.chunks(config.vit_mlp).map(|row| row.iter().map(|w| w.abs()).sum()).collect();
+    let mut moved = 0.0f64;
+    for (i, (a, b)) in exact.iter().zip(&tanh).enumerate() {
+        let (far, bound) = ((a - b).abs(), 5e-4 * reach[i % config.vit_width] + 1e-5);
+        assert!(far <= bound, "element {i}: {a} and {b}, {far:e} > {bound:e}");
+        moved = moved.max(far);
+    }
+    // An error of the largest kind in one activation alone, through a usual weight of 0.3, is 1e-4.
+    assert!(moved > 1e-4, "{moved:e}");
+}
+
+/// Losses differ by about what the activations do: n = 2 GELUs in a row, each off by up to 5e-4 of activations about 1, add in
+/// quadrature; twice that for what softmax and norms amplify, and a cosine's error is divided by the temperature, 0.5 (as
+/// `Place::rounding` has it of 16 bits). Nothing of it comes from the Q-Former, whose GELU stays exact.
+#[test]
+fn a_step_with_the_tanh_form_is_near_the_exact_one() {
+    let [exact, tanh] = [Precision::F32, TANH].map(|precision| {
+        let mut t = trainer(&device(), precision, Contrast::MicroBatch);
+        let report = t.step(&[micro(1), micro(2)]).unwrap();
+        let again = t.step_ahead(&[micro(3)], &[micro(4)]).unwrap();
+        [report, again, t.step(&[micro(4)]).unwrap()]
+    });
+    let bound = 2.0 * 5e-4 * 2f64.sqrt() * (1.0 + 0.5 / 0.5);
+    for (a, b) in exact.iter().zip(&tanh) {
+        for (x, y) in a.losses.losses.iter().zip(b.losses.losses) {
+            assert!((x - y).abs() <= bound * x.abs().max(1.0), "{a:?}\n{b:?}");
+        }
+        assert!(a.losses.losses != b.losses.losses, "the exact form was taken: {b:?}");
+    }
+}
+
+/// It has no gradient.
+#[test]
+fn a_trained_image_encoder_has_the_exact_form() {
+    let (_, params) = super::tiny::model(super::tiny::config(), true, DType::F32);
+    let said = super::tiny::error(params.to(&device(), TANH));
+    let want = "precision: vit_gelu: expected exact where the image encoder is trained, got tanh; freeze the image encoder, or";
+    assert!(said.starts_with(want), "{said}");
 }
 
 fn bits(t: &Trainer) -> Vec<u64> {

@@ -180,6 +180,8 @@ fn settings_out_of_range_are_refused() {
         ("epochs=0", "1 or more"),
         ("seed=-1", "0 or more"),
         ("contrast=accumulated", "image encoder is trained"),
+        ("vit_gelu=relu", "expected exact or tanh"),
+        ("vit_gelu=tanh", "exact where the image encoder is trained"),
         ("keep_last=0", "1 or more"),
     ] {
         world.train("no", &["--dry-run", "--set", set]).refused(2, &[words]);

@@ -88,6 +88,7 @@ struct Measured {
     peak_bytes: u64,
     device: String,
     dtype: &'static str,
+    vit_gelu: &'static str,
     /// Of a run on a GPU: kernels and products launched, times it was asked for memory, bytes up and down.
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<GpuCounts>,
@@ -313,6 +314,7 @@ fn measure(args: &Args, place: &(Device, Precision), mut f: impl FnMut() -> Resu
         peak_bytes: counts.as_ref().map_or_else(meter::peak_memory, |c| Ok(c.peak))?,
         device: gpu.map_or_else(|| "cpu".into(), crate::tensor::Gpu::name),
         dtype: place.1.name(),
+        vit_gelu: place.1.vit_gelu.name(),
         gpu: counts.map(|c| per_run(&c, args.steps as u64)),
     })
 }
@@ -330,7 +332,7 @@ fn per_run(c: &Counts, runs: u64) -> GpuCounts {
 
 fn print(m: &Measured) -> Result<()> {
     say!(
-        "{} {}, batch {}, {} tokens, {} threads, {} in {}, median of {}",
+        "{} {}, batch {}, {} tokens, {} threads, {} in {} (GELU of the image encoder: {}), median of {}",
         m.what,
         m.config,
         m.batch,
@@ -338,6 +340,7 @@ fn print(m: &Measured) -> Result<()> {
         m.threads,
         m.device,
         m.dtype,
+        m.vit_gelu,
         m.steps
     )?;
     say!("  time        {:.3} s (processor {:.3} s)", m.seconds, m.processor_seconds)?;

@@ -36,6 +36,7 @@ struct Plan {
     config: String,
     batch: usize,
     dtype: &'static str,
+    vit_gelu: &'static str,
     launches: u64,
     products: u64,
     copies: u64,
@@ -120,6 +121,7 @@ fn plan(
         config: args.config.clone(),
         batch: args.batch,
         dtype: precision.name(),
+        vit_gelu: precision.vit_gelu.name(),
         launches: counts.launched(),
         products: counts.multiplied(),
         copies: counts.copies,
@@ -137,7 +139,8 @@ fn plan(
 fn print(p: &Plan) -> Result<()> {
     let measured: f64 = p.kernels.iter().filter_map(|k| k.measured).sum();
     let what = if measured > 0.0 { "kernel by kernel" } else { "nothing was computed" };
-    say!("{} {}, batch {}, {}: {what}", p.what, p.config, p.batch, p.dtype)?;
+    let gelu = p.vit_gelu;
+    say!("{} {}, batch {}, {}, GELU {gelu}: {what}", p.what, p.config, p.batch, p.dtype)?;
     say!("  {:>9} {:>9} {:>9} {:>10} {:>10}", "launches", "MB", "GFLOP", "us (H200)", "measured")?;
     for k in &p.kernels {
         say!(

@@ -2,7 +2,8 @@
 //! memory, so `b` goes first, sizes change places, and `transposed` keeps its meaning.
 //!
 //! Sums are in f32 (no TF32: f32 is the oracle), also those of parts. For every shape the library's heuristic is asked once
-//! for an algorithm; where it has none that adds the bias, the bias is written first and the product added to it.
+//! for an algorithm; where it has none that adds the bias, the bias is written first and the product added to it. GELU is
+//! the library's own or an error.
 
 use super::super::gpu::{Operand, Product, Storage};
 use crate::{Error, Kind, Result};
@@ -32,6 +33,7 @@ struct Key {
     c: (Storage, usize),
     bias: bool,
     add: bool,
+    gelu: bool,
     /// Of the addresses of b, a, c and the bias, up to 256 bytes.
     alignments: [u32; 4],
 }
@@ -77,6 +79,7 @@ fn key(p: &Product) -> Key {
         c: (p.c.storage, p.c.row),
         bias: p.bias.is_some(),
         add: p.add,
+        gelu: p.gelu,
         alignments: [p.b.at, p.a.at, p.c.at, p.bias.unwrap_or(std::ptr::null_mut())].map(alignment),
     }
 }
@@ -94,6 +97,13 @@ impl Products {
         let unsupported = || failed(p, CublasError(blas::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
         if self.multiply(p).map_err(|e| failed(p, e))? {
             return Ok(());
+        }
+        if p.gelu {
+            return Err(Error::new(Kind::Device, "product")
+                .about(p.name())
+                .expected("an algorithm of cuBLASLt that ends with GELU")
+                .got("none")
+                .fix("use the exact one: --vit-gelu exact"));
         }
         let Some(bias) = p.bias.filter(|_| !p.add && p.c.row == p.sizes.1) else { return Err(unsupported()) };
         self.repeat(bias, p)
@@ -178,8 +188,14 @@ impl Products {
         unsafe {
             set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &turned(&p.b))?;
             set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &turned(&p.a))?;
-            if p.bias.is_some() {
-                let epilogue = blas::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+            use blas::cublasLtEpilogue_t as Epilogue;
+            let epilogue = match (p.bias.is_some(), p.gelu) {
+                (false, false) => None,
+                (true, false) => Some(Epilogue::CUBLASLT_EPILOGUE_BIAS),
+                (false, true) => Some(Epilogue::CUBLASLT_EPILOGUE_GELU),
+                (true, true) => Some(Epilogue::CUBLASLT_EPILOGUE_GELU_BIAS),
+            };
+            if let Some(epilogue) = epilogue {
                 set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
             }
             set_bias(description, p)?;

@@ -2,6 +2,7 @@
 //! operands widened to f32 and rounded to c's storage once, as a GPU's are.
 
 use super::{Driver, Operand, Product, Storage};
+use crate::device::cpu;
 use crate::device::gemm::{View, gemm};
 use crate::device::host::{self, Schedule};
 use crate::device::launch::{Arg, Launch};
@@ -163,6 +164,7 @@ impl Driver for Host {
             c.chunks_exact_mut(n).for_each(|c| c.iter_mut().zip(&row).for_each(|(c, b)| *c += b));
         }
         gemm((m, n, k), 1.0, view(&p.a, &a, (m, k)), view(&p.b, &b, (k, n)), 1.0, &mut c, n, true);
+        let c = if p.gelu { cpu::map(&c, cpu::gelu_tanh) } else { c };
         for (i, row) in c.chunks_exact(n).enumerate() {
             // SAFETY: `Product`'s contract.
             unsafe { write(p.c.at, p.c.storage, i * p.c.row, row) };

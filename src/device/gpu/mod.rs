@@ -316,6 +316,9 @@ impl Gpu {
 
     /// c = (c +) a b (+ bias), see [`Product`].
     pub fn product(&self, product: &Product) -> Result<()> {
+        if product.gelu && product.add {
+            return Err(Error::argument("product", "gelu", "a product that replaces c", product.name()));
+        }
         let (m, n, k) = product.sizes;
         if m == 0 || n == 0 {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Matrix products, row-major:     c [m,n] = (c +) a [m,k] b [k,n] (+ bias [n])
+//! Matrix products, row-major:     c [m,n] = (c +) a [m,k] b [k,n] (+ bias [n]),  or GELU of it
 
 use super::{Array, Storage};
 use std::ffi::c_void;
@@ -42,6 +42,9 @@ pub struct Product {
     pub bias: Option<*mut c_void>,
     /// Whether the product is added to c, or replaces it.
     pub add: bool,
+    /// c becomes GELU, in its tanh form, of the sums (see [`crate::device::cpu::gelu_tanh`]), rounded to c's storage behind
+    /// it. Not of a product that is added.
+    pub gelu: bool,
 }
 
 /// Sizes and storages of a product: what it has in common with others of its kind.
@@ -51,20 +54,22 @@ pub(super) struct Kind {
     storages: [Storage; 2],
     bias: bool,
     add: bool,
+    gelu: bool,
 }
 
 impl Kind {
     pub fn name(self) -> String {
         let ((m, n, k), [from, to]) = (self.sizes, self.storages.map(Storage::name));
         let (bias, add) = (if self.bias { " + bias" } else { "" }, if self.add { ", added" } else { "" });
-        format!("{from} [{m}, {k}] x [{k}, {n}]{bias} -> {to}{add}")
+        let gelu = if self.gelu { ", gelu" } else { "" };
+        format!("{from} [{m}, {k}] x [{k}, {n}]{bias}{gelu} -> {to}{add}")
     }
 }
 
 impl Product {
     pub(super) fn kind(&self) -> Kind {
         let storages = [self.a.storage, self.c.storage];
-        Kind { sizes: self.sizes, storages, bias: self.bias.is_some(), add: self.add }
+        Kind { sizes: self.sizes, storages, bias: self.bias.is_some(), add: self.add, gelu: self.gelu }
     }
 
     /// Sizes and storages.

@@ -5,6 +5,7 @@ use super::values::{self, Read, choice, count, flag, path, rate, share, text, wh
 use super::yaml::Entry;
 use super::{Config, OPERATION};
 use crate::model::Profile;
+use crate::nn::Gelu;
 use crate::tensor::Storage;
 use crate::train::trainer::Contrast;
 use crate::vision::Resampling;
@@ -37,6 +38,7 @@ const CONTRASTS: [(&str, Contrast); 2] =
 const DTYPES: [(&str, &str); 4] =
     [("f32", "f32"), ("f16", "f16"), ("bf16", "bf16"), ("bf16-vit", "bf16-vit")];
 const STORED: [(&str, Storage); 2] = [("f16", Storage::F16), ("f32", Storage::F32)];
+const GELUS: [(&str, Gelu); 2] = [("exact", Gelu::Exact), ("tanh", Gelu::Tanh)];
 const RESIZES: [(&str, Resampling); 2] = [("fast", Resampling::Fast), ("exact", Resampling::Exact)];
 
 fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> Value {
@@ -103,6 +105,8 @@ const KEYS: &[Key] = &[
         |c| json!(c.cache_views), |c, v| { c.cache_views = count(v, 1)?; Ok(()) }),
     key("cache_dtype", "", "how the cache stores tokens: f16 or f32 (exactly as they were computed)",
         |c| name_of(&STORED, &c.cache_dtype), |c, v| { c.cache_dtype = choice(v, &STORED)?; Ok(()) }),
+    key("vit_gelu", "", "GELU of a frozen image encoder on a GPU: exact (as LAVIS), or tanh (at the end of the product, off by up to 5e-4)",
+        |c| name_of(&GELUS, &c.vit_gelu), |c, v| { c.vit_gelu = choice(v, &GELUS)?; Ok(()) }),
     key("crop_scale", "", "share of a picture's area that a random crop keeps: [smallest, largest]",
         |c| json!(c.augment.scale), |c, v| { c.augment.scale = values::pair(v)?; c.augment.check().map_err(|e| e.to_string()) }),
     key("crop_ratio", "", "width over height of a random crop: [smallest, largest]",

@@ -17,6 +17,7 @@ use super::optimizer::Hyper;
 use super::schedule::Schedule;
 use super::trainer::{Contrast, Options};
 use crate::model::{self, Profile};
+use crate::nn::Gelu;
 use crate::tensor::Storage;
 use crate::vision::{Augment, Resampling};
 use crate::{Error, Result};
@@ -70,6 +71,7 @@ pub struct Config {
     pub cache: Option<PathBuf>,
     pub cache_views: usize,
     pub cache_dtype: Storage,
+    pub vit_gelu: Gelu,
     pub augment: Augment,
     pub resize: Resampling,
     pub workers: Option<usize>,
@@ -118,6 +120,7 @@ impl Default for Config {
             cache: None,
             cache_views: 1,
             cache_dtype: Storage::F16,
+            vit_gelu: Gelu::Exact,
             augment: Augment::default(),
             resize: Resampling::Fast,
             workers: None,
@@ -194,6 +197,10 @@ impl Config {
         if self.cache.is_some() && self.trains_vit() {
             return Err(wrong("cache", "a frozen image encoder", "one that is trained".into())
                 .fix("start from a model directory (start) and leave train_vit out, or leave cache out"));
+        }
+        if self.vit_gelu == Gelu::Tanh && self.trains_vit() {
+            return Err(wrong("vit_gelu", "exact where the image encoder is trained", "tanh".into())
+                .fix("set train_vit: false (with a start directory), or vit_gelu: exact"));
         }
         if self.start.is_none() && self.train_vit == Some(false) {
             let fix = "convert the image encoder and the text model into a directory (qformer convert) and give it as start, \
