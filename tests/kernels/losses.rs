@@ -16,13 +16,17 @@ struct Logits<T> {
     x: Vec<T>,
     rows: usize,
     v: usize,
+    /// Elements from row to row.
+    pitch: usize,
     goal: Goal,
     by: f32,
 }
 
-/// loss and right of each row, and the gradient.
+/// loss and right of each row, and the gradient; behind the vocabulary the gradient is 0.
 fn kernel<T: Storage>(k: &Logits<T>, threads: usize, s: Schedule) -> (Vec<f32>, Vec<i32>, Vec<T>) {
-    let (x, loss, right) = (on_device(&k.x), fresh::<f32>(k.rows), fresh::<i32>(k.rows));
+    let behind: Vec<T> = random(k.pitch - k.v, 10, 50.0);
+    let rows: Vec<T> = k.x.chunks(k.v).flat_map(|row| [row, &behind].concat()).collect();
+    let (x, loss, right) = (on_device(&rows), fresh::<f32>(k.rows), fresh::<i32>(k.rows));
     let upstream = on_device(&[0.5f32]);
     let (classes, soft, smoothing) = match &k.goal {
         Goal::Classes(c, smoothing) => {
@@ -39,14 +43,16 @@ fn kernel<T: Storage>(k: &Logits<T>, threads: usize, s: Schedule) -> (Vec<f32>, 
         (&loss).into(),
         (&right).into(),
         (k.v as i32).into(),
-        (k.v as i32).into(),
+        (k.pitch as i32).into(),
         smoothing.into(),
         (2.0 * k.by).into(),
         (&upstream).into(),
         1.into(),
     ];
     run1(&format!("cross_entropy_{}", T::NAME), k.rows, threads, &args, s);
-    (read(&loss), read(&right), read(&x))
+    let dx: Vec<T> = read(&x);
+    assert!(dx.chunks(k.pitch).all(|row| row[k.v..].iter().all(|x| x.get() == 0.0)), "behind the vocabulary");
+    (read(&loss), read(&right), dx.chunks(k.pitch).flat_map(|row| &row[..k.v]).copied().collect())
 }
 
 /// The loss and gradient of a plain implementation: log-softmax and softmax rounded to T.
@@ -102,7 +108,7 @@ fn check<T: Storage>(k: &Logits<T>, threads: usize) {
 }
 
 fn logits<T: Storage>(rows: usize, v: usize, seed: u64, goal: Goal) -> Logits<T> {
-    Logits { x: random(rows * v, seed, 3.0), rows, v, goal, by: 1.0 / rows as f32 }
+    Logits { x: random(rows * v, seed, 3.0), rows, v, pitch: v, goal, by: 1.0 / rows as f32 }
 }
 /// Random classes, a few of them ignored.
 fn classes(rows: usize, v: usize, seed: u64) -> Vec<Option<u32>> {
@@ -127,6 +133,18 @@ fn cross_entropy() {
             _ => check(&logits::<f32>(rows, v, i, goal()), 32),
         }
     }
+}
+
+/// Rows with columns behind the vocabulary, whatever stands there: loss and gradient are those of rows without.
+#[test]
+fn rows_longer_than_the_vocabulary() {
+    fn go<T: Storage>(rows: usize, v: usize, pitch: usize, threads: usize) {
+        let goal = Goal::Classes(classes(rows, v, 9), 0.1);
+        check(&Logits { pitch, ..logits::<T>(rows, v, 9, goal) }, threads);
+    }
+    go::<bf16>(6, 1001, 1008, 128);
+    go::<f16>(6, 37, 40, 32);
+    go::<f32>(6, 3, 34, 32);
 }
 
 #[test]
