@@ -20,9 +20,7 @@ use crate::nn::{Params, Pass};
 use crate::tensor::{Device, Storage, Tensor};
 use crate::{Error, Kind, Result};
 use serde_json::{Value, json};
-use std::any::Any;
 use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +46,8 @@ pub struct Cache {
     tokens: File,
     done: File,
     sums: Vec<AtomicU32>,
-    _lock: Box<dyn Any + Send + Sync>,
+    /// Exclusive while anything is missing, shared from then on.
+    lock: File,
 }
 
 impl Settings {
@@ -79,7 +78,7 @@ impl Settings {
 }
 
 impl Cache {
-    /// Opens a cache, or begins one; it is this process's alone.
+    /// Opens a cache, or begins one; it is this process's alone unless it is complete.
     pub fn open(
         settings: &Settings,
         config: &Config,
@@ -89,14 +88,19 @@ impl Cache {
     ) -> Result<Cache> {
         let folder = &settings.folder;
         files::make_folders(&RealDisk, folder)?;
-        let lock = lock(folder)?;
+        let path = folder.join(".lock");
+        let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let lock = lock.map_err(|e| Error::io(OPERATION, &path, &e))?;
+        let alone = lock.try_lock().is_ok();
         let (identity, header) =
             (settings.identity(config, corpus, model, encoder), folder.join("cache.json"));
         let records = corpus.pictures() * settings.views;
         let record = settings.record(model);
         let begun = header.is_file();
-        if begun {
-            same(&header, &identity)?;
+        match (begun, alone) {
+            (true, _) => same(&header, &identity)?,
+            (false, false) => return Err(filled_by_another(folder, std::fs::TryLockError::WouldBlock)),
+            (false, true) => {}
         }
         let open = |name: &str, bytes: u64| {
             let path = folder.join(name);
@@ -115,14 +119,27 @@ impl Cache {
             tokens,
             done,
             sums: sums.into_iter().map(|s| AtomicU32::new(u32::from_le(s))).collect(),
-            _lock: lock,
+            lock,
         };
+        cache.share(alone)?;
         cache.check_room(record)?;
         if !begun {
             let text = format!("{identity:#}\n");
             files::write_atomic(&RealDisk, &header, text.len() as u64, |w| w.write_all(text.as_bytes()))?;
         }
         Ok(cache)
+    }
+
+    /// A complete cache may be read by several trainings.
+    fn share(&self, alone: bool) -> Result<()> {
+        let complete = self.missing().is_empty();
+        let locked = match (alone, complete) {
+            (true, false) => return Ok(()),
+            (false, false) => Err(std::fs::TryLockError::WouldBlock),
+            // Locked so in place of the other way.
+            (_, true) => self.lock.try_lock_shared(),
+        };
+        locked.map_err(|e| filled_by_another(&self.settings.folder, e))
     }
 
     /// What is missing must fit on the disk.
@@ -245,6 +262,9 @@ impl Cache {
             progress.add(done, || loader.waited_share());
         }
         progress.finish();
+        if self.missing().is_empty() {
+            self.share(true)?;
+        }
         Ok(told)
     }
 
@@ -266,24 +286,17 @@ impl Cache {
     }
 }
 
+fn filled_by_another(folder: &Path, e: std::fs::TryLockError) -> Error {
+    Error::new(Kind::Argument, OPERATION)
+        .about(folder.display().to_string())
+        .expected("a folder that no other training fills")
+        .got(e)
+        .fix("wait for it, stop it, or choose another folder (cache)")
+}
+
 /// Never 0.
 fn check_sum(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes).max(1)
-}
-
-fn lock(folder: &Path) -> Result<Box<dyn Any + Send + Sync>> {
-    let path = folder.join(".lock");
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = file.map_err(|e| Error::io(OPERATION, &path, &e))?;
-    match file.try_lock().map_err(std::io::Error::from) {
-        Ok(()) => Ok(Box::new(file)),
-        Err(e) if e.kind() == ErrorKind::WouldBlock => Err(Error::new(Kind::Argument, OPERATION)
-            .about(folder.display().to_string())
-            .expected("a folder that no other training uses")
-            .got("a locked one")
-            .fix("wait for it, stop it, or choose another folder (cache)")),
-        Err(e) => Err(Error::io(OPERATION, &path, &e)),
-    }
 }
 
 /// Refuses a cache of something else: says what differs.

@@ -131,6 +131,33 @@ fn stopped_while_it_computes_a_cache_keeps_what_is_done() {
 }
 
 #[test]
+fn a_complete_cache_is_read_by_several_and_filled_by_one() {
+    let world = world();
+    let filling =
+        world.command(&arguments("long", &["--cache", "kept", "--set", "cache_views=300"])).spawn().unwrap();
+    let since = std::time::Instant::now();
+    while !world.path("kept/cache.json").exists() {
+        assert!(since.elapsed().as_secs() < 60);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let other = arguments("other", &["--cache", "kept", "--set", "cache_views=300"]);
+    world
+        .run(&other)
+        .refused(2, &["cache of image tokens: kept: expected a folder that no other training fills"]);
+    signal(&filling, "KILL");
+    Done(filling.wait_with_output().unwrap());
+
+    run(&world, "first", &["--cache", "small", "--steps", "1"]).good();
+    let mut long =
+        world.command(&arguments("longer", &["--cache", "small", "--set", "steps=100000"])).spawn().unwrap();
+    world.wait_for_lines("longer", 2);
+    run(&world, "second", &["--cache", "small", "--steps", "1"]).good();
+    assert!(long.try_wait().unwrap().is_none(), "it has ended before the other");
+    signal(&long, "KILL");
+    Done(long.wait_with_output().unwrap());
+}
+
+#[test]
 fn a_cache_of_something_else_or_damaged_is_refused() {
     let world = world();
     run(&world, "first", &["--cache", "kept", "--steps", "1"]).good();
