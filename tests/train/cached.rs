@@ -145,7 +145,7 @@ fn a_complete_cache_is_read_by_several_and_filled_by_one() {
         .run(&other)
         .refused(2, &["cache of image tokens: kept: expected a folder that no other training fills"]);
     signal(&filling, "KILL");
-    Done(filling.wait_with_output().unwrap());
+    filling.wait_with_output().unwrap();
 
     run(&world, "first", &["--cache", "small", "--steps", "1"]).good();
     let mut long =
@@ -154,7 +154,7 @@ fn a_complete_cache_is_read_by_several_and_filled_by_one() {
     run(&world, "second", &["--cache", "small", "--steps", "1"]).good();
     assert!(long.try_wait().unwrap().is_none(), "it has ended before the other");
     signal(&long, "KILL");
-    Done(long.wait_with_output().unwrap());
+    long.wait_with_output().unwrap();
 }
 
 #[test]
