@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Everything that is shown on a GPU, in one run: every operation and the whole step against the CPU's definitions, the recorded
-# cases in f32, f16 and bf16, the kernels, a training step and captioning beside PyTorch. Adds a section to benches/RESULTS.md.
+# Everything that is shown on a GPU, in one run: every kernel, every operation and the whole step against the CPU's definitions, the
+# recorded cases in f32, f16 and bf16, the times of the kernels, a training step and captioning beside PyTorch. Adds a section to
+# benches/RESULTS.md.
 #
 #     benches/gpu.sh PEERS CASES [PYTHON]
 #
 # PEERS is the folder with torch_stage1.py, CASES one with recorded cases, PYTHON an interpreter that has torch (default python3).
-# QFORMER and TESTS name the binary and the test binaries (ops, gpu) where they were built elsewhere; without them cargo builds both:
+# QFORMER and TESTS name the binary and the test binaries (ops, gpu, kernels) where they were built elsewhere; without them cargo
+# builds both:
 #     cargo build --release --features cuda,host-kernels
-#     cargo test --release --features cuda,host-kernels --no-run --test ops --test gpu
+#     cargo test --release --features cuda,host-kernels --no-run --test ops --test gpu --test kernels
 # BATCH (128), STEPS (20), ROUNDS (2), OUT (a folder for the raw lines). DEVICE=host CONFIG=tiny BATCH=2 STEPS=1 is a rehearsal without
 # a GPU. Goes on after a failure and says at the end what failed. cuBLASLt may be the one that came with torch.
 set -uo pipefail
@@ -35,7 +37,12 @@ try() { # NAME COMMAND...: its output goes to $out/NAME.log, the end of it to th
 one() { # BINARY TEST: in a process of its own, as a fault of one kernel ends a process's use of the GPU
     local log=$out/test-$(basename "$1")-${2//::/.}.log
     if QFORMER_TEST_DEVICE=$device timeout 120 "$1" --exact "$2" --test-threads 1 >"$log" 2>&1; then
-        echo "ok $2"
+        local left_out # what a test says of itself: all of it, or some of its cases
+        left_out=$(grep -m1 -oE '(SKIPPED|NOT TESTED).*' "$log")
+        case $left_out in
+        SKIPPED*) echo "skipped $2: $left_out" ;;
+        *) echo "ok $2${left_out:+ ($left_out)}" ;;
+        esac
         rm "$log"
     else
         echo "FAILED $2: $(grep -m1 -A3 panicked "$log" | tr '\n' ' ')"
@@ -53,7 +60,7 @@ if [ -z "${QFORMER:-}" ]; then
     QFORMER=target/release/qformer
 fi
 if [ -z "${TESTS:-}" ]; then
-    TESTS=$(cargo test --release --features cuda,host-kernels --no-run --test ops --test gpu --message-format=json |
+    TESTS=$(cargo test --release --features cuda,host-kernels --no-run --test ops --test gpu --test kernels --message-format=json |
         "$python" -c 'import json,sys
 for line in sys.stdin:
     r = json.loads(line)
@@ -64,11 +71,13 @@ note "the GPU"
 [ "$device" = cuda ] || echo "no GPU: $device" >"$out/gpu.txt"
 [ "$device" != cuda ] || nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader | tee "$out/gpu.txt"
 
-note "operations and the whole step against the CPU"
+note "kernels, operations and the whole step against the CPU"
 for test in $TESTS; do
     "$test" --list 2>/dev/null | sed -n "s|: test\$||p" | sed "s|^|$test |"
 done | xargs -P "$(nproc)" -L 1 bash -c 'one "$0" "$1"' >"$out/tests.txt"
 grep -c ^ok "$out/tests.txt" | sed 's/$/ tests passed/'
+grep -c ^skipped "$out/tests.txt" | sed 's/$/ skipped: they are about the emulator/'
+grep 'NOT TESTED' "$out/tests.txt"
 if grep ^FAILED "$out/tests.txt"; then failed+=(tests); fi
 
 note "recorded cases"

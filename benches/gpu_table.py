@@ -30,7 +30,8 @@ def last(name):
 gpu = last("gpu.txt")
 print(f"\n## {gpu}, {datetime.date.today()}\n\n`benches/gpu.sh PEERS CASES`, batch {batch}.\n")
 tests = open(os.path.join(folder, "tests.txt"), errors="replace").read().splitlines()
-print(f"- tests: {sum(l.startswith('ok ') for l in tests)} passed", *[l for l in tests if l.startswith("FAILED")], sep="; ")
+count = {word: sum(l.startswith(word + " ") for l in tests) for word in ("ok", "skipped")}
+print(f"- tests: {count['ok']} passed, {count['skipped']} of the emulator skipped", *[l for l in tests if l.startswith("FAILED")], sep="; ")
 for log in sorted(glob.glob(os.path.join(folder, "parity-*.log"))):
     text = open(log, errors="replace").read().splitlines()
     result = [f"{sum(': ok' in l for l in text)} cases ok"] + [l for l in text if "DIFFERS" in l]

@@ -1,6 +1,7 @@
-//! The CUDA kernels, run on the CPU under many schedules and compared with the CPU's definition in f64.
+//! The CUDA kernels, run on the CPU under many schedules, or on a GPU, and compared with the CPU's definition in f64.
 //!
-//! `harness` holds the schedules and the tolerance; `planted` proves that the emulator and its checker find mistakes.
+//! `harness` holds the tolerance, `place` the schedules; `planted` proves that the emulator and its checker find mistakes.
+//! On a GPU: `QFORMER_TEST_DEVICE=cuda cargo test --features cuda,host-kernels --test kernels`.
 #![cfg(feature = "host-kernels")]
 
 #[path = "kernels/attention.rs"]
@@ -15,6 +16,8 @@ mod house;
 mod layer_norm;
 #[path = "kernels/losses.rs"]
 mod losses;
+#[path = "kernels/place.rs"]
+mod place;
 #[path = "kernels/planted.rs"]
 mod planted;
 #[path = "kernels/pointwise.rs"]

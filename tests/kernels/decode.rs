@@ -162,8 +162,7 @@ impl Layers {
         let biases: Vec<_> = b.iter().map(|b| on_device(b)).collect();
         let y: Vec<_> = (0..self.parts).map(|_| fresh::<T>(rows * n)).collect();
         let mut args = vec![Arg::NULL; 10];
-        let Arg::Pointer(start) = Arg::from(&dev) else { panic!("no pointer") };
-        args[0] = Arg::Pointer(start.wrapping_byte_add(skip * size_of::<T>()));
+        args[0] = dev.at::<T>(skip);
         for p in 0..self.parts {
             args[1 + p] = (&weights[p]).into();
             args[4 + p] = if self.bias { (&biases[p]).into() } else { Arg::NULL };

@@ -1,4 +1,4 @@
-//! What the kernel tests share: storage types, random inputs, running one launch under every schedule, and the tolerance.
+//! What the kernel tests share: storage types, random inputs, the tolerance, and `place`: where and how kernels run.
 //!
 //! Tolerance, after FlashAttention's tests: with `reference` in f64 and `naive` the plain formula computed in the storage
 //! type (sums in f32, rounded after every step, as PyTorch does it), the kernel must satisfy
@@ -7,8 +7,10 @@
 //!
 //! KERNELS_LONG=1 runs 200 random shapes of each kernel and 100 schedules.
 
-use qformer::device::host::{self, Memory, Schedule};
-use qformer::device::launch::{Arg, Launch};
+pub use crate::place::*;
+
+use qformer::device::host::Schedule;
+use qformer::device::launch::Arg;
 use qformer::tensor::{DType, Dropout, Gradients, Stream, Tape, Tensor};
 
 /// A storage type of the kernels.
@@ -106,36 +108,6 @@ pub fn random<T: Storage>(n: usize, seed: u64, scale: f64) -> Vec<T> {
 pub fn shapes(few: usize) -> usize {
     if long() { 200 } else { few }
 }
-fn long() -> bool {
-    std::env::var_os("KERNELS_LONG").is_some_and(|v| v != "0")
-}
-
-/// Uploads a slice.
-pub fn on_device<T: bytemuck::Pod>(values: &[T]) -> Memory {
-    Memory::from_slice(values).expect("memory")
-}
-/// Fresh memory for n elements of type T.
-pub fn fresh<T>(n: usize) -> Memory {
-    Memory::new(n * size_of::<T>()).expect("memory")
-}
-/// What a kernel wrote, all of it.
-pub fn read<T: bytemuck::Pod>(memory: &Memory) -> Vec<T> {
-    memory.to_vec().expect("written memory")
-}
-
-pub fn launch_of(kernel: &str, grid: [u32; 3], block: [u32; 3]) -> Launch<'_> {
-    Launch { kernel, grid, block, shared: 0 }
-}
-
-/// One launch under one schedule.
-pub fn run(launch: &Launch, args: &[Arg], schedule: Schedule) {
-    // SAFETY: every test passes buffers of the sizes the kernel's header asks for.
-    unsafe { host::launch(launch, args, schedule) }.unwrap_or_else(|e| panic!("{schedule:?}: {e}"));
-}
-/// The same with a one-dimensional grid and block.
-pub fn run1(kernel: &str, grid: usize, block: usize, args: &[Arg], schedule: Schedule) {
-    run(&launch_of(kernel, [grid as u32, 1, 1], [block as u32, 1, 1]), args, schedule);
-}
 
 /// out [c] = or += the sums of the columns of x [n,c], its rows in `shares`.
 pub fn column_sum<T: Storage>(
@@ -156,27 +128,6 @@ pub fn column_sum<T: Storage>(
     let kernel = format!("column_sum_{}", T::NAME);
     run(&launch_of(&kernel, [pieces as u32, shares as u32, 1], [32, 8, 1]), &args, schedule);
     assert!(read::<u32>(&counters).iter().all(|n| *n == 0), "counters that are not 0 again");
-}
-
-/// Runs `once` under every schedule; all must give the same bytes. Returns those of the first.
-pub fn everywhere<R: PartialEq>(once: impl Fn(Schedule) -> R) -> R {
-    // the checker needs one schedule to find a race, and costs several times as much
-    let random = if long() {
-        98
-    } else if host::is_checked() {
-        1
-    } else {
-        6
-    };
-    let mut schedules = Schedule::several(random).into_iter();
-    let first = once(schedules.next().expect("schedules"));
-    for schedule in schedules {
-        assert!(
-            once(schedule) == first,
-            "another result under {schedule:?}: the kernel is not deterministic"
-        );
-    }
-    first
 }
 
 /// The largest |a - b|; NaN where one has a NaN or an infinity that the other has not.

@@ -163,23 +163,49 @@ fn naive<T: Storage, R: Storage>(k: &Case<T, R>, reverse: bool) -> [Vec<f32>; 5]
     [z, y, dz, dx, dw]
 }
 
-/// The largest rstd |g| (1 + |z| rstd) of a row: what the terms of dz are at most, and how far off n makes them, since z - mean
-/// is off by u |z|.
-fn terms<T: Storage, R: Storage>(k: &Case<T, R>) -> f64 {
-    let z = |i: usize| k.sum(i, |v| v, |v| v);
-    let row = |i: usize| {
-        let z: Vec<f64> = (0..k.c).map(|j| z(i * k.c + j)).collect();
-        let mean = z.iter().sum::<f64>() / k.c as f64;
-        let var = z.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / k.c as f64;
-        let g = (0..k.c).map(|j| (k.dy[i * k.c + j].get() * f64::from(k.w[j])).abs()).fold(0.0, f64::max);
-        let rstd = (var + f64::from(EPS)).sqrt().recip();
-        g * rstd * (1.0 + z.iter().fold(0.0, |m: f64, v| m.max(v.abs())) * rstd)
-    };
-    (0..k.n).map(row).fold(0.0, f64::max)
+/// How far off a row of two may be in dz = dsum + rstd f, f = g - mean(g) - n mean(g n). Its f is (g1 - g2) / 2 times
+/// 1 - n^2 = eps rstd^2: nothing but the rounding of terms as large as G = max|g| is left, and a naive implementation may be
+/// lucky with it. To first order, u = 2^-24 being what a step of f32 is off by, n <= 1, |mean(g)| + |g1 - g2| / 2 = G:
+///   mean(z) by u Z, Z the largest |z| or |z - residual|: both n by u Z rstd, and f by G of that                rstd Z
+///   z by 3 u Z (its bias, scale and residual): n by eps rstd^2 of that times rstd, f by 2 G of that    6 eps rstd^3 Z
+///   n by 2 u (difference, product), in n and in mean(g n)                                                           4
+///   rstd by 4.5 u (two differences' squares 3 and their sum 1, + eps 1: half of 5; root 1; quotient 1), twice       9
+///   g, fused with the difference or not, mean(g), g - mean(g), the product n mean(g n): 1 each                      4
+///   the products g n and their sum                                                                                  2
+/// so dz by u rstd G (19 + rstd Z (1 + 6 eps rstd^2)).
+fn allowance<T: Storage, R: Storage>(k: &Case<T, R>, row: usize) -> f64 {
+    let of = |f: &dyn Fn(usize) -> f64| [f(2 * row), f(2 * row + 1)];
+    let largest = |v: [f64; 2]| v[0].abs().max(v[1].abs());
+    let z = of(&|i| k.sum(i, |v| v, |v| v));
+    let residual = of(&|i| k.residual.as_ref().map_or(0.0, |r| r[i].get()));
+    let larger = largest(z).max(largest([z[0] - residual[0], z[1] - residual[1]]));
+    let g = largest(of(&|i| k.dy[i].get() * f64::from(k.w[i % 2])));
+    let eps = f64::from(EPS);
+    let rstd = ((z[0] - z[1]).powi(2) / 4.0 + eps).sqrt().recip();
+    unit_roundoff::<f32>() * rstd * g * (19.0 + rstd * larger * (1.0 + 6.0 * eps * rstd * rstd))
 }
 
-fn drop_scale_of(drop: Option<Dropout>) -> f32 {
-    drop.map_or(1.0, drop_scale)
+/// dz and dx alone. Rows of two in f32 each for itself, as one may be a hundred times further off than another. Nothing is
+/// allowed in wider rows, whose f is of the order of its terms, nor where z is stored in 16 bits, which counts for more.
+fn check_dz<T: Storage, R: Storage>(
+    name: &str,
+    k: &Case<T, R>,
+    got: &Out<T, R>,
+    want: &[Vec<f64>; 5],
+    plain: &[Vec<f32>; 5],
+) {
+    let cancels = k.c == 2 && R::NAME == "f32";
+    let rows = if cancels { 1 } else { k.n };
+    for row in (0..k.n).step_by(rows) {
+        let (at, slack) = (row * k.c..(row + rows) * k.c, if cancels { allowance(k, row) } else { 0.0 });
+        let what = |part: &str| format!("{part} of layer_norm_{name} [{}, {}] from row {row}", k.n, k.c);
+        let part = |i: usize| (&want[i][at.clone()], &plain[i][at.clone()]);
+        let (dz, dz_plain) = part(2);
+        assert_close_but(slack, &what("dz"), &got.dz[at.clone()], dz, dz_plain);
+        let (dx, dx_plain) = part(3);
+        let slack = slack * k.drop.map_or(1.0, |d| f64::from(drop_scale(d)));
+        assert_close_but(slack, &what("dx"), &got.dx[at.clone()], dx, dx_plain);
+    }
 }
 
 fn check<T: Storage, R: Storage>(name: &str, k: &Case<T, R>) {
@@ -188,11 +214,7 @@ fn check<T: Storage, R: Storage>(name: &str, k: &Case<T, R>) {
     let what = |part: &str| format!("{part} of layer_norm_{name} [{}, {}]", k.n, k.c);
     assert_close(&what("z"), &got.z, &want[0], &plain[0]);
     assert_close(&what("y"), &got.y, &want[1], &plain[1]);
-    // dz = dsum + rstd (g - mean(g) - n mean(g n)): in rows of two or three numbers the last three terms nearly cancel, and
-    // what is left is their rounding, which a naive implementation may be lucky with: u in f32 of each, and of their sums.
-    let slack = 6.0 * unit_roundoff::<f32>() * terms(k);
-    assert_close_but(slack, &what("dz"), &got.dz, &want[2], &plain[2]);
-    assert_close_but(slack * f64::from(drop_scale_of(k.drop)), &what("dx"), &got.dx, &want[3], &plain[3]);
+    check_dz(name, k, &got, &want, &plain);
     let far = |dw: &[f32]| worst(&wide(dw), &want[4]);
     let dw = if far(&other[4]) > far(&plain[4]) { &other[4] } else { &plain[4] };
     assert_close(&what("dw, db"), &got.dw, &want[4], dw);
@@ -221,6 +243,22 @@ fn random_shapes() {
             3 => check("f16_f32", &Case::<f16, f32>::new(n, c, seed, drop)),
             _ => check("bf16_f32", &Case::<bf16, f32>::new(n, c, seed, drop)),
         }
+    }
+}
+
+/// Rows whose dz is nothing but rounding, and the narrowest where it is not, in an f32 stream.
+#[test]
+fn gradients_of_narrow_rows() {
+    fn go<T: Storage>(name: &str, (n, c): (usize, usize), seed: u64) {
+        let k = Case::<T, f32>::new(n, c, seed, seed.is_multiple_of(3));
+        let got = kernels(name, &k, Schedule::default());
+        check_dz(name, &k, &got, &reference(&k), &naive(&k, false));
+    }
+    for i in 0..40 {
+        let sizes = (Random::new(i).within(1, 20), 2 + i as usize % 2);
+        go::<f32>("f32", sizes, 300 + i);
+        go::<f16>("f16_f32", sizes, 600 + i);
+        go::<bf16>("bf16_f32", sizes, 900 + i);
     }
 }
 

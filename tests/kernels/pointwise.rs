@@ -208,7 +208,7 @@ fn picked_rows_and_embeddings() {
         let ids: Vec<u32> = index.iter().map(|i| *i as u32).collect();
         let (x, dy) = (random::<T>(rows * c, 1, 1.0), random::<T>(n * c, 2, 1.0));
         let tables = sorted(&index);
-        let back = |kernel: &str, zeros: &qformer::device::host::Memory, s| {
+        let back = |kernel: &str, zeros: &Memory, s| {
             let [order, starts, targets] = tables.each_ref().map(|t| on_device(t));
             let dy = on_device(&dy);
             let args = [

@@ -2,17 +2,14 @@
 
 use crate::harness::*;
 use half::{bf16, f16};
-use qformer::device::host::{Memory, Schedule};
+use qformer::device::host::Schedule;
 use qformer::device::launch::Arg;
 use qformer::ops;
 
 const CHUNK: usize = 2048;
 
 fn address(m: &Memory) -> u64 {
-    match Arg::from(m) {
-        Arg::Pointer(p) => p as u64,
-        _ => 0,
-    }
+    m.address() as u64
 }
 
 /// p, m, v, g and the 16-bit copy of each parameter.
