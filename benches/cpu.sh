@@ -17,7 +17,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 export OMP_NUM_THREADS=$threads
 for ((round = 0; round < rounds; round++)); do
-    for run in "step --config base --batch 8 --steps 3" "step --config heads --batch 16 --steps 20" "caption --config base --batch 1 --steps 5"; do
+    for run in "step --config base --batch 8 --steps 3" "step --config base --batch 8 --steps 3 --cached" "step --config heads --batch 16 --steps 20" "caption --config base --batch 1 --steps 5"; do
         # shellcheck disable=SC2086
         { "$qformer" bench $run --threads "$threads" --json | sed 's/^{/{"side":"qformer",/'
           "$python" benches/peer_cpu.py "$peers" $run --threads "$threads" | sed 's/^{/{"side":"torch",/'; } | tee -a "$log" >&2
@@ -28,7 +28,7 @@ import json, statistics, sys
 runs = {}
 for line in open(sys.argv[1]):
     r = json.loads(line)
-    runs.setdefault((r["what"], r["config"], r["batch"]), {}).setdefault(r["side"], []).append(r)
+    runs.setdefault((r["what"] + ", cached" * r["cached"], r["config"], r["batch"]), {}).setdefault(r["side"], []).append(r)
 middle = lambda rs, key: statistics.median(r[key] for r in rs)
 print("| run | qformer s | PyTorch s | ratio | processor s | | ratio | peak GB | | GFLOP/s | of a plain product |")
 print("|---|---|---|---|---|---|---|---|---|---|---|")

@@ -99,6 +99,7 @@ for round in $(seq "$rounds"); do
     for mode in lavis best; do
         try "step-torch-$mode-$round" "$python" benches/peer_gpu.py "$peers" bench --mode $mode --config "$peer_config" --batch "$batch" --steps "$steps"
     done
+    try "step-torch-best-cached-$round" "$python" benches/peer_gpu.py "$peers" bench --mode best --cached --config "$peer_config" --batch "$batch" --steps "$steps"
 done
 
 note "a step kernel by kernel"

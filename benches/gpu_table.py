@@ -47,7 +47,8 @@ for dtype in ("bf16", "bf16-vit", "bf16-vit-tanh", "f16", "bf16-cached"):
               f"| {max(r['peak_bytes'] for r in runs) / 1e9:.1f} |")
 for mode in ("lavis", "best"):
     for r in lines(f"step-torch-{mode}-*.log"):
-        print(f"| PyTorch {mode} | {1e3 * r['step_s']:.1f} | {r['samples_per_s']:.0f} | | {r.get('peak_gb', r.get('peak_bytes', ''))} |")
+        kept = ", cached" if r.get("cached") else ""
+        print(f"| PyTorch {mode}{kept} | {1e3 * r['step_s']:.1f} | {r['samples_per_s']:.0f} | | {r.get('peak_gb', r.get('peak_bytes', ''))} |")
 
 print("\n| kernel | us | GB/s | TFLOP/s | of copy or product |\n|---|---|---|---|---|")
 for r in lines("kernels.log"):

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """The rival on the CPU: LAVIS's arithmetic in PyTorch (`torch_stage1.py`), timed as `qformer bench` times itself.
 
-    python benches/peer_cpu.py PEERS step    --config base --batch 8 [--threads 2] [--steps 5] [--text 16]
+    python benches/peer_cpu.py PEERS step    --config base --batch 8 [--threads 2] [--steps 5] [--text 16] [--cached]
     python benches/peer_cpu.py PEERS caption --config base --batch 1 [--beams 3]
 
 PEERS is the folder that holds torch_stage1.py. `step` is its training step in mode `lavis` (f32, dropout 0.1, AdamW, padded text, keys and
-values projected for every pass); `caption` is its uncached beam search, as LAVIS decodes. One JSON line: seconds (median), processor
+values projected for every pass), with --cached from image tokens that are given; `caption` is its uncached beam search, as LAVIS decodes. One JSON line: seconds (median), processor
 seconds (mean), samples per second, peak memory of the process.
 """
 import argparse
@@ -41,13 +41,14 @@ def training_step(peer, c, a):
         ids[i, :k] = torch.randint(5, c["vocab"] - 1, (k,), generator=g)
         ids[i, 0], ids[i, k - 1] = 2, 3
     mask, image = (ids != 0).long(), torch.randn(a.batch, 3, c["image_size"], c["image_size"])
+    cached = torch.randn(a.batch, (c["image_size"] // c["patch_size"]) ** 2 + 1, c["vit_width"]) if a.cached else None
 
     def draw(t2i, i2t):  # a negative at a time, as LAVIS draws them
         weights = [(x.softmax(1) + 1e-4).fill_diagonal_(0) for x in (t2i, i2t)]
         return [torch.tensor([torch.multinomial(row, 1).item() for row in w]) for w in weights]
 
     def run():
-        m(image, ids, mask, c["vocab"] - 1, draw)[0].backward()
+        m(image, ids, mask, c["vocab"] - 1, draw, cached)[0].backward()
         opt.step()
         opt.zero_grad(set_to_none=True)
     return run
@@ -80,6 +81,7 @@ def main():
     ap.add_argument("--config", choices=["heads", "base", "full"], default="base")
     for name, value in (("batch", 8), ("text", 16), ("beams", 3), ("threads", os.cpu_count()), ("steps", 5)):
         ap.add_argument(f"--{name}", type=int, default=value)
+    ap.add_argument("--cached", action="store_true")
     a = ap.parse_args()
     sys.path.insert(0, a.peers)
     global torch
@@ -91,7 +93,7 @@ def main():
     run = (training_step if a.what == "step" else captioning)(peer, c, a)
     seconds, processor = measure(run, a.steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps(dict(what=a.what, config=a.config, batch=a.batch, text=a.text, threads=a.threads, steps=a.steps, seconds=seconds,
+    print(json.dumps(dict(what=a.what, cached=a.cached, config=a.config, batch=a.batch, text=a.text, threads=a.threads, steps=a.steps, seconds=seconds,
                           processor_seconds=processor, samples_per_s=a.batch / seconds, peak_bytes=peak, torch=torch.__version__)))
 
 

@@ -70,6 +70,7 @@ pub struct Args {
 #[derive(Serialize)]
 struct Measured {
     what: String,
+    cached: bool,
     config: String,
     batch: usize,
     text: usize,
@@ -299,6 +300,7 @@ fn measure(args: &Args, place: &(Device, Precision), mut f: impl FnMut() -> Resu
     let seconds = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
     Ok(Measured {
         what: args.what.clone(),
+        cached: args.cached,
         config: args.config.clone(),
         batch: args.batch,
         text: args.text,
