@@ -37,6 +37,7 @@ use std::sync::Arc;
 #[command(
     after_help = "Examples:\n  qformer train --images photos --captions captions.json --out run\n  qformer train \
                   pretrain_stage1.yaml --start eva-bert --images coco --captions stair.json --set init_lr=5e-5\n  \
+                  qformer train --start eva-bert --images coco --captions stair.json --out run --cache tokens --set cache_views=4\n  \
                   qformer train --resume --out run"
 )]
 pub struct Args {
