@@ -3,7 +3,6 @@
 use super::engine;
 use super::output::Output;
 use super::start::{self, Start};
-use crate::data;
 use crate::files::{self, RealDisk};
 use crate::nn::Precision;
 use crate::tensor::Device;
@@ -384,24 +383,11 @@ fn cached(
 ) -> Result<Arc<Loading>> {
     let views = format!("{} view{} of a picture", cache.views(), if cache.views() == 1 { "" } else { "s" });
     let (all, missing) = (cache.len(), cache.missing().len());
-    progress.say(format!(
-        "training on {views}, kept in {}: {} of {all} are there",
-        config.cache.as_deref().unwrap_or(Path::new("")).display(),
-        all - missing
-    ));
-    let mut options = data::Options { prefetch: config.prefetch, ..data::Options::default() };
-    options.workers = config.workers.unwrap_or(options.workers);
-    cache.fill(&loading, (&trainer.model, &trainer.params), (config.batch, options), stop, progress)?;
-    let Loading { device, corpus, tokenize, image_size, seed, augment, .. } = &*loading;
-    Ok(Arc::new(Loading {
-        device: device.clone(),
-        corpus: Arc::clone(corpus),
-        tokenize: Arc::clone(tokenize),
-        image_size: *image_size,
-        seed: *seed,
-        augment: *augment,
-        cache: Some(Arc::new(cache)),
-    }))
+    let folder = cache.folder().display();
+    progress.say(format!("training on {views}, kept in {folder}: {} of {all} are there", all - missing));
+    let how = (config.batch, config.loading());
+    cache.fill(&loading, (&trainer.model, &trainer.params), how, stop, progress)?;
+    Ok(Arc::new(Loading { cache: Some(Arc::new(cache)), ..Loading::clone(&loading) }))
 }
 
 /// Puts the settings and the vocabulary of a run that begins into its folder; gives the vocabulary's fingerprint.

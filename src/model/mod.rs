@@ -19,7 +19,7 @@ pub use layout::Layout;
 pub use negatives::{Negatives, Sampling};
 pub use options::Options as GenerateOptions;
 pub use search::Hypothesis;
-pub use stage1::{Batch, Outputs, Profile, Trace};
+pub use stage1::{Batch, Outputs, Profile, Trace, are_tokens};
 
 use crate::Result;
 use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Spec};

@@ -34,6 +34,11 @@ pub struct Batch<'a> {
     pub image_id: Option<&'a [i64]>,
 }
 
+/// Whether these are image tokens, not pictures.
+pub fn are_tokens(image: &Tensor) -> bool {
+    image.shape().sizes().len() == 2
+}
+
 /// Everything `parity` compares, filled in when it is asked for.
 #[derive(Default)]
 pub struct Trace {
@@ -107,10 +112,7 @@ impl Model {
         image: &Tensor,
         each: impl FnMut(usize, &Tensor),
     ) -> Result<Tensor> {
-        match image.shape().sizes() {
-            [_, _] => pass.here(image),
-            _ => self.vit_tokens(pass, image, each),
-        }
+        if are_tokens(image) { pass.here(image) } else { self.vit_tokens(pass, image, each) }
     }
 
     /// `ln_vision` of the ViT's tokens [B*N,W].
@@ -195,10 +197,8 @@ impl Model {
     }
 
     fn check_batch(&self, batch: &Batch, profile: Profile) -> Result<()> {
-        let n = match batch.image.shape().sizes() {
-            [rows, _] => rows / self.config.image_tokens().max(1),
-            sizes => sizes.first().copied().unwrap_or(0),
-        };
+        let first = batch.image.shape().sizes().first().copied().unwrap_or(0);
+        let n = if are_tokens(batch.image) { first / self.config.image_tokens().max(1) } else { first };
         if n == 0 || batch.text.len() != n {
             return Err(Error::argument(
                 "stage 1",

@@ -52,18 +52,10 @@ fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Te
             grads.accumulate_array(0, |dx, fresh| {
                 let (a, b) = (Operand::rows(&cast, width), Operand::rows(&w2, k));
                 let c = Operand::rows(dx, k);
-                dx.gpu().product(&Product {
-                    sizes: (r, k, width),
-                    a,
-                    b,
-                    c,
-                    bias: None,
-                    add: !fresh,
-                    gelu: false,
-                })
+                dx.gpu().product(&Product { add: !fresh, ..Product::of((r, k, width), a, b, c) })
             })?;
             super::weight_gradient(grads, 1, Operand::rows(&cast, width), &x2, (r, n, k))?;
-            if has_bias && grads.wants(2) {
+            if has_bias {
                 super::column_sum_into(OP, grads, 2, &dy, (r, n), 0)?;
             }
             Ok(())
@@ -105,15 +97,9 @@ fn multiply(
     if let Some(b) = bias {
         super::same_storage(OP, "bias", b, x.storage())?;
     }
-    x.gpu().product(&Product {
-        sizes: (r, n, k),
-        a: Operand::rows(x, k),
-        b: Operand::rows(w, k).transposed(),
-        c: Operand::rows(y, n),
-        bias: bias.map(Array::pointer),
-        add: false,
-        gelu,
-    })
+    let (a, b, c) = (Operand::rows(x, k), Operand::rows(w, k).transposed(), Operand::rows(y, n));
+    let bias = bias.map(Array::pointer);
+    x.gpu().product(&Product { bias, gelu, ..Product::of((r, n, k), a, b, c) })
 }
 
 fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {

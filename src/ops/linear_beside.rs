@@ -54,14 +54,11 @@ pub fn linear_beside(x: &Tensor, layers: [[&Tensor; 2]; 3]) -> Result<Tensor> {
     }
     let y = x2.gpu().array(OP, x2.storage(), r * 3 * n)?;
     for run in &runs {
+        let (a, b) = (Operand::rows(&x2, k), Operand::rows(&run.weight, k).transposed());
+        let c = Operand::columns(&y, 3 * n, run.column);
         x2.gpu().product(&Product {
-            sizes: (r, run.width, k),
-            a: Operand::rows(&x2, k),
-            b: Operand::rows(&run.weight, k).transposed(),
-            c: Operand::columns(&y, 3 * n, run.column),
             bias: Some(run.bias.pointer()),
-            add: false,
-            gelu: false,
+            ..Product::of((r, run.width, k), a, b, c)
         })?;
     }
     record_tensor(OP, &inputs, Tensor::of_array(y, &[r, 3 * n])?, move |dy, grads| {
@@ -82,7 +79,7 @@ fn backward(
         for (i, run) in runs.iter().enumerate() {
             let (a, b) = (Operand::columns(dy, 3 * n, run.column), Operand::rows(&run.weight, k));
             let (c, add) = (Operand::rows(dx, k), !fresh || i > 0);
-            gpu.product(&Product { sizes: (r, k, run.width), a, b, c, bias: None, add, gelu: false })?;
+            gpu.product(&Product { add, ..Product::of((r, k, run.width), a, b, c) })?;
         }
         Ok(())
     })?;

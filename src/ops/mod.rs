@@ -203,7 +203,7 @@ fn weight_gradient(
             return dw.zero();
         }
         let (a, b, c) = (dy.transposed(), Operand::rows(x, k), Operand::rows(dw, k));
-        x.gpu().product(&Product { sizes: (n, k, r), a, b, c, bias: None, add: !fresh, gelu: false })
+        x.gpu().product(&Product { add: !fresh, ..Product::of((n, k, r), a, b, c) })
     })
 }
 

@@ -81,20 +81,13 @@ fn on_gpu(
     gpu.launch(&format!("norm_linear_fold_{}", storage.name()), (out, 1), (256, 1), 0, args)?;
     let y = gpu.array(OP, storage, r * out)?;
     let offset = offset.cast(OP, storage)?;
-    gpu.product(&Product {
-        sizes: (r, out, k),
-        a: Operand::rows(&n, k),
-        b: Operand::rows(&folded, k).transposed(),
-        c: Operand::rows(&y, out),
-        bias: Some(offset.pointer()),
-        add: false,
-        gelu: false,
-    })?;
+    let (a, b, c) = (Operand::rows(&n, k), Operand::rows(&folded, k).transposed(), Operand::rows(&y, out));
+    gpu.product(&Product { bias: Some(offset.pointer()), ..Product::of((r, out, k), a, b, c) })?;
     record_tensor(OP, &tensors, Tensor::of_array(y, &[r, out])?, move |dy, grads| {
         let dy = super::gradient(OP, dy)?.cast(OP, storage)?;
         let g = gpu.array(OP, Storage::F32, out * k)?;
         let (a, b, c) = (Operand::rows(&dy, out).transposed(), Operand::rows(&n, k), Operand::rows(&g, k));
-        gpu.product(&Product { sizes: (out, k, r), a, b, c, bias: None, add: false, gelu: false })?;
+        gpu.product(&Product::of((out, k, r), a, b, c))?;
         let s = super::column_sum(OP, &dy, r, out)?;
         let shares = out.div_ceil(64).clamp(1, gpu.blocks());
         let partial = gpu.array(OP, Storage::F32, shares * 2 * k)?;

@@ -117,15 +117,8 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
     let args = crate::args![&image, &patches, super::int(s), super::int(p)];
     gpu.launch(&format!("patch_embed_planes_{}", storage.name()), (b * g, 1), (128, 1), 0, args)?;
     let product = gpu.array(OP, storage, b * g * w)?;
-    gpu.product(&Product {
-        sizes: (b * g, w, k),
-        a: Operand::rows(&patches, k),
-        b: Operand::rows(&weight, k).transposed(),
-        c: Operand::rows(&product, w),
-        bias: None,
-        add: false,
-        gelu: false,
-    })?;
+    let (rows, columns) = (Operand::rows(&patches, k), Operand::rows(&weight, k).transposed());
+    gpu.product(&Product::of((b * g, w, k), rows, columns, Operand::rows(&product, w)))?;
     let y = gpu.array(OP, Storage::F32, b * (g + 1) * w)?;
     let args = crate::args![&product, &bias, &cls, &pos, &y, super::int(g), super::int(w)];
     let kernel = if storage == Storage::F32 { "f32".into() } else { format!("{}_f32", storage.name()) };
@@ -143,7 +136,7 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
                 let x = patches.part(i * g * k..(i + 1) * g * k)?;
                 let (a, b) = (Operand::rows(&d, w).transposed(), Operand::rows(&x, k));
                 let (c, add) = (Operand::rows(dw, k), !fresh || i > 0);
-                gpu.product(&Product { sizes: (w, k, g), a, b, c, bias: None, add, gelu: false })
+                gpu.product(&Product { add, ..Product::of((w, k, g), a, b, c) })
             })
         })?;
         let n = (g + 1) * w;

@@ -10,13 +10,12 @@ const OP: &str = "stored tensor";
 impl Tensor {
     /// The elements in f16 or f32, little-endian, wherever they are.
     pub fn stored(&self, storage: Storage) -> Result<Vec<u8>> {
-        let bytes = |x: Vec<u16>| bytemuck::cast_slice::<u16, u8>(&x).to_vec();
         match (storage, self.array()) {
-            (Storage::F16, Some(a)) => Ok(bytes(a.cast(OP, Storage::F16)?.read::<u16>()?)),
+            (Storage::F16, Some(a)) => a.cast(OP, Storage::F16)?.read::<u8>(),
             (Storage::F16, None) => {
                 let mut half = vec![f16::ZERO; self.len()];
                 half.convert_from_f32_slice(&self.to_f32());
-                Ok(bytes(half.iter().map(|x| x.to_bits()).collect()))
+                Ok(bytemuck::cast_slice(&half).to_vec())
             }
             (Storage::F32, _) => Ok(bytemuck::cast_slice::<f32, u8>(&self.to_f32()).to_vec()),
             _ => Err(Error::argument(OP, "storage", "f16 or f32", storage.name())),

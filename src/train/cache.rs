@@ -59,7 +59,7 @@ impl Settings {
     /// What the tokens depend on; `encoder` is a hash of the image encoder's parameters, `computed` how they were computed.
     fn identity(&self, config: &Config, corpus: &Corpus, model: &model::Config, encoder: &str) -> Value {
         let pictures: Vec<String> = (0..corpus.sets.len()).map(|set| corpus.pictures_of(set)).collect();
-        json!({
+        let mut all = json!({
             "format": 1,
             "encoder": encoder,
             "gelu": config.vit_gelu.name(),
@@ -69,11 +69,11 @@ impl Settings {
             "pictures": pictures,
             "views": self.views,
             "seed": config.seed,
-            "crop_scale": config.augment.scale,
-            "crop_ratio": config.augment.ratio,
-            "flip": config.augment.flip,
-            "resize": format!("{:?}", config.resize).to_lowercase(),
-        })
+        });
+        for (name, value) in config.crops() {
+            all[name] = value;
+        }
+        all
     }
 }
 
@@ -170,6 +170,10 @@ impl Cache {
         self.sums.is_empty()
     }
 
+    pub fn folder(&self) -> &Path {
+        &self.settings.folder
+    }
+
     pub fn views(&self) -> usize {
         self.settings.views
     }
@@ -220,8 +224,8 @@ impl Cache {
         Tensor::of_stored(device, self.settings.storage, bytes, &[bytes.len() / self.bytes() * n, w])
     }
 
-    /// Computes what is missing, `batch` pictures at a time, until a signal asks to stop. Gives how many pictures could not be
-    /// used; they are left out.
+    /// Computes what is missing, `batch` pictures at a time, until a signal asks to stop. Pictures that cannot be used are told of
+    /// and left out.
     pub fn fill(
         &self,
         loading: &Arc<Loading>,
@@ -229,12 +233,12 @@ impl Cache {
         (batch, options): (usize, Options),
         stop: &Stop,
         progress: &mut Progress,
-    ) -> Result<usize> {
+    ) -> Result<()> {
         let missing = Arc::new(self.missing());
         let total = self.len() as u64;
         progress.start("features", total - missing.len() as u64, total);
         if missing.is_empty() {
-            return Ok(0);
+            return Ok(());
         }
         let order = Arc::new(Order::in_turn(batch, missing.len())?);
         let (records, views, source) = (Arc::clone(&missing), self.views(), Arc::clone(loading));
@@ -248,24 +252,20 @@ impl Cache {
                 progress.warn(format!("warning: no features of a picture: {}", bad.reason));
             }
             told = loader.bad().len();
-            let pixels = batch.items.concat();
-            let done = batch.indices.len();
-            if done > 0 {
-                let image = loading.planes(&pixels)?;
-                let tokens = model.vit_tokens(&Pass::inference(params), &image, |_, _| {})?;
-                let bytes = tokens.stored(self.settings.storage)?;
-                for (i, record) in batch.indices.iter().zip(bytes.chunks_exact(self.bytes())) {
-                    self.check_finite(missing[*i], record)?;
-                    self.store(missing[*i], record)?;
-                }
+            let image = loading.planes(&batch.items.concat())?;
+            let tokens = model.vit_tokens(&Pass::inference(params), &image, |_, _| {})?;
+            let bytes = tokens.stored(self.settings.storage)?;
+            for (i, record) in batch.indices.iter().zip(bytes.chunks_exact(self.bytes())) {
+                self.check_finite(missing[*i], record)?;
+                self.store(missing[*i], record)?;
             }
-            progress.add(done, || loader.waited_share());
+            progress.add(batch.indices.len(), || loader.waited_share());
         }
         progress.finish();
         if self.missing().is_empty() {
             self.share(true)?;
         }
-        Ok(told)
+        Ok(())
     }
 
     /// Tokens that f16 has no room for, or that are no numbers, would spoil a run unnoticed.

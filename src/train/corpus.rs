@@ -34,6 +34,8 @@ pub struct Corpus {
 /// A caption with its picture.
 pub struct Entry<'a> {
     pub sample: &'a Sample,
+    /// Its number among all pictures.
+    pub picture: usize,
     pub caption: &'a str,
     pub image_id: i64,
 }
@@ -71,13 +73,6 @@ impl Corpus {
         self.sets.iter().map(|s| s.samples.len()).sum()
     }
 
-    /// Which of all pictures an entry's is.
-    fn picture_at(&self, index: usize) -> Option<usize> {
-        let (set, pair) = self.pairs.get(index)?;
-        let before: usize = self.sets[..*set].iter().map(|s| s.samples.len()).sum();
-        Some(before + pair.sample as usize)
-    }
-
     /// Picture `number` of all.
     fn sample(&self, number: usize) -> Option<&Sample> {
         let mut left = number;
@@ -109,7 +104,8 @@ impl Corpus {
         let sample = self.sets.get(*set)?.samples.get(pair.sample as usize)?;
         let caption = sample.captions.get(pair.caption as usize)?;
         let image_id = *self.numbers.get(*set)?.get(pair.sample as usize)?;
-        Some(Entry { sample, caption, image_id })
+        let before: usize = self.sets[..*set].iter().map(|s| s.samples.len()).sum();
+        Some(Entry { sample, picture: before + pair.sample as usize, caption, image_id })
     }
 
     pub fn captions(&self) -> impl Iterator<Item = &str> {
@@ -149,6 +145,7 @@ pub struct Item {
 }
 
 /// Turns entries of a corpus into samples.
+#[derive(Clone)]
 pub struct Loading {
     pub corpus: Arc<Corpus>,
     pub tokenize: Tokenize,
@@ -170,10 +167,9 @@ impl Loading {
         })?;
         let image = match &self.cache {
             Some(cache) => {
-                let picture = self.corpus.picture_at(index).unwrap_or(usize::MAX);
                 let view = cache.choose(self.seed, micro, index);
                 let named = |e: Error| e.about(entry.sample.image.display().to_string());
-                cache.load(picture * cache.views() + view).map_err(named)?
+                cache.load(entry.picture * cache.views() + view).map_err(named)?
             }
             None => self.pixels(&entry.sample.image, [SITE_CROP, micro as u32, index as u32])?,
         };

@@ -136,14 +136,11 @@ impl<'a> Going<'a> {
     fn loader(&self) -> Result<Loader<Item>> {
         let (config, corpus) = (self.run.config, &self.run.loading.corpus);
         let accumulate = config.accumulate as u64;
-        let mut options = data::Options {
-            prefetch: config.prefetch,
+        let options = data::Options {
             first: self.trainer.step * accumulate,
             end: self.run.length.steps.max(self.trainer.step) * accumulate,
-            bad_share: config.bad_share,
-            ..data::Options::default()
+            ..config.loading()
         };
-        options.workers = config.workers.unwrap_or(options.workers);
         let loading = Arc::clone(&self.run.loading);
         Loader::start(Arc::new(corpus.order(config)?), options, move |index, micro| {
             loading.load(index, micro)

@@ -70,11 +70,10 @@ pub fn settings(
         "weight_decay": config.hyper.weight_decay,
         "betas": config.hyper.betas,
         "eps": config.hyper.eps,
-        "crop_scale": config.augment.scale,
-        "crop_ratio": config.augment.ratio,
-        "flip": config.augment.flip,
-        "resize": format!("{:?}", config.resize).to_lowercase(),
     });
+    for (name, value) in config.crops() {
+        all[name] = value;
+    }
     if let Some(c) = config.cache() {
         all["cache"] = json!({ "views": c.views, "dtype": c.storage.name() });
     }

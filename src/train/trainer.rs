@@ -6,7 +6,7 @@
 use super::optimizer::{AdamW, Hyper, norm_on_gpu};
 use super::schedule::Schedule;
 use crate::device::cpu;
-use crate::model::{Batch, MICRO_SITES, Model, Profile, Sampling, StepLosses, StepPlan};
+use crate::model::{Batch, MICRO_SITES, Model, Profile, Sampling, StepLosses, StepPlan, are_tokens};
 use crate::nn::{DropoutPlan, Id, Params, Pass};
 use crate::tensor::{Buffer, Device, Gpu, Gradients, Real, Storage, Tensor, watch_non_finite};
 use crate::{Error, Kind, Result, on};
@@ -152,12 +152,17 @@ impl Trainer {
     /// Opens the second queue, where there is use for it, with as much memory as [`Trainer::held_ahead`] said of a run like
     /// the coming one. False if there is not as much.
     pub fn open_ahead(&mut self, held: [usize; 2]) -> Result<bool> {
-        let Device::Gpu(gpu) = self.params.device() else { return Ok(true) };
+        self.second_queue()?;
+        Ok(self.ahead.as_ref().is_none_or(|ahead| ahead.gpu.reserve(held)))
+    }
+
+    fn second_queue(&mut self) -> Result<()> {
+        let Device::Gpu(gpu) = self.params.device() else { return Ok(()) };
         if self.ahead.is_none() && !self.model.trains_vit() {
             let side = gpu.side()?;
             self.ahead = Some(Ahead { params: self.params.on(&side), gpu: side, tokens: None });
         }
-        Ok(self.ahead.as_ref().is_none_or(|ahead| ahead.gpu.reserve(held)))
+        Ok(())
     }
 
     /// What the second queue's pool has of the driver.
@@ -168,10 +173,10 @@ impl Trainer {
     /// Begins to look at the next step's pictures: on a GPU, where the image encoder is frozen.
     fn look_ahead(&mut self, next: &[Micro]) -> Result<()> {
         let [next] = next else { return Ok(()) };
-        if next.image.shape().sizes().len() == 2 {
-            return Ok(()); // tokens already
+        if are_tokens(&next.image) {
+            return Ok(());
         }
-        self.open_ahead([0; 2])?;
+        self.second_queue()?;
         let (Device::Gpu(gpu), Some(ahead)) = (self.params.device(), &mut self.ahead) else { return Ok(()) };
         // Its pictures have been uploaded, and whoever used its pool's memory last is done.
         let image = Pass::inference(&self.params).here(&next.image)?;

@@ -284,9 +284,8 @@ fn products() {
     let gpu = Gpu::open("plan").unwrap();
     let c = gpu.array("test", Storage::F32, 4).unwrap();
     let all = Operand::rows(&c, 2);
-    let product = |add, gelu| {
-        error(gpu.product(&Product { sizes: (2, 2, 2), a: all, b: all, c: all, bias: None, add, gelu }))
-    };
+    let product =
+        |add, gelu| error(gpu.product(&Product { add, gelu, ..Product::of((2, 2, 2), all, all, all) }));
     let refused =
         "product: gelu: expected a product that replaces c, got f32 [2, 2] x [2, 2], gelu -> f32, added";
     assert_eq!(product(true, true), refused);

@@ -67,6 +67,11 @@ impl Kind {
 }
 
 impl Product {
+    /// c = a b: no bias, nothing added, no GELU.
+    pub fn of(sizes: (usize, usize, usize), a: Operand, b: Operand, c: Operand) -> Product {
+        Product { sizes, a, b, c, bias: None, add: false, gelu: false }
+    }
+
     pub(super) fn kind(&self) -> Kind {
         let storages = [self.a.storage, self.c.storage];
         Kind { sizes: self.sizes, storages, bias: self.bias.is_some(), add: self.add, gelu: self.gelu }

@@ -16,11 +16,13 @@ use super::cache;
 use super::optimizer::Hyper;
 use super::schedule::Schedule;
 use super::trainer::{Contrast, Options};
+use crate::data;
 use crate::model::{self, Profile};
 use crate::nn::Gelu;
 use crate::tensor::Storage;
 use crate::vision::{Augment, Resampling};
 use crate::{Error, Result};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use yaml::Entry;
@@ -229,6 +231,23 @@ impl Config {
             Some(v) => v.check(),
             None => Ok(()),
         }
+    }
+
+    /// What decides how a picture is cropped and turned, besides the seed.
+    pub fn crops(&self) -> [(&'static str, Value); 4] {
+        [
+            ("crop_scale", json!(self.augment.scale)),
+            ("crop_ratio", json!(self.augment.ratio)),
+            ("flip", json!(self.augment.flip)),
+            ("resize", json!(format!("{:?}", self.resize).to_lowercase())),
+        ]
+    }
+
+    /// How samples are loaded ahead.
+    pub fn loading(&self) -> data::Options {
+        let default = data::Options::default();
+        let workers = self.workers.unwrap_or(default.workers);
+        data::Options { workers, prefetch: self.prefetch, bad_share: self.bad_share, ..default }
     }
 
     /// What is kept of pictures, if anything is.
