@@ -247,11 +247,13 @@ impl Cache {
         })?;
         let mut told = 0;
         while stop.signal().is_none() {
-            let Some(batch) = loader.next_batch()? else { break };
-            for bad in &loader.bad()[told..] {
+            let batch = loader.next_batch()?;
+            let bad = loader.bad();
+            for bad in &bad[told..] {
                 progress.warn(format!("warning: no features of a picture: {}", bad.reason));
             }
-            told = loader.bad().len();
+            told = bad.len();
+            let Some(batch) = batch else { break };
             let image = loading.planes(&batch.items.concat())?;
             let tokens = model.vit_tokens(&Pass::inference(params), &image, |_, _| {})?;
             let bytes = tokens.stored(self.settings.storage)?;

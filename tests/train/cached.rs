@@ -194,6 +194,10 @@ fn a_cache_of_something_else_or_damaged_is_refused() {
         "{}",
         said.errors()
     );
+    // Those of the last batch, too.
+    (18..24).for_each(|i| world.write(&format!("images/{i}.png"), "no picture"));
+    let said = run(&world, "worse", &["--cache", "many", "--set", "bad_share=0.5"]).good();
+    assert!(said.errors().contains("23.png"), "{}", said.errors());
     // Planned, not done.
     let plan = run(&world, "plan", &["--cache", "planned", "--dry-run"]).good();
     assert!(plan.text().contains("of tokens of 24 views in planned"), "{}", plan.text());
