@@ -48,7 +48,7 @@ fn nothing_spills() {
 #[test]
 fn host_and_gpu_have_the_same_kernels() {
     let built = built();
-    let names = qformer::device::host::signatures().iter().map(|s| s.name.as_str());
+    let names = qformer::device::emulator::signatures().iter().map(|s| s.name.as_str());
     let host: BTreeSet<&str> =
         names.filter(|n| !n.starts_with("planted_") && !n.starts_with("wrapper_")).collect();
     for architecture in ["sm_80", "sm_89", "sm_90a"] {

@@ -5,10 +5,10 @@ pub mod attention;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "host-kernels")]
+pub mod emulator;
 pub mod gemm;
 pub mod gpu;
-#[cfg(feature = "host-kernels")]
-pub mod host;
 pub mod launch;
 pub mod meter;
 mod real;

@@ -7,9 +7,9 @@
 //! Dense layers are the exact ones (each row's sum in an order of its own) and attention reads a row's list alone: a
 //! caption is the same, bit for bit, in any batch.
 
+use super::beams::{Hypothesis, Next, Outlook, Search, Special};
 use super::features::Images;
 use super::options::Options;
-use super::search::{Hypothesis, Next, Outlook, Search, Special};
 use super::{Model, SEP};
 use crate::nn::{Params, Pass};
 use crate::ops;

@@ -3,7 +3,7 @@
 use crate::harness::*;
 use half::{bf16, f16};
 use qformer::device::attention::{Entry, Plan, Span};
-use qformer::device::host::Schedule;
+use qformer::device::emulator::Schedule;
 use qformer::device::launch::{Arg, Launch};
 use qformer::ops::{self, Heads, Segment, Segments};
 use qformer::tensor::{DType, Device, Dropout, Storage as Stored, Tensor};

@@ -9,7 +9,7 @@
 
 pub use crate::place::*;
 
-use qformer::device::host::Schedule;
+use qformer::device::emulator::Schedule;
 use qformer::device::launch::Arg;
 use qformer::tensor::{DType, Dropout, Gradients, Stream, Tape, Tensor};
 

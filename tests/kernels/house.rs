@@ -1,7 +1,7 @@
 //! The rules of the house that a compiler does not hold kernels to.
 
 use crate::harness::needs_emulator;
-use qformer::device::host::signatures;
+use qformer::device::emulator::signatures;
 use std::path::{Path, PathBuf};
 
 const ABOUT_SOURCES: &str = "it is about the kernels' sources and the emulator's list of them";

@@ -5,8 +5,8 @@
 //! A device tells nobody of a write past the end or a read of what nobody wrote. So its memory is filled with NaN (0xff) as
 //! the emulator's is, and has more of it behind, which must still be there when a result is read.
 
+use qformer::device::emulator::{self, Schedule};
 use qformer::device::gpu::{Array, Gpu, Storage};
-use qformer::device::host::{self, Schedule};
 use qformer::device::launch::{Arg, Launch};
 use std::ffi::c_void;
 use std::io::Write;
@@ -50,7 +50,7 @@ pub fn has_warp_groups() -> bool {
 
 /// Memory for kernels, wherever they run.
 pub enum Memory {
-    Host(host::Memory),
+    Host(emulator::Memory),
     Gpu(Array),
 }
 
@@ -61,13 +61,13 @@ impl Memory {
     /// As many bytes, filled with NaN.
     fn new(bytes: usize) -> qformer::Result<Memory> {
         match gpu() {
-            None => host::Memory::new(bytes).map(Memory::Host),
+            None => emulator::Memory::new(bytes).map(Memory::Host),
             Some(gpu) => Memory::on(gpu, vec![0xff; bytes]),
         }
     }
     fn from_slice<T: bytemuck::Pod>(values: &[T]) -> qformer::Result<Memory> {
         match gpu() {
-            None => host::Memory::from_slice(values).map(Memory::Host),
+            None => emulator::Memory::from_slice(values).map(Memory::Host),
             Some(gpu) => Memory::on(gpu, bytemuck::cast_slice(values).to_vec()),
         }
     }
@@ -125,7 +125,7 @@ pub fn read<T: bytemuck::Pod>(memory: &Memory) -> Vec<T> {
 
 /// The dynamic shared memory that a kernel declares.
 pub fn shared_of(kernel: &str) -> u32 {
-    host::signatures().iter().find(|s| s.name == kernel).expect("a kernel").shared
+    emulator::signatures().iter().find(|s| s.name == kernel).expect("a kernel").shared
 }
 
 pub fn launch_of(kernel: &str, grid: [u32; 3], block: [u32; 3]) -> Launch<'_> {
@@ -137,10 +137,10 @@ pub fn try_run(launch: &Launch, args: &[Arg], schedule: Schedule) -> qformer::Re
     let Some(gpu) = gpu() else {
         // SAFETY: the tests pass buffers of the sizes that the kernel's header asks for; what is wrong on purpose in
         // `planted` is so in ways that the emulator takes: guard pages, canaries, the checker.
-        return unsafe { host::launch(launch, args, schedule) };
+        return unsafe { emulator::launch(launch, args, schedule) };
     };
     // A GPU asks no kernel what it declares; the host's are the same.
-    if let Some(signature) = host::signatures().iter().find(|s| s.name == launch.kernel) {
+    if let Some(signature) = emulator::signatures().iter().find(|s| s.name == launch.kernel) {
         launch.check(signature, args)?;
     }
     let ([x, y, 1], [bx, by, 1]) = (launch.grid, launch.block) else {
@@ -168,7 +168,7 @@ pub fn everywhere<R: PartialEq>(once: impl Fn(Schedule) -> R) -> R {
         vec![Schedule::default(); 3]
     } else {
         // the checker needs one schedule to find a race, and costs several times as much
-        Schedule::several(match (long(), host::is_checked()) {
+        Schedule::several(match (long(), emulator::is_checked()) {
             (true, _) => 98,
             (false, true) => 1,
             (false, false) => 6,

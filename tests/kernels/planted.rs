@@ -3,7 +3,7 @@
 
 use crate::harness::*;
 use half::{bf16, f16};
-use qformer::device::host::{self, Schedule};
+use qformer::device::emulator::{self, Schedule};
 use qformer::device::launch::{Arg, Launch};
 
 /// Why none of this is for a device.
@@ -28,7 +28,7 @@ fn found(by: By, kernel: &str, blocks: u32, threads: u32, shared: u32, args: &[A
     let launch = Launch { kernel, grid: [blocks, 1, 1], block: [threads, 1, 1], shared };
     let all = outcomes(&launch, args);
     let hits = all.iter().flatten().filter(|e| e.contains(text)).count();
-    if by == By::Emulator || host::is_checked() {
+    if by == By::Emulator || emulator::is_checked() {
         assert_eq!(hits, all.len(), "{kernel}: found under {hits} of {} schedules: {all:?}", all.len());
     }
 }
@@ -48,11 +48,11 @@ fn races_in_shared_memory() {
     let launch = launch_of("planted_no_barrier_after_write", [1, 1, 1], [64, 1, 1]);
     let all = outcomes(&launch, &args);
     assert!(
-        !host::is_checked()
+        !emulator::is_checked()
             || all.iter().flatten().all(|e| e.contains("uninitialised shared") || e.contains("race")),
         "{all:?}"
     );
-    assert!(!host::is_checked() || all.iter().all(Option::is_some), "{all:?}");
+    assert!(!emulator::is_checked() || all.iter().all(Option::is_some), "{all:?}");
     found(By::Checker, "planted_no_barrier_before_write", 1, 64, 0, &args, "data race on shared memory");
     found(By::Checker, "planted_no_syncwarp", 1, 32, 0, &args, "");
 }
@@ -113,9 +113,9 @@ fn bounds() {
         32,
         0,
         &[o],
-        if host::is_checked() { "outside every array" } else { "past the end" },
+        if emulator::is_checked() { "outside every array" } else { "past the end" },
     );
-    let global = if host::is_checked() {
+    let global = if emulator::is_checked() {
         "at offset 128 of a buffer of 128 bytes"
     } else {
         "offset 128 of a buffer of 128 bytes"
@@ -154,7 +154,7 @@ fn memory_nobody_wrote() {
         Schedule::default(),
     );
     match hole.to_vec::<f32>() {
-        Ok(v) => assert!(!host::is_checked() && v[5].is_nan()),
+        Ok(v) => assert!(!emulator::is_checked() && v[5].is_nan()),
         Err(e) => assert!(e.to_string().contains("4 of 128 bytes were never written"), "{e}"),
     }
 }
@@ -185,7 +185,7 @@ fn the_last_block() {
         let launch = launch_of(kernel, [3, 1, 1], [64, 1, 1]);
         let done = try_run(&launch, &args, Schedule::default());
         let found = done.err().is_some_and(|e| e.to_string().contains("data race on global memory"));
-        assert_eq!(found, host::is_checked(), "{kernel}");
+        assert_eq!(found, emulator::is_checked(), "{kernel}");
     }
     let unset = on_device(&[9u32]);
     let args = [Arg::from(&left), Arg::from(&out), Arg::from(&unset)];
@@ -212,7 +212,7 @@ fn asynchronous_copies() {
     // A wait that leaves a copy in flight shows only if that copy is late: in every schedule but the early one.
     let little = Launch { kernel: "planted_wait_too_little", ..right };
     let all = outcomes(&little, &args);
-    if host::is_checked() {
+    if emulator::is_checked() {
         assert!(all[1..].iter().all(|e| e.as_ref().is_some_and(|e| e.contains("in flight"))), "{all:?}");
     }
     let never = Launch { kernel: "planted_never_waited", shared: 512, ..right };

@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use half::{bf16, f16};
-use qformer::device::host::Schedule;
+use qformer::device::emulator::Schedule;
 use qformer::device::launch::Arg;
 use qformer::ops;
 

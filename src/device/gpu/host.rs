@@ -1,10 +1,10 @@
-//! The driver that runs kernels on the CPU, in the emulator (see `device::host`). Matrix products are the CPU's, of
+//! The driver that runs kernels on the CPU, in the emulator (see `device::emulator`). Matrix products are the CPU's, of
 //! operands widened to f32 and rounded to c's storage once, as a GPU's are.
 
 use super::{Driver, Operand, Product, Storage};
 use crate::device::cpu;
+use crate::device::emulator::{self, Schedule};
 use crate::device::gemm::{View, gemm};
-use crate::device::host::{self, Schedule};
 use crate::device::launch::{Arg, Launch};
 use crate::{Error, Result};
 use half::{bf16, f16};
@@ -75,7 +75,7 @@ unsafe fn write(at: *mut c_void, storage: Storage, first: usize, from: &[f32]) {
             Storage::I32 | Storage::U8 => {}
         }
     }
-    host::written(at, from.len() * storage.bytes());
+    emulator::written(at, from.len() * storage.bytes());
 }
 
 impl Driver for Host {
@@ -96,43 +96,43 @@ impl Driver for Host {
     }
 
     fn allocate(&self, bytes: usize) -> Option<*mut c_void> {
-        host::allocate(bytes)
+        emulator::allocate(bytes)
     }
 
     fn free(&self, at: *mut c_void) {
-        host::free(at);
+        emulator::free(at);
     }
 
     fn fresh(&self, at: *mut c_void, bytes: usize) {
-        host::forget(at, bytes);
+        emulator::forget(at, bytes);
     }
 
     fn upload(&self, to: *mut c_void, from: &[u8]) -> Result<()> {
         // SAFETY: `Array` checked the length, and fresh host slices do not overlap device memory.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.cast::<u8>(), from.len()) };
-        host::written(to, from.len());
+        emulator::written(to, from.len());
         Ok(())
     }
 
     fn download(&self, from: *mut c_void, to: &mut [u8]) -> Result<()> {
-        host::check_written(from, to.len(), "download")?;
+        emulator::check_written(from, to.len(), "download")?;
         // SAFETY: as in `upload`.
         unsafe { std::ptr::copy_nonoverlapping(from.cast::<u8>(), to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
     fn copy(&self, from: *mut c_void, to: *mut c_void, bytes: usize) -> Result<()> {
-        host::check_written(from, bytes, "device copy")?;
+        emulator::check_written(from, bytes, "device copy")?;
         // SAFETY: `Array` checked the lengths; an overlap would be the same memory.
         unsafe { std::ptr::copy(from.cast::<u8>(), to.cast::<u8>(), bytes) };
-        host::written(to, bytes);
+        emulator::written(to, bytes);
         Ok(())
     }
 
     fn zero(&self, at: *mut c_void, bytes: usize) -> Result<()> {
         // SAFETY: `Array` knows its bytes.
         unsafe { std::ptr::write_bytes(at.cast::<u8>(), 0, bytes) };
-        host::written(at, bytes);
+        emulator::written(at, bytes);
         Ok(())
     }
 
@@ -140,7 +140,7 @@ impl Driver for Host {
         let _in_order = super::lock(&self.queue);
         // SAFETY: arrays keep what pointers point to alive and are as long as the kernels' headers ask for; launches come
         // one after the other. The emulator reports what is violated all the same.
-        unsafe { host::launch(launch, args, self.schedule) }
+        unsafe { emulator::launch(launch, args, self.schedule) }
     }
 
     fn product(&self, p: &Product) -> Result<()> {
@@ -149,7 +149,7 @@ impl Driver for Host {
             let (rows, columns) = if x.transposed { (columns, rows) } else { (rows, columns) };
             for i in 0..rows {
                 let at = x.at.wrapping_byte_add(i * x.row * x.storage.bytes());
-                host::check_written(at, columns * x.storage.bytes(), &format!("product, {name}"))?;
+                emulator::check_written(at, columns * x.storage.bytes(), &format!("product, {name}"))?;
             }
         }
         if p.a.storage != p.b.storage {
