@@ -1,6 +1,7 @@
 //! The sum of two tensors of one shape.     y = a + b;   da = dy, db = dy
 
-use super::{arrays, check_dtype, check_shape, gradient};
+use super::check::{check_dtype, check_shape};
+use super::gpu::{arrays, gradient};
 use crate::device::cpu;
 use crate::tensor::{Storage, Tensor, record, record_tensor};
 use crate::{Result, on};

@@ -3,7 +3,8 @@
 //! A row's result depends on its own list alone, bit for bit. Inference only; the lists let beams share what they have in
 //! common: the query rows of their image and the tokens before they parted.
 
-use super::{check_dtype, check_shape};
+use super::check::{check_dtype, check_shape};
+use super::gpu::{arrays, int};
 use crate::device::cpu;
 use crate::tensor::{Array, Gpu, Real, Storage, Tensor, constant, constant_tensor};
 use crate::{Error, Result, on};
@@ -29,13 +30,12 @@ impl Lists {
 
     fn tables(&self, gpu: &Gpu) -> Result<&[Array; 2]> {
         if self.tables.get().is_none() {
-            let mut numbers: Vec<i32> =
-                self.lists.iter().flatten().map(|l| super::int(*l as usize)).collect();
+            let mut numbers: Vec<i32> = self.lists.iter().flatten().map(|l| int(*l as usize)).collect();
             let (count, mut start) = (numbers.len(), 0);
             numbers.push(0);
             for list in &self.lists {
                 start += list.len();
-                numbers.push(super::int(start));
+                numbers.push(int(start));
             }
             let all = gpu.upload(OP, Storage::I32, &numbers)?;
             let tables = [all.part(0..count)?, all.part(count..numbers.len())?];
@@ -64,7 +64,7 @@ pub fn attend_rows([q, k, v]: [&Tensor; 3], lists: &Lists, heads: usize, scale: 
     if let Some(row) = lists.last.filter(|row| *row as usize >= n) {
         return Err(Error::argument(OP, "lists", format!("rows below {n}"), row));
     }
-    if let Some(arrays) = super::arrays(OP, [q, k, v])? {
+    if let Some(arrays) = arrays(OP, [q, k, v])? {
         let y = on_gpu(&arrays, lists, (r, c, heads), scale as f32)?;
         return constant_tensor(OP, &[q, k, v], Tensor::of_array(y, &[r, c])?);
     }
@@ -82,8 +82,8 @@ fn on_gpu(
 ) -> Result<Array> {
     let [rows, starts] = lists.tables(q.gpu())?;
     let y = q.gpu().array(OP, q.storage(), r * c)?;
-    let width = super::int(c);
-    let args = crate::args![q, k, width, v, width, rows, starts, &y, super::int(c / heads), scale];
+    let width = int(c);
+    let args = crate::args![q, k, width, v, width, rows, starts, &y, int(c / heads), scale];
     let kernel = format!("attend_rows_{}", q.storage().name());
     q.gpu().launch(&kernel, (r, heads), (128, 1), 0, args)?;
     Ok(y)

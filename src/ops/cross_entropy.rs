@@ -4,7 +4,8 @@
 //!   with soft targets:  row = -sum_V(target logp)
 //!   loss = mean over rows that are not ignored (0 if all are);     dx = dloss (p sum(target) - target) / counted
 
-use super::check_dtype;
+use super::check::{check_dtype, check_shape};
+use super::gpu::{arrays, column_sum, gradient, int};
 use crate::device::cpu;
 use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
@@ -26,7 +27,7 @@ pub fn cross_entropy(x: &Tensor, targets: Targets) -> Result<Tensor> {
 /// The same of the first v columns; on a GPU there may be others, whose gradient is 0 ([`super::linear_padded`]).
 pub fn cross_entropy_of(x: &Tensor, v: usize, targets: Targets) -> Result<Tensor> {
     let r = check_columns(x, v)?;
-    if let Some([logits]) = super::arrays(OP, [x])? {
+    if let Some([logits]) = arrays(OP, [x])? {
         return on_gpu(x, logits, &targets, (r, v));
     }
     on!(x.dtype(), T => {
@@ -80,7 +81,7 @@ pub fn right(x: &Tensor, classes: &[Option<u32>]) -> Result<Right> {
 /// The same among the first v columns.
 pub fn right_of(x: &Tensor, v: usize, classes: &[Option<u32>]) -> Result<Right> {
     let r = check_columns(x, v)?;
-    if let Some([logits]) = super::arrays(OP, [x])? {
+    if let Some([logits]) = arrays(OP, [x])? {
         check_classes(classes, 0.0, r, v)?;
         let kernel = OnGpu::new(&logits, &Targets::Classes(classes, 0.0), (r, v))?;
         let found = logits.gpu().array(OP, Storage::I32, r)?;
@@ -112,8 +113,7 @@ impl OnGpu {
         let kernel = OnGpu { classes: None, soft: None, losses, smooth: 0.0, counted: r, sizes: (r, v) };
         match targets {
             Targets::Classes(classes, smooth) => {
-                let table: Vec<i32> =
-                    classes.iter().map(|c| c.map_or(-1, |c| super::int(c as usize))).collect();
+                let table: Vec<i32> = classes.iter().map(|c| c.map_or(-1, |c| int(c as usize))).collect();
                 let (smooth, counted) = (*smooth as f32, classes.iter().flatten().count());
                 Ok(OnGpu { classes: Some(gpu.upload(OP, Storage::I32, &table)?), smooth, counted, ..kernel })
             }
@@ -139,8 +139,8 @@ impl OnGpu {
             soft,
             &self.losses,
             right,
-            super::int(v),
-            super::int(x.len().checked_div(r).unwrap_or(v)),
+            int(v),
+            int(x.len().checked_div(r).unwrap_or(v)),
             self.smooth,
             by,
             upstream,
@@ -157,12 +157,11 @@ fn on_gpu(x: &Tensor, logits: Array, targets: &Targets, (r, v): (usize, usize)) 
     let kernel = OnGpu::new(&logits, targets, (r, v))?;
     kernel.launch(&logits, None, None)?;
     let (gpu, by) = (logits.gpu().clone(), 1.0 / kernel.counted.max(1) as f32);
-    let sum =
-        if r == 0 { gpu.zeros(OP, Storage::F32, 1)? } else { super::column_sum(OP, &kernel.losses, r, 1)? };
+    let sum = if r == 0 { gpu.zeros(OP, Storage::F32, 1)? } else { column_sum(OP, &kernel.losses, r, 1)? };
     let loss = gpu.array(OP, Storage::F32, 1)?;
     gpu.launch_each("scale_fwd_f32", 1, crate::args![&sum, &loss, 1u64, by])?;
     record_tensor(OP, &[x], Tensor::of_array(loss, &[])?, move |dy, grads| {
-        let dy = super::gradient(OP, dy)?;
+        let dy = gradient(OP, dy)?;
         // In place if nobody else looks at the logits any more.
         let dx = if logits.is_unique() { logits } else { logits.duplicate(OP)? };
         kernel.launch(&dx, None, Some(&dy))?;
@@ -216,7 +215,7 @@ fn check_targets(x: &Tensor, targets: &Targets, r: usize, v: usize) -> Result<()
     match targets {
         Targets::Classes(classes, smooth) => check_classes(classes, *smooth, r, v),
         Targets::Soft(t) => {
-            super::check_shape(OP, "soft targets", t, x.shape().sizes())?;
+            check_shape(OP, "soft targets", t, x.shape().sizes())?;
             check_dtype(OP, x, &[("soft targets", t)])?;
             if t.tracked() {
                 return Err(

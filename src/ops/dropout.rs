@@ -1,7 +1,8 @@
 //! Inverted dropout, its mask drawn again in the backward.     x, y [any]
 //!   y = x m,   m = 0 with probability p, else 1 / (1 - p)   (element numbers: positions in x);   dx = dy m
 
-use super::check_dropout;
+use super::check::check_dropout;
+use super::gpu::{arrays, drop_args, gradient};
 use crate::device::cpu;
 use crate::tensor::{Array, Dropout, Real, Tensor, record, record_tensor};
 use crate::{Result, on};
@@ -9,10 +10,10 @@ use crate::{Result, on};
 pub fn dropout(x: &Tensor, drop: Option<Dropout>) -> Result<Tensor> {
     let Some(drop) = drop else { return Ok(x.clone()) };
     check_dropout("dropout", drop)?;
-    if let Some([data]) = super::arrays("dropout", [x])? {
+    if let Some([data]) = arrays("dropout", [x])? {
         let y = masked_on_gpu(&data, drop)?;
         return record_tensor("dropout", &[x], Tensor::of_array(y, x.shape().sizes())?, move |dy, grads| {
-            grads.add_array(0, masked_on_gpu(&super::gradient("dropout", dy)?, drop)?)
+            grads.add_array(0, masked_on_gpu(&gradient("dropout", dy)?, drop)?)
         });
     }
     on!(x.dtype(), T => {
@@ -23,7 +24,7 @@ pub fn dropout(x: &Tensor, drop: Option<Dropout>) -> Result<Tensor> {
 
 fn masked_on_gpu(x: &Array, drop: Dropout) -> Result<Array> {
     let y = x.gpu().array("dropout", x.storage(), x.len())?;
-    let args = [crate::args![x, &y, x.len() as u64], &super::drop_args(Some(drop))[..]].concat();
+    let args = [crate::args![x, &y, x.len() as u64], &drop_args(Some(drop))[..]].concat();
     let kernel = format!("dropout_fwd_{}", x.storage().name());
     x.gpu().launch_each(&kernel, x.len(), &args)?;
     Ok(y)

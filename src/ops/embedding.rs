@@ -2,6 +2,8 @@
 //!   y[i] = table[ids[i]];     dtable[v] = sum of dy[i] with ids[i] = v, in order of i; none for `padding` (as in PyTorch)
 //!   embedding_sum: the sum of rows of two tables, a constant
 
+use super::check::check_dtype;
+use super::gpu::{arrays, int, pick_rows, same_storage};
 use crate::device::cpu;
 use crate::device::launch::Arg;
 use crate::tensor::{Storage, Tensor, constant, constant_tensor, record};
@@ -22,8 +24,8 @@ fn check(table: &Tensor, ids: &[u32]) -> Result<usize> {
 
 pub fn embedding(table: &Tensor, ids: &[u32], padding: Option<u32>) -> Result<Tensor> {
     let c = check(table, ids)?;
-    if let Some([data]) = super::arrays("embedding", [table])? {
-        return super::pick_rows("embedding", (table, &data), ids, padding, |[rows, index, y], c| {
+    if let Some([data]) = arrays("embedding", [table])? {
+        return pick_rows("embedding", (table, &data), ids, padding, |[rows, index, y], c| {
             let kernel = format!("embedding_fwd_{}", data.storage().name());
             let args = [rows, index, Arg::NULL, Arg::NULL, y, c.into()];
             data.gpu().launch(&kernel, (ids.len(), 1), (128, 1), 0, &args)
@@ -57,15 +59,14 @@ pub fn embedding_sum([table, other]: [&Tensor; 2], rows: &[(u32, u32)]) -> Resul
     if check(other, &places)? != c {
         return Err(Error::argument(OP, "table", format!("{c} columns"), other.shape()));
     }
-    super::check_dtype(OP, table, &[("table", other)])?;
-    if let Some([a, b]) = super::arrays(OP, [table, other])? {
-        super::same_storage(OP, "table", &b, a.storage())?;
-        let numbers: Vec<i32> = ids.iter().chain(&places).map(|i| super::int(*i as usize)).collect();
+    check_dtype(OP, table, &[("table", other)])?;
+    if let Some([a, b]) = arrays(OP, [table, other])? {
+        same_storage(OP, "table", &b, a.storage())?;
+        let numbers: Vec<i32> = ids.iter().chain(&places).map(|i| int(*i as usize)).collect();
         let numbers = a.gpu().upload(OP, Storage::I32, &numbers)?;
         let y = a.gpu().array(OP, a.storage(), n * c)?;
         let (ids, places) = (numbers.part(0..n)?, numbers.part(n..2 * n)?);
-        let args =
-            crate::args![a.pointer_at(0, n * c), &ids, b.pointer_at(0, n * c), &places, &y, super::int(c)];
+        let args = crate::args![a.pointer_at(0, n * c), &ids, b.pointer_at(0, n * c), &places, &y, int(c)];
         let kernel = format!("embedding_fwd_{}", a.storage().name());
         a.gpu().launch(&kernel, (n, 1), (128, 1), 0, args)?;
         return constant_tensor(OP, &[table, other], Tensor::of_array(y, &[n, c])?);

@@ -2,6 +2,7 @@
 //!   y = x F(x),   F(x) = (1 + erf(x / sqrt 2)) / 2
 //!   dx = dy (F(x) + x f(x)),   f(x) = e^(-x^2/2) / sqrt(2 pi)
 
+use super::gpu::{arrays, gradient};
 use crate::device::cpu;
 use crate::tensor::{Array, Real, Tensor, record, record_tensor};
 use crate::{Result, on};
@@ -9,11 +10,11 @@ use crate::{Result, on};
 const SQRT_2_PI: f64 = 2.506_628_274_631_000_5;
 
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if let Some([u]) = super::arrays("gelu", [x])? {
+    if let Some([u]) = arrays("gelu", [x])? {
         let y = u.gpu().array("gelu", u.storage(), u.len())?;
         launch("fwd", &u, None, &y)?;
         return record_tensor("gelu", &[x], Tensor::of_array(y, x.shape().sizes())?, move |dy, grads| {
-            let dy = super::gradient("gelu", dy)?.cast("gelu", u.storage())?;
+            let dy = gradient("gelu", dy)?.cast("gelu", u.storage())?;
             let dx = u.gpu().array("gelu", u.storage(), u.len())?;
             launch("bwd", &u, Some(&dy), &dx)?;
             grads.add_array(0, dx)

@@ -2,6 +2,7 @@
 //!   y = x / s,   s = max(|x|, 1e-12)   (as torch.nn.functional.normalize)
 //!   dx = (dy - y (dy . y)) / s;   where |x| < 1e-12: dy / 1e-12
 
+use super::gpu::{arrays, gradient, int, row_threads};
 use crate::device::cpu;
 use crate::tensor::{Real, Storage, Tensor, record, record_tensor};
 use crate::{Result, on};
@@ -10,20 +11,20 @@ const EPS: f64 = 1e-12;
 
 pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
     let (r, c) = x.rows();
-    if let Some([data]) = super::arrays("l2_normalize", [x])? {
+    if let Some([data]) = arrays("l2_normalize", [x])? {
         let (gpu, storage) = (data.gpu().clone(), data.storage());
         let y = gpu.array("l2_normalize", storage, r * c)?;
         let length = gpu.array("l2_normalize", Storage::F32, r)?;
         let name = move |pass: &str| format!("l2_normalize_{pass}_{}", storage.name());
-        let args = crate::args![&data, &y, &length, super::int(c)];
-        gpu.launch(&name("fwd"), (r, 1), super::row_threads(c), 0, args)?;
+        let args = crate::args![&data, &y, &length, int(c)];
+        gpu.launch(&name("fwd"), (r, 1), row_threads(c), 0, args)?;
         let kept = y.clone();
         let y = Tensor::of_array(y, x.shape().sizes())?;
         return record_tensor("l2_normalize", &[x], y, move |dy, grads| {
-            let dy = super::gradient("l2_normalize", dy)?.cast("l2_normalize", storage)?;
+            let dy = gradient("l2_normalize", dy)?.cast("l2_normalize", storage)?;
             let dx = gpu.array("l2_normalize", storage, r * c)?;
-            let args = crate::args![&dy, &kept, &length, &dx, super::int(c)];
-            gpu.launch(&name("bwd"), (r, 1), super::row_threads(c), 0, args)?;
+            let args = crate::args![&dy, &kept, &length, &dx, int(c)];
+            gpu.launch(&name("bwd"), (r, 1), row_threads(c), 0, args)?;
             grads.add_array(0, dx)
         });
     }

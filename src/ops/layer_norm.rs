@@ -2,7 +2,8 @@
 //!   y  = n weight + bias,   n = (x - mean) rstd,   rstd = 1 / sqrt(var + eps)   (two-pass variance)
 //!   dx = rstd (g - mean(g) - n mean(g n)),   g = dy weight;     dweight = sum_R(dy n);     dbias = sum_R(dy)
 
-use super::{check_dtype, check_shape};
+use super::check::{check_dropout, check_dtype, check_shape};
+use super::gpu::{arrays, drop_args, gradient, int};
 use crate::device::cpu;
 use crate::tensor::{
     Array, Dropout, Real, Storage, Tensor, constant, constant_tensor, record, record_tensor,
@@ -28,12 +29,12 @@ pub fn layer_norm_as(
     check_shape(OP, "bias", bias, &[c])?;
     check_dtype(OP, x, &[("weight", weight), ("bias", bias)])?;
     check_eps(eps)?;
-    if let Some([z, w, b]) = super::arrays(OP, [x, weight, bias])? {
+    if let Some([z, w, b]) = arrays(OP, [x, weight, bias])? {
         let storage = storage.unwrap_or(z.storage());
         let norm = OnGpu::new(None, z, [&w, &b], c, eps, storage, None)?;
         let y = Tensor::of_array(norm.y.clone(), x.shape().sizes())?;
         return record_tensor(OP, &[x, weight, bias], y, move |dy, grads| {
-            let found = norm.backward(&super::gradient(OP, dy)?, &w, grads.wants(1) || grads.wants(2))?;
+            let found = norm.backward(&gradient(OP, dy)?, &w, grads.wants(1) || grads.wants(2))?;
             grads.add_array(0, found.residual.clone())?;
             found.add_affine(grads, [1, 2], c)
         });
@@ -81,9 +82,9 @@ pub fn residual_norm(
     check_shape(OP, "bias", bias, &[c])?;
     check_eps(eps)?;
     if let Some(drop) = drop {
-        super::check_dropout(OP, drop)?;
+        check_dropout(OP, drop)?;
     }
-    let Some([a, z, w, b]) = super::arrays(OP, [x, residual, weight, bias])? else {
+    let Some([a, z, w, b]) = arrays(OP, [x, residual, weight, bias])? else {
         return Err(Error::argument(OP, "x", "a tensor on a GPU", "one on the CPU"));
     };
     let storage = a.storage();
@@ -92,7 +93,7 @@ pub fn residual_norm(
     let z = Tensor::of_array(norm.z.clone(), sizes.sizes())?;
     let y = Tensor::of_array(norm.y.clone(), sizes.sizes())?;
     let y = record_tensor(OP, &[x, residual, weight, bias], y, move |dy, grads| {
-        let found = norm.backward(&super::gradient(OP, dy)?, &w, grads.wants(2) || grads.wants(3))?;
+        let found = norm.backward(&gradient(OP, dy)?, &w, grads.wants(2) || grads.wants(3))?;
         if let Some(dx) = &found.branch {
             grads.add_array(0, dx.clone())?;
         }
@@ -155,9 +156,9 @@ impl OnGpu {
         let z = if x.is_some() { gpu.array(OP, residual.storage(), r * c)? } else { residual.clone() };
         let written = x.is_some().then_some(&z);
         let [mean, rstd] = &stats;
-        let (n, columns) = (super::int(r), super::int(c));
+        let (n, columns) = (int(r), int(c));
         let args = crate::args![x, None, &residual, w, b, written, &y, mean, rstd, n, columns, eps as f32];
-        let args = [args, &super::drop_args(drop)[..]].concat();
+        let args = [args, &drop_args(drop)[..]].concat();
         let (threads, shared, blocks) = share((r, c), [storage, residual.storage()], gpu.blocks());
         gpu.launch(&format!("layer_norm_fwd_{kernel}"), (blocks, 1), (threads, 1), shared, &args)?;
         Ok(OnGpu { y, z, stats, kernel, sizes: (r, c), drop, branch: x.is_some() })
@@ -180,7 +181,7 @@ impl OnGpu {
         let partial = gpu.array(OP, Storage::F32, partial)?;
         let counters = gpu.counters(OP, groups + 1)?;
         let [mean, rstd] = &self.stats;
-        let (n, columns) = (super::int(r), super::int(c));
+        let (n, columns) = (int(r), int(c));
         let args = crate::args![
             dy,
             &self.z,
@@ -196,7 +197,7 @@ impl OnGpu {
             n,
             columns
         ];
-        let args = [args, &super::drop_args(self.drop)[..]].concat();
+        let args = [args, &drop_args(self.drop)[..]].concat();
         gpu.launch(&format!("layer_norm_bwd_{}", self.kernel), (blocks, 1), (threads, 1), shared, &args)?;
         Ok(Found { residual, branch, affine: sums })
     }
@@ -219,7 +220,7 @@ pub fn normalize_rows(x: &Tensor, eps: f64) -> Result<Tensor> {
 pub fn normalize_rows_as(x: &Tensor, eps: f64, storage: Option<Storage>) -> Result<Tensor> {
     let (_, c) = x.rows();
     check_eps(eps)?;
-    if let Some([z]) = super::arrays("normalize_rows", [x])? {
+    if let Some([z]) = arrays("normalize_rows", [x])? {
         let storage = storage.unwrap_or(z.storage());
         let rows = [1.0, 0.0].map(|v| z.gpu().row(OP, v, c));
         let [w, b] = rows;

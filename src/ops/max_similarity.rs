@@ -2,7 +2,8 @@
 //!   a [A*Q,E] (Q rows a picture)   b [T,E]   y [A,T]
 //!   y[i,j] = max_q a[i*Q+q] . b[j];     with q* the first largest: da[i*Q+q*] += dy[i,j] b[j],   db[j] += dy[i,j] a[i*Q+q*]
 
-use super::check_dtype;
+use super::check::check_dtype;
+use super::gpu::{arrays, gradient, int, same_storage};
 use crate::device::{cpu, gemm::View, gemm::gemm};
 use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
@@ -18,7 +19,7 @@ pub fn max_similarity(a: &Tensor, b: &Tensor, q: usize) -> Result<Tensor> {
         return Err(Error::argument(OP, "b", format!("{e} columns"), b.shape()));
     }
     check_dtype(OP, a, &[("b", b)])?;
-    if let Some(arrays) = super::arrays(OP, [a, b])? {
+    if let Some(arrays) = arrays(OP, [a, b])? {
         return on_gpu([a, b], arrays, (ra / q, q, t, e));
     }
     on!(a.dtype(), T => {
@@ -52,16 +53,16 @@ fn on_gpu(
     [a, b]: [Array; 2],
     (n, q, t, e): (usize, usize, usize, usize),
 ) -> Result<Tensor> {
-    super::same_storage(OP, "b", &b, a.storage())?;
+    same_storage(OP, "b", &b, a.storage())?;
     let (gpu, storage) = (a.gpu().clone(), a.storage());
     let y = gpu.array(OP, Storage::F32, n * t)?;
     let best = gpu.array(OP, Storage::I32, n * t)?;
-    let [ti, ei, qi] = [t, e, q].map(super::int);
+    let [ti, ei, qi] = [t, e, q].map(int);
     let name = move |pass: &str| format!("max_similarity_{pass}_{}", storage.name());
     let args = crate::args![&a, &b, &y, &best, qi, ti, ei];
     gpu.launch(&name("fwd"), (t.div_ceil(64), n), (128, 1), 0, args)?;
     record_tensor(OP, &tensors, Tensor::of_array(y, &[n, t])?, move |dy, grads| {
-        let dy = super::gradient(OP, dy)?;
+        let dy = gradient(OP, dy)?;
         if grads.wants(0) {
             let da = gpu.array(OP, storage, a.len())?;
             let args = crate::args![&dy, &best, &b, &da, ti, ei];
@@ -70,7 +71,7 @@ fn on_gpu(
         }
         if grads.wants(1) {
             let db = gpu.array(OP, storage, b.len())?;
-            let args = crate::args![&dy, &best, &a, &db, super::int(n), qi, ti, ei];
+            let args = crate::args![&dy, &best, &a, &db, int(n), qi, ti, ei];
             gpu.launch(&name("bwd_b"), (t, 1), (128, 1), 0, args)?;
             grads.add_array(1, db)?;
         }

@@ -1,6 +1,7 @@
 //! Means of groups of rows.     x [G*n,C]   y [G,C]
 //!   y[g] = mean of x[g*n .. (g+1)*n];     dx[r] = dy[r / n] / n
 
+use super::gpu::{arrays, gradient, int};
 use crate::device::cpu;
 use crate::tensor::{Real, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
@@ -10,17 +11,17 @@ pub fn mean_rows(x: &Tensor, n: usize) -> Result<Tensor> {
     if n == 0 || !r.is_multiple_of(n) {
         return Err(Error::argument("mean_rows", "group", format!("a divisor of {r} rows"), n));
     }
-    if let Some([data]) = super::arrays("mean_rows", [x])? {
+    if let Some([data]) = arrays("mean_rows", [x])? {
         let (gpu, storage) = (data.gpu().clone(), data.storage());
         let y = gpu.array("mean_rows", storage, r / n * c)?;
-        let args = crate::args![&data, &y, super::int(n), super::int(c)];
+        let args = crate::args![&data, &y, int(n), int(c)];
         let name = move |pass: &str| format!("mean_rows_{pass}_{}", storage.name());
         gpu.launch(&name("fwd"), (c.div_ceil(256), r / n), (256, 1), 0, args)?;
         let y = Tensor::of_array(y, &[r / n, c])?;
         return record_tensor("mean_rows", &[x], y, move |dy, grads| {
-            let dy = super::gradient("mean_rows", dy)?.cast("mean_rows", storage)?;
+            let dy = gradient("mean_rows", dy)?.cast("mean_rows", storage)?;
             let dx = gpu.array("mean_rows", storage, r * c)?;
-            let args = crate::args![&dy, &dx, super::int(n), super::int(c)];
+            let args = crate::args![&dy, &dx, int(n), int(c)];
             gpu.launch(&name("bwd"), (c.div_ceil(256), r), (256, 1), 0, args)?;
             grads.add_array(0, dx)
         });

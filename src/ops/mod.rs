@@ -1,25 +1,23 @@
 //! The operations: one file each, with the maths, the check of the arguments, forward and backward: the CPU's loops are
 //! the definition; where the tensors are on a GPU, the kernel of the same name in `kernels/` computes it. What several
-//! need to launch theirs stands below.
+//! check is in `check`, what they need to launch kernels in `gpu`; nothing else is shared.
 //!
 //! Letters: R rows, C columns, N/K of a product, H heads, D head size, V vocabulary, B images, Q queries.
 
 mod add;
 mod attend_rows;
 mod attention;
+mod check;
 mod cross_entropy;
 mod dropout;
 mod embedding;
 mod gelu;
+mod gpu;
 mod l2_normalize;
 mod layer_norm;
 mod linear;
-mod linear_beside;
-mod linear_exact;
-mod linear_half;
 mod max_similarity;
 mod mean_rows;
-mod norm_linear;
 mod patch_embed;
 mod rows;
 mod sample_negatives;
@@ -36,247 +34,15 @@ pub use embedding::{embedding, embedding_sum};
 pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::{layer_norm, layer_norm_as, normalize_rows, normalize_rows_as, residual_norm};
-pub use linear::{linear, linear_gelu_tanh, linear_padded};
-pub use linear_beside::linear_beside;
-pub use linear_exact::{linear_exact, linear_exact_cached, linear_exact_gelu};
-pub use linear_half::linear_half;
+pub use linear::{
+    linear, linear_beside, linear_exact, linear_exact_cached, linear_exact_gelu, linear_gelu_tanh,
+    linear_half, linear_padded, norm_linear,
+};
 pub use max_similarity::max_similarity;
 pub use mean_rows::mean_rows;
-pub use norm_linear::norm_linear;
 pub use patch_embed::{patch_embed, pixel_planes};
 pub use rows::{concat_rows, gather_rows, transpose, with_room};
 pub use sample_negatives::sample_negatives;
 pub use scale::{divide, scale};
 pub use segments::{Segment, Segments};
 pub use top_k::top_k;
-
-use crate::device::gpu::{Operand, Product};
-use crate::device::launch::Arg;
-use crate::tensor::{Array, Dropout, Grads, Storage, Tensor, record_tensor};
-use crate::{Error, Result};
-use std::sync::Arc;
-
-/// The shape an argument must have.
-fn check_shape(op: &str, argument: &str, t: &Tensor, sizes: &[usize]) -> Result<()> {
-    if t.shape().sizes() != sizes {
-        return Err(Error::argument(op, argument, format!("{sizes:?}"), t.shape()));
-    }
-    Ok(())
-}
-
-/// All arguments have the first one's dtype.
-fn check_dtype(op: &str, first: &Tensor, others: &[(&str, &Tensor)]) -> Result<()> {
-    for (name, t) in others {
-        if t.dtype() != first.dtype() {
-            return Err(Error::argument(op, *name, first.dtype(), t.dtype()));
-        }
-    }
-    Ok(())
-}
-
-/// The arguments of a dense layer: R, N and K.
-fn check_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<(usize, usize, usize)> {
-    let (r, k) = x.rows();
-    let &[n, wk] = weight.shape().sizes() else {
-        return Err(Error::argument("linear", "weight", "[out, in]", weight.shape()));
-    };
-    if wk != k {
-        return Err(Error::argument(
-            "linear",
-            "weight",
-            format!("[{n}, {k}] for x {}", x.shape()),
-            weight.shape(),
-        ));
-    }
-    if let Some(b) = bias {
-        check_shape("linear", "bias", b, &[n])?;
-        check_dtype("linear", x, &[("bias", b)])?;
-    }
-    check_dtype("linear", x, &[("weight", weight)])?;
-    Ok((r, n, k))
-}
-
-/// Where operands are that must be together: their arrays if all are on one GPU, None if all are on the CPU.
-fn arrays<const N: usize>(op: &'static str, tensors: [&Tensor; N]) -> Result<Option<[Array; N]>> {
-    let found: Vec<Array> = tensors.iter().filter_map(|t| t.array()).collect();
-    let apart = found.first().is_some_and(|a| found.iter().any(|b| !a.gpu().same(b.gpu())));
-    if apart || (!found.is_empty() && found.len() < N) {
-        let places: Vec<String> = tensors.iter().map(|t| place(t)).collect();
-        return Err(Error::argument(op, "inputs", "tensors on one device", places.join(", "))
-            .fix("move them with Tensor::to"));
-    }
-    Ok(found.try_into().ok())
-}
-
-fn place(t: &Tensor) -> String {
-    t.array().map_or_else(|| "the CPU".into(), |a| a.gpu().name())
-}
-
-/// The gradient of a result on a GPU, as its backward gets it.
-fn gradient(op: &'static str, dy: &Tensor) -> Result<Array> {
-    dy.array().ok_or_else(|| Error::argument(op, "gradient", "one on the GPU", "one on the CPU"))
-}
-
-/// An operand that must be stored as another one is.
-fn same_storage(op: &'static str, argument: &str, a: &Array, storage: Storage) -> Result<()> {
-    if a.storage() == storage {
-        return Ok(());
-    }
-    Err(Error::argument(op, argument, format!("stored as {}", storage.name()), a.storage().name()))
-}
-
-/// A kernel's integer.
-fn int(n: usize) -> i32 {
-    i32::try_from(n).unwrap_or(i32::MAX)
-}
-
-/// Threads for a row of `c` elements, eight a thread, in whole warps.
-fn row_threads(c: usize) -> (u32, u32) {
-    (u32::try_from(c.div_ceil(8).next_multiple_of(32)).unwrap_or(u32::MAX), 1)
-}
-
-/// What kernels want to know of a dropout: seed, site, step, threshold, factor.
-fn drop_args(drop: Option<Dropout>) -> [Arg; 5] {
-    let (seed, site, step, threshold, factor) = drop.map_or((0, 0, 0, 0, 1.0), |d| {
-        let s = d.stream;
-        (s.seed, s.site, s.step, d.threshold(), (1.0 / (1.0 - f64::from(d.p))) as f32)
-    });
-    [seed.into(), site.into(), step.into(), threshold.into(), factor.into()]
-}
-
-/// The sums of the rows of C columns of x [R,..], from one on, in f32: out = them, or out += them.
-fn sum_columns(
-    op: &'static str,
-    x: &Array,
-    (r, c): (usize, usize),
-    from: usize,
-    out: &Array,
-    add: bool,
-) -> Result<()> {
-    let (gpu, pieces, stride) = (x.gpu(), c.div_ceil(256), x.len().checked_div(r).unwrap_or(c));
-    let shares = r.div_ceil(64).clamp(1, gpu.blocks());
-    let partial = gpu.array(op, Storage::F32, if shares > 1 { shares * c } else { 0 })?;
-    let counters = gpu.counters(op, pieces)?;
-    let x_at = x.pointer_at(from, r * c);
-    let args = crate::args![x_at, out, &partial, counters, int(r), int(c), int(stride), i32::from(add)];
-    let kernel = format!("column_sum_{}", x.storage().name());
-    gpu.launch(&kernel, (pieces, shares), (32, 8), 0, args)
-}
-
-/// The sums of the rows of x [R,C] in f32.
-fn column_sum(op: &'static str, x: &Array, r: usize, c: usize) -> Result<Array> {
-    let sums = x.gpu().array(op, Storage::F32, c)?;
-    sum_columns(op, x, (r, c), 0, &sums, false)?;
-    Ok(sums)
-}
-
-/// The same of C columns, from one on, into the gradient of input i.
-fn column_sum_into(
-    op: &'static str,
-    grads: &mut Grads,
-    i: usize,
-    x: &Array,
-    (r, c): (usize, usize),
-    from: usize,
-) -> Result<()> {
-    if !grads.wants(i) {
-        return Ok(());
-    }
-    if grads.storage(i) == Some(Storage::F32) {
-        return grads.accumulate_array(i, |to, fresh| sum_columns(op, x, (r, c), from, to, !fresh));
-    }
-    let sums = x.gpu().array(op, Storage::F32, c)?;
-    sum_columns(op, x, (r, c), from, &sums, false)?;
-    grads.add_array(i, sums)
-}
-
-/// A dense layer's dweight [N,K] = dy^T x, on a GPU, into the gradient of input i.
-fn weight_gradient(
-    grads: &mut Grads,
-    i: usize,
-    dy: Operand,
-    x: &Array,
-    (r, n, k): (usize, usize, usize),
-) -> Result<()> {
-    grads.accumulate_array(i, |dw, fresh| {
-        if r == 0 && fresh {
-            return dw.zero();
-        }
-        let (a, b, c) = (dy.transposed(), Operand::rows(x, k), Operand::rows(dw, k));
-        x.gpu().product(&Product { add: !fresh, ..Product::of((n, k, r), a, b, c) })
-    })
-}
-
-/// Rows sorted by their target, as `kernels/sorted_rows.cuh` wants them; rows with `skip` as their target left out.
-struct SortedRows {
-    order: Array,
-    starts: Array,
-    targets: Array,
-    /// The most rows of a target.
-    longest: i32,
-}
-
-impl SortedRows {
-    fn new(op: &'static str, like: &Array, index: &[u32], skip: Option<u32>) -> Result<SortedRows> {
-        let mut order: Vec<usize> = (0..index.len()).filter(|i| Some(index[*i]) != skip).collect();
-        order.sort_by_key(|i| (index[*i], *i));
-        let (mut starts, mut targets) = (Vec::new(), Vec::new());
-        for (at, i) in order.iter().enumerate() {
-            if targets.last() != Some(&int(index[*i] as usize)) {
-                targets.push(int(index[*i] as usize));
-                starts.push(int(at));
-            }
-        }
-        starts.push(int(order.len()));
-        let order: Vec<i32> = order.into_iter().map(int).collect();
-        let table = |values: &[i32]| like.gpu().upload(op, Storage::I32, values);
-        let longest = starts.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0);
-        Ok(SortedRows { order: table(&order)?, starts: table(&starts)?, targets: table(&targets)?, longest })
-    }
-
-    /// Adds the rows dy [n,C] to their targets among the rows of `to`, which is zeroed first if it is fresh.
-    fn add(&self, dy: &Array, to: &Array, c: usize, fresh: bool) -> Result<()> {
-        if fresh {
-            to.zero()?;
-        }
-        // Rows of either storage are added into f32 by the one, into their own storage by the other.
-        let kernel = if to.storage() == Storage::F32 { "embedding_bwd" } else { "gather_rows_bwd" };
-        let rows = to.pointer_at(0, 2 * self.targets.len() * c);
-        let add = i32::from(!fresh);
-        let args = crate::args![dy, &self.order, &self.starts, &self.targets, rows, int(c), add];
-        let name = format!("{kernel}_{}", dy.storage().name());
-        // A thread for 8 columns of a target; several threads where there is more to add up than one fetches at once.
-        let block = if self.longest > 4 { (32, 8) } else { (row_threads(c).0.min(256), 1) };
-        to.gpu().launch(&name, (c.div_ceil(8 * block.0 as usize), self.targets.len()), block, 0, args)
-    }
-}
-
-/// Rows `index` of a table on a GPU, as `kernel` (rows, indices, result) picks them; gradients go back to their rows, none
-/// for `skip`.
-fn pick_rows(
-    op: &'static str,
-    (table, data): (&Tensor, &Array),
-    index: &[u32],
-    skip: Option<u32>,
-    kernel: impl FnOnce([Arg; 3], i32) -> Result<()>,
-) -> Result<Tensor> {
-    let (n, c) = (index.len(), table.rows().1);
-    let y = data.gpu().array(op, data.storage(), n * c)?;
-    let numbers: Vec<i32> = index.iter().map(|i| int(*i as usize)).collect();
-    let numbers = data.gpu().upload(op, Storage::I32, &numbers)?;
-    kernel([data.pointer_at(0, y.len()), (&numbers).into(), (&y).into()], int(c))?;
-    let index: Arc<[u32]> = index.into();
-    record_tensor(op, &[table], Tensor::of_array(y, &[n, c])?, move |dy, grads| {
-        let dy = gradient(op, dy)?;
-        let rows = SortedRows::new(op, &dy, &index, skip)?;
-        grads.accumulate_array(0, |to, fresh| rows.add(&dy, to, c, fresh))
-    })
-}
-
-/// A probability that leaves something.
-fn check_dropout(op: &str, drop: Dropout) -> Result<()> {
-    if (0.0..1.0).contains(&drop.p) {
-        return Ok(());
-    }
-    Err(Error::argument(op, "p", "0 <= p < 1", drop.p))
-}

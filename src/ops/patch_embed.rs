@@ -2,7 +2,8 @@
 //!   y[b,0] = cls + pos[0];     y[b,1+g] = patch(b,g) . weight + bias + pos[1+g],  patches row by row, no padding
 //!   dweight = dy^T patches;   dbias = sum(dy of patches);   dcls = sum_B(dy[b,0]);   dpos = sum_B(dy)
 
-use super::{check_dtype, check_shape};
+use super::check::{check_dtype, check_shape};
+use super::gpu::{arrays, column_sum, column_sum_into, gradient, int, same_storage};
 use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm};
 use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
@@ -40,7 +41,7 @@ pub fn patch_embed(
     check_shape(OP, "pos_embed", pos, &[1, n, w])?;
     check_dtype(OP, image, &[("weight", weight), ("bias", bias), ("cls_token", cls), ("pos_embed", pos)])?;
     let (k, g) = (ch * p * p, side * side);
-    if let Some(arrays) = super::arrays(OP, [image, weight, bias, cls, pos])? {
+    if let Some(arrays) = arrays(OP, [image, weight, bias, cls, pos])? {
         return on_gpu([weight, bias, cls, pos], arrays, Sizes { b, s, p, g, k, w });
     }
     on!(image.dtype(), T => {
@@ -85,7 +86,7 @@ pub fn pixel_planes(bytes: &Array, size: usize, mean: [f32; 3], std: [f32; 3]) -
     let n = bytes.len() / picture;
     let planes = bytes.gpu().array("pixel_planes", Storage::F32, bytes.len())?;
     // A patch as large as a picture, in the order of the patch product's rows: channel, row, column.
-    let side = super::int(size);
+    let side = int(size);
     let [m0, m1, m2] = mean;
     let [s0, s1, s2] = std;
     let args = crate::args![bytes, &planes, side, side, m0, m1, m2, s0, s1, s2];
@@ -107,25 +108,25 @@ struct Sizes {
 fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z: Sizes) -> Result<Tensor> {
     let (gpu, storage) = (image.gpu().clone(), weight.storage());
     for (name, a) in [("image", &image), ("bias", &bias), ("cls_token", &cls), ("pos_embed", &pos)] {
-        super::same_storage(OP, name, a, Storage::F32)?;
+        same_storage(OP, name, a, Storage::F32)?;
     }
     let Sizes { b, s, p, g, k, w } = z;
     if k != 3 * p * p {
         return Err(Error::argument(OP, "image", "3 channels on a GPU", k / (p * p)));
     }
     let patches = gpu.array(OP, storage, b * g * k)?;
-    let args = crate::args![&image, &patches, super::int(s), super::int(p)];
+    let args = crate::args![&image, &patches, int(s), int(p)];
     gpu.launch(&format!("patch_embed_planes_{}", storage.name()), (b * g, 1), (128, 1), 0, args)?;
     let product = gpu.array(OP, storage, b * g * w)?;
     let (rows, columns) = (Operand::rows(&patches, k), Operand::rows(&weight, k).transposed());
     gpu.product(&Product::of((b * g, w, k), rows, columns, Operand::rows(&product, w)))?;
     let y = gpu.array(OP, Storage::F32, b * (g + 1) * w)?;
-    let args = crate::args![&product, &bias, &cls, &pos, &y, super::int(g), super::int(w)];
+    let args = crate::args![&product, &bias, &cls, &pos, &y, int(g), int(w)];
     let kernel = if storage == Storage::F32 { "f32".into() } else { format!("{}_f32", storage.name()) };
     gpu.launch(&format!("patch_embed_tokens_{kernel}"), (b * (g + 1), 1), (128, 1), 0, args)?;
     let y = Tensor::of_array(y, &[b * (g + 1), w])?;
     record_tensor(OP, &tensors, y, move |dy, grads| {
-        let dy = super::gradient(OP, dy)?;
+        let dy = gradient(OP, dy)?;
         let narrow = dy.cast(OP, storage)?;
         grads.accumulate_array(0, |dw, fresh| {
             if b == 0 && fresh {
@@ -140,8 +141,8 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
             })
         })?;
         let n = (g + 1) * w;
-        let per_place = super::column_sum(OP, &dy, b, n)?;
-        super::column_sum_into(OP, grads, 1, &per_place.part(w..n)?, (g, w), 0)?;
+        let per_place = column_sum(OP, &dy, b, n)?;
+        column_sum_into(OP, grads, 1, &per_place.part(w..n)?, (g, w), 0)?;
         grads.add_array(2, per_place.part(0..w)?)?;
         grads.add_array(3, per_place)
     })

@@ -4,7 +4,8 @@
 //!   concat_rows: y = the parts, one under the other;     dpart = its rows of dy
 //!   with_room:   y = x, and room behind it for rows that are written later; a constant
 
-use super::check_dtype;
+use super::check::check_dtype;
+use super::gpu::{arrays, gradient, int, pick_rows};
 use crate::device::cpu;
 use crate::tensor::{Array, Real, Storage, Tensor, constant, constant_tensor, record, record_tensor};
 use crate::{Error, Result, on};
@@ -15,8 +16,8 @@ pub fn gather_rows(x: &Tensor, index: &[u32]) -> Result<Tensor> {
     if let Some(bad) = index.iter().find(|i| **i as usize >= r) {
         return Err(Error::argument("gather_rows", "index", format!("rows 0..{r}"), bad));
     }
-    if let Some([data]) = super::arrays("gather_rows", [x])? {
-        return super::pick_rows("gather_rows", (x, &data), index, None, |[rows, numbers, y], c| {
+    if let Some([data]) = arrays("gather_rows", [x])? {
+        return pick_rows("gather_rows", (x, &data), index, None, |[rows, numbers, y], c| {
             let kernel = format!("gather_rows_fwd_{}", data.storage().name());
             data.gpu().launch(&kernel, (index.len(), 1), (128, 1), 0, &[rows, numbers, y, c.into()])
         });
@@ -84,7 +85,7 @@ pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
 fn concat_on_gpu(parts: &[&Tensor], c: usize) -> Result<Tensor> {
     let mut found = Vec::with_capacity(parts.len());
     for p in parts {
-        found.extend(super::arrays("concat_rows", [*p, parts[0]])?.map(|[a, _]| a));
+        found.extend(arrays("concat_rows", [*p, parts[0]])?.map(|[a, _]| a));
     }
     let [first, ..] = &found[..] else { return Ok(parts[0].clone()) };
     let even = found.iter().all(|a| a.storage() == first.storage());
@@ -99,7 +100,7 @@ fn concat_on_gpu(parts: &[&Tensor], c: usize) -> Result<Tensor> {
     }
     let y = Tensor::of_array(y, &[at / c.max(1), c])?;
     record_tensor("concat_rows", parts, y, move |dy, grads| {
-        let dy = super::gradient("concat_rows", dy)?;
+        let dy = gradient("concat_rows", dy)?;
         places.into_iter().enumerate().try_for_each(|(i, range)| grads.add_array(i, dy.part(range)?))
     })
 }
@@ -110,7 +111,7 @@ pub fn with_room(x: &Tensor, rows: usize) -> Result<Tensor> {
     if rows < r {
         return Err(Error::argument("with_room", "rows", format!("at least {r}"), rows));
     }
-    if let Some([data]) = super::arrays("with_room", [x])? {
+    if let Some([data]) = arrays("with_room", [x])? {
         let y = data.gpu().array("with_room", data.storage(), rows * c)?;
         y.part(0..r * c)?.copy_from(&data)?;
         return constant_tensor("with_room", &[x], Tensor::of_array(y, &[rows, c])?);
@@ -125,17 +126,17 @@ pub fn with_room(x: &Tensor, rows: usize) -> Result<Tensor> {
 /// y [C,R] = x^T of [R,C]
 pub fn transpose(x: &Tensor) -> Result<Tensor> {
     let (r, c) = x.rows();
-    if let Some([data]) = super::arrays("transpose", [x])? {
+    if let Some([data]) = arrays("transpose", [x])? {
         let turn = |x: &Array, r: usize, c: usize| -> Result<Array> {
             let y = x.gpu().array("transpose", x.storage(), r * c)?;
-            let args = crate::args![x, &y, super::int(r), super::int(c)];
+            let args = crate::args![x, &y, int(r), int(c)];
             let kernel = format!("transpose_fwd_{}", x.storage().name());
             x.gpu().launch(&kernel, (c.div_ceil(32), r.div_ceil(32)), (32, 8), 0, args)?;
             Ok(y)
         };
         let y = Tensor::of_array(turn(&data, r, c)?, &[c, r])?;
         return record_tensor("transpose", &[x], y, move |dy, grads| {
-            grads.add_array(0, turn(&super::gradient("transpose", dy)?, c, r)?)
+            grads.add_array(0, turn(&gradient("transpose", dy)?, c, r)?)
         });
     }
     on!(x.dtype(), T => {

@@ -1,5 +1,6 @@
 //! One negative for each row of similarities, drawn on a GPU by its kernel, which draws what `model/negatives.rs` does.
 
+use super::gpu::int;
 use crate::Result;
 use crate::tensor::{Storage, Stream, Tensor};
 
@@ -13,7 +14,7 @@ pub fn sample_negatives(sim: &Tensor, ids: Option<&[i64]>, stream: Stream) -> Re
     let ids = ids.map(|ids| gpu.upload(OP, Storage::I32, ids)).transpose()?;
     let picked = gpu.array(OP, Storage::I32, n)?;
     let (seed, site, step) = (stream.seed, stream.site, stream.step);
-    let args = crate::args![&array, ids.as_ref(), &picked, super::int(n), seed, site, step];
+    let args = crate::args![&array, ids.as_ref(), &picked, int(n), seed, site, step];
     gpu.launch("sample_negatives_f32", (n, 1), (32, 1), 0, args)?;
     let picked = picked.read::<i32>()?;
     Ok(picked

@@ -2,7 +2,8 @@
 //!   scale:  y = c x;     dx = c dy
 //!   divide: y = x / t;   dx = dy / t;   dt = -sum(dy y) / t
 
-use super::check_dtype;
+use super::check::check_dtype;
+use super::gpu::{arrays, gradient, int, same_storage};
 use crate::device::cpu;
 use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
@@ -11,7 +12,7 @@ pub fn scale(x: &Tensor, c: f64) -> Result<Tensor> {
     if !c.is_finite() {
         return Err(Error::argument("scale", "factor", "a finite number", c));
     }
-    if let Some([data]) = super::arrays("scale", [x])? {
+    if let Some([data]) = arrays("scale", [x])? {
         let times = move |x: &Array| -> Result<Array> {
             let y = x.gpu().array("scale", x.storage(), x.len())?;
             let args = crate::args![x, &y, x.len() as u64, c as f32];
@@ -21,7 +22,7 @@ pub fn scale(x: &Tensor, c: f64) -> Result<Tensor> {
         };
         let y = Tensor::of_array(times(&data)?, x.shape().sizes())?;
         return record_tensor("scale", &[x], y, move |dy, grads| {
-            grads.add_array(0, times(&super::gradient("scale", dy)?)?)
+            grads.add_array(0, times(&gradient("scale", dy)?)?)
         });
     }
     on!(x.dtype(), T => {
@@ -38,7 +39,7 @@ pub fn divide(x: &Tensor, t: &Tensor) -> Result<Tensor> {
     if t.len() != 1 {
         return Err(Error::argument("divide", "divisor", "one number", t.shape()));
     }
-    if let Some([data, by]) = super::arrays("divide", [x, t])? {
+    if let Some([data, by]) = arrays("divide", [x, t])? {
         return divide_on_gpu(x, t, &data, by);
     }
     on!(x.dtype(), T => {
@@ -54,14 +55,14 @@ pub fn divide(x: &Tensor, t: &Tensor) -> Result<Tensor> {
 }
 
 fn divide_on_gpu(x: &Tensor, t: &Tensor, data: &Array, by: Array) -> Result<Tensor> {
-    super::same_storage("divide", "divisor", &by, Storage::F32)?;
+    same_storage("divide", "divisor", &by, Storage::F32)?;
     let (gpu, n) = (data.gpu(), data.len());
     let y = gpu.array("divide", data.storage(), n)?;
     let name = |pass: &str| format!("divide_{pass}_{}", data.storage().name());
     gpu.launch_each(&name("fwd"), n, crate::args![data, &by, &y, n as u64])?;
     let (kept, backward) = (y.clone(), name("bwd"));
     record_tensor("divide", &[x, t], Tensor::of_array(y, x.shape().sizes())?, move |dy, grads| {
-        let dy = super::gradient("divide", dy)?.cast("divide", kept.storage())?;
+        let dy = gradient("divide", dy)?.cast("divide", kept.storage())?;
         let (gpu, pieces) = (dy.gpu(), n.div_ceil(2048));
         let dx = gpu.array("divide", dy.storage(), n)?;
         let partial = gpu.array("divide", Storage::F32, pieces)?;
@@ -69,7 +70,7 @@ fn divide_on_gpu(x: &Tensor, t: &Tensor, data: &Array, by: Array) -> Result<Tens
         gpu.launch(&backward, (pieces, 1), (256, 1), 0, args)?;
         grads.add_array(0, dx)?;
         grads.accumulate_array(1, |dt, fresh| {
-            let args = crate::args![&partial, &by, dt, super::int(pieces), i32::from(!fresh)];
+            let args = crate::args![&partial, &by, dt, int(pieces), i32::from(!fresh)];
             gpu.launch("divide_bwd_t", (1, 1), (256, 1), 0, args)
         })
     })

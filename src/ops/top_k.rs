@@ -2,6 +2,7 @@
 //!   of each row the k largest x, largest first, ties to the lower index, as (index, x - log sum_V e^x); a NaN before
 //! everything. A row is looked at alone. In f64 on the CPU; on a GPU the sums are in f32.
 
+use super::gpu::{arrays, int};
 use crate::tensor::{Array, Real, Storage, Tensor};
 use crate::{Error, Result, on};
 use rayon::prelude::*;
@@ -13,7 +14,7 @@ pub fn top_k(x: &Tensor, k: usize) -> Result<Vec<Vec<(u32, f64)>>> {
     if k == 0 || k > v {
         return Err(Error::argument(OP, "k", format!("1 to {v}"), k));
     }
-    if let Some([x]) = super::arrays(OP, [x])? {
+    if let Some([x]) = arrays(OP, [x])? {
         return on_gpu(&x, (r, v, k));
     }
     Ok(on!(x.dtype(), T => x.data::<T>().par_chunks_exact(v).map(|row| largest(row, k)).collect()))
@@ -24,7 +25,7 @@ fn on_gpu(x: &Array, (r, v, k): (usize, usize, usize)) -> Result<Vec<Vec<(u32, f
     let found = x.gpu().array(OP, Storage::I32, r * (2 * k + 1))?;
     let [values, indices, norms] =
         [0..r * k, r * k..2 * r * k, 2 * r * k..r * (2 * k + 1)].map(|range| found.part(range));
-    let args = crate::args![x, &values?, &indices?, &norms?, super::int(v), super::int(k)];
+    let args = crate::args![x, &values?, &indices?, &norms?, int(v), int(k)];
     let threads = u32::try_from(v.next_multiple_of(32).min(1024)).unwrap_or(1024);
     x.gpu().launch(&format!("top_k_{}", x.storage().name()), (r, 1), (threads, 1), 0, args)?;
     let found = found.read::<i32>()?;

@@ -2,7 +2,7 @@
 
 use super::{OP, Plan};
 use crate::device::launch::Arg;
-use crate::ops::{drop_args, int};
+use crate::ops::gpu::{drop_args, int, same_storage};
 use crate::tensor::{Array, Gpu, Grads, Storage};
 use crate::{Error, Result};
 
@@ -72,7 +72,7 @@ impl Plan {
     pub(super) fn forward_on_gpu(&self, qkv: [Array; 3], widths: [usize; 3]) -> Result<(Array, Kept)> {
         let (gpu, storage) = (qkv[0].gpu().clone(), qkv[0].storage());
         for (name, a) in [("k", &qkv[1]), ("v", &qkv[2])] {
-            crate::ops::same_storage(OP, name, a, storage)?;
+            same_storage(OP, name, a, storage)?;
         }
         let (inner, name, shared) = variant(storage, self.d, self.widths_fit(widths))?;
         let [q, k, v] = qkv;

@@ -8,6 +8,8 @@
 
 mod gpu;
 
+use super::check::{check_dropout, check_dtype};
+use super::gpu::{arrays, gradient};
 use super::segments::{MAX_KEYS, Segment, Segments};
 use crate::device::cpu::{self, Shared};
 use crate::device::gemm::{View, gemm};
@@ -76,12 +78,12 @@ pub fn attention(
     let d = check([q, k, v], segments, heads, scale, drop)?;
     let columns = [q.column, k.column, v.column];
     let plan = Plan { segments: segments.clone(), heads, d, scale, drop, columns };
-    if let Some(arrays) = super::arrays(OP, [q.tensor, k.tensor, v.tensor])? {
+    if let Some(arrays) = arrays(OP, [q.tensor, k.tensor, v.tensor])? {
         let widths = [q, k, v].map(|h| h.tensor.rows().1);
         let (y, kept) = plan.forward_on_gpu(arrays, widths)?;
         let y = Tensor::of_array(y, &[segments.q_rows, heads * d])?;
         return record_tensor(OP, &[q.tensor, k.tensor, v.tensor], y, move |dy, grads| {
-            plan.backward_on_gpu(&kept, &super::gradient(OP, dy)?, grads)
+            plan.backward_on_gpu(&kept, &gradient(OP, dy)?, grads)
         });
     }
     on!(q.tensor.dtype(), T => {
@@ -114,13 +116,13 @@ fn check(
             let want = format!("[{rows}, at least {}]", h.column + width);
             return Err(Error::argument(OP, name, want, h.tensor.shape()));
         }
-        super::check_dtype(OP, q.tensor, &[(name, h.tensor)])?;
+        check_dtype(OP, q.tensor, &[(name, h.tensor)])?;
     }
     if !scale.is_finite() {
         return Err(Error::argument(OP, "scale", "a finite number", scale));
     }
     if let Some(drop) = drop {
-        super::check_dropout(OP, drop)?;
+        check_dropout(OP, drop)?;
     }
     Ok(width / heads)
 }

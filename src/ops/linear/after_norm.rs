@@ -5,9 +5,10 @@
 //!   dweight = G gamma + s beta^T;   dbias = s;   dgamma = sum_N(weight G);   dbeta = weight^T s
 //! One product backward instead of two: nothing needs the gradient of n.
 
-use super::{check_dtype, check_shape};
 use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm};
+use crate::ops::check::{check_dtype, check_shape};
+use crate::ops::gpu::{arrays, column_sum, gradient, int, same_storage};
 use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 
@@ -32,7 +33,7 @@ pub fn norm_linear(
     check_shape(OP, "weight", weight, &[out, k])?;
     check_shape(OP, "bias", bias, &[out])?;
     check_dtype(OP, n, &[("gamma", gamma), ("beta", beta), ("weight", weight), ("bias", bias)])?;
-    if let Some(arrays) = super::arrays(OP, [n, gamma, beta, weight, bias])? {
+    if let Some(arrays) = arrays(OP, [n, gamma, beta, weight, bias])? {
         return on_gpu([gamma, beta, weight, bias], arrays, (r, out, k));
     }
     on!(n.dtype(), T => {
@@ -72,11 +73,11 @@ fn on_gpu(
 ) -> Result<Tensor> {
     let (gpu, storage) = (n.gpu().clone(), n.storage());
     for (name, a) in [("gamma", &gamma), ("beta", &beta), ("weight", &weight), ("bias", &bias)] {
-        super::same_storage(OP, name, a, Storage::F32)?;
+        same_storage(OP, name, a, Storage::F32)?;
     }
     let folded = gpu.array(OP, storage, out * k)?;
     let offset = gpu.array(OP, Storage::F32, out)?;
-    let columns = super::int(k);
+    let columns = int(k);
     let args = crate::args![&weight, &gamma, &beta, &bias, &folded, &offset, columns];
     gpu.launch(&format!("norm_linear_fold_{}", storage.name()), (out, 1), (256, 1), 0, args)?;
     let y = gpu.array(OP, storage, r * out)?;
@@ -84,14 +85,14 @@ fn on_gpu(
     let (a, b, c) = (Operand::rows(&n, k), Operand::rows(&folded, k).transposed(), Operand::rows(&y, out));
     gpu.product(&Product { bias: Some(offset.pointer()), ..Product::of((r, out, k), a, b, c) })?;
     record_tensor(OP, &tensors, Tensor::of_array(y, &[r, out])?, move |dy, grads| {
-        let dy = super::gradient(OP, dy)?.cast(OP, storage)?;
+        let dy = gradient(OP, dy)?.cast(OP, storage)?;
         let g = gpu.array(OP, Storage::F32, out * k)?;
         let (a, b, c) = (Operand::rows(&dy, out).transposed(), Operand::rows(&n, k), Operand::rows(&g, k));
         gpu.product(&Product::of((out, k, r), a, b, c))?;
-        let s = super::column_sum(OP, &dy, r, out)?;
+        let s = column_sum(OP, &dy, r, out)?;
         let shares = out.div_ceil(64).clamp(1, gpu.blocks());
         let partial = gpu.array(OP, Storage::F32, shares * 2 * k)?;
-        let rows = super::int(out);
+        let rows = int(out);
         let unfold = |dw: &Array, fresh: bool| {
             let add = i32::from(!fresh);
             let args = crate::args![&weight, &gamma, &beta, &g, &s, dw, &partial, rows, columns, add];
@@ -103,7 +104,7 @@ fn on_gpu(
         } else {
             unfold(&gpu.array(OP, Storage::F32, out * k)?, true)?;
         }
-        let sums = super::column_sum(OP, &partial, shares, 2 * k)?;
+        let sums = column_sum(OP, &partial, shares, 2 * k)?;
         grads.add_array(0, sums.part(0..k)?)?;
         grads.add_array(1, sums.part(k..2 * k)?)?;
         grads.add_array(3, s)

@@ -4,7 +4,9 @@
 //! Where the weights lie one after the other in memory, as [`crate::nn::Params`] puts them, that is one product forward and
 //! one for dx. Attention takes its columns where they are.
 
+use super::{check_linear, weight_gradient};
 use crate::device::gpu::{Operand, Product};
+use crate::ops::gpu::{arrays, column_sum_into, gradient, same_storage};
 use crate::tensor::{Array, Grads, Tensor, record_tensor};
 use crate::{Error, Result};
 
@@ -27,18 +29,18 @@ fn follows(a: &Array, len: usize, b: &Array) -> bool {
 /// A layer is its weight and its bias; all weights have the same shape.
 pub fn linear_beside(x: &Tensor, layers: [[&Tensor; 2]; 3]) -> Result<Tensor> {
     let [[w0, b0], [w1, b1], [w2, b2]] = layers;
-    let (r, n, k) = super::check_linear(x, w0, Some(b0))?;
+    let (r, n, k) = check_linear(x, w0, Some(b0))?;
     for (w, b) in [(w1, b1), (w2, b2)] {
-        if super::check_linear(x, w, Some(b))? != (r, n, k) {
+        if check_linear(x, w, Some(b))? != (r, n, k) {
             return Err(Error::argument(OP, "weights", format!("[{n}, {k}] each"), w.shape()));
         }
     }
     let inputs = [x, w0, b0, w1, b1, w2, b2];
-    let Some(arrays) = super::arrays(OP, inputs)? else {
+    let Some(arrays) = arrays(OP, inputs)? else {
         return Err(Error::argument(OP, "x", "a tensor on a GPU", "one on the CPU"));
     };
     for array in &arrays {
-        super::same_storage(OP, "weights and biases", array, arrays[0].storage())?;
+        same_storage(OP, "weights and biases", array, arrays[0].storage())?;
     }
     let [x2, a0, c0, a1, c1, a2, c2] = arrays;
     let mut runs: Vec<Run> = Vec::new();
@@ -62,7 +64,7 @@ pub fn linear_beside(x: &Tensor, layers: [[&Tensor; 2]; 3]) -> Result<Tensor> {
         })?;
     }
     record_tensor(OP, &inputs, Tensor::of_array(y, &[r, 3 * n])?, move |dy, grads| {
-        let dy = super::gradient(OP, dy)?.cast(OP, x2.storage())?;
+        let dy = gradient(OP, dy)?.cast(OP, x2.storage())?;
         backward(&dy, &x2, &runs, (r, n, k), grads)
     })
 }
@@ -85,8 +87,8 @@ fn backward(
     })?;
     for i in 0..3 {
         let part = Operand::columns(dy, 3 * n, i * n);
-        super::weight_gradient(grads, 1 + 2 * i, part, x, (r, n, k))?;
-        super::column_sum_into(OP, grads, 2 + 2 * i, dy, (r, n), i * n)?;
+        weight_gradient(grads, 1 + 2 * i, part, x, (r, n, k))?;
+        column_sum_into(OP, grads, 2 + 2 * i, dy, (r, n), i * n)?;
     }
     Ok(())
 }

@@ -3,9 +3,11 @@
 //! Each row is summed in an order that does not depend on how many rows there are: an image's result is then the same bits
 //! in any batch. Inference only.
 
-use super::{check_linear, int};
+use super::check_linear;
 use crate::device::launch::Arg;
 use crate::device::{cpu, meter};
+use crate::ops::check::{check_dtype, check_shape};
+use crate::ops::gpu::{arrays, int, same_storage};
 use crate::tensor::{Array, Real, Tensor, constant, constant_tensor};
 use crate::{Error, Result, on};
 use rayon::prelude::*;
@@ -17,7 +19,7 @@ type Sizes = (usize, usize, usize);
 
 pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let sizes = check_linear(x, weight, bias)?;
-    if let Some(arrays) = super::arrays(OP, [x, weight, bias.unwrap_or(weight)])? {
+    if let Some(arrays) = arrays(OP, [x, weight, bias.unwrap_or(weight)])? {
         return one_on_gpu([x, weight, bias.unwrap_or(weight)], &arrays, bias.is_some(), sizes, false);
     }
     on!(x.dtype(), T => {
@@ -29,7 +31,7 @@ pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
 /// GELU of the same, in one kernel. On a GPU only.
 pub fn linear_exact_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let sizes = check_linear(x, weight, Some(bias))?;
-    let Some(arrays) = super::arrays(OP, [x, weight, bias])? else {
+    let Some(arrays) = arrays(OP, [x, weight, bias])? else {
         return Err(Error::argument(OP, "x", "a tensor on a GPU", "one on the CPU"));
     };
     one_on_gpu([x, weight, bias], &arrays, true, sizes, true)
@@ -45,12 +47,12 @@ pub fn linear_exact_cached(
 ) -> Result<Tensor> {
     let (r, n, k) = check_linear(x, layers[0].0, Some(layers[0].1))?;
     for (weight, bias) in &layers[1..] {
-        super::check_shape(OP, "weight", weight, &[n, k])?;
+        check_shape(OP, "weight", weight, &[n, k])?;
         check_linear(x, weight, Some(bias))?;
     }
     for cache in &caches {
         let (rows, columns) = cache.rows();
-        super::check_dtype(OP, x, &[("cache", &**cache)])?;
+        check_dtype(OP, x, &[("cache", &**cache)])?;
         if columns != n || at + r > rows {
             return Err(Error::argument(OP, "cache", format!("[at least {}, {n}]", at + r), cache.shape()));
         }
@@ -69,10 +71,10 @@ pub fn linear_exact_cached(
     let mut weights = Vec::with_capacity(3);
     let mut outputs = Vec::with_capacity(3);
     for (weight, bias) in layers {
-        weights.extend(super::arrays(OP, [x, weight, bias])?);
+        weights.extend(arrays(OP, [x, weight, bias])?);
     }
     for cache in caches {
-        outputs.extend(super::arrays(OP, [&*cache, x])?.map(|[cache, _]| cache));
+        outputs.extend(arrays(OP, [&*cache, x])?.map(|[cache, _]| cache));
     }
     let ([[x2, wq, bq], [_, wk, bk], [_, wv, bv]], [keys, values]) = (&weights[..], &outputs[..]) else {
         return Err(Error::argument(OP, "cache", "one on a GPU", "one on the CPU"));
@@ -103,10 +105,10 @@ fn launch(x: &Array, parts: &[(&Array, Option<&Array>, &Array)], (r, n, k): Size
     let mut args = [Arg::NULL; 15];
     args[0] = x.into();
     for (i, (weight, bias, y)) in parts.iter().enumerate() {
-        super::same_storage(OP, "weight", weight, x.storage())?;
-        super::same_storage(OP, "cache", y, x.storage())?;
+        same_storage(OP, "weight", weight, x.storage())?;
+        same_storage(OP, "cache", y, x.storage())?;
         if let Some(bias) = bias {
-            super::same_storage(OP, "bias", bias, x.storage())?;
+            same_storage(OP, "bias", bias, x.storage())?;
         }
         (args[1 + i], args[4 + i], args[7 + i]) = ((*weight).into(), (*bias).into(), (*y).into());
     }

@@ -2,8 +2,8 @@
 //!   y = x weight^T + bias, computed in x's dtype: the weight is converted by tiles of output columns, turned as the
 //! product wants it, so that it need not be copied once more.
 
-use super::check_shape;
 use crate::device::{cpu, gemm::View, gemm::gemm};
+use crate::ops::check::{check_dtype, check_shape};
 use crate::tensor::{HalfMatrix, Real, Tensor, constant};
 use crate::{Error, Result, on};
 use rayon::prelude::*;
@@ -27,7 +27,7 @@ pub fn linear_half(x: &Tensor, weight: &HalfMatrix, bias: Option<&Tensor>) -> Re
     }
     if let Some(b) = bias {
         check_shape(OP, "bias", b, &[n])?;
-        super::check_dtype(OP, x, &[("bias", b)])?;
+        check_dtype(OP, x, &[("bias", b)])?;
     }
     on!(x.dtype(), T => {
         let y = forward::<T>(x.data(), weight, bias.map(Tensor::data), (r, n, k));
