@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`error`] | the one error: operation, argument, expected, got, what to change |
 //! | [`files`] | files that are either whole or not there |
+//! | [`random`] | random numbers without state, the same on every device |
 //! | [`device`] | where the arithmetic runs: loops and matmul on the CPU, kernels on a GPU or on the host |
 //! | [`tensor`] | tensors, randomness, the tape |
 //! | [`ops`] | one file per operation, forward and backward |
@@ -39,6 +40,7 @@ pub mod nn;
 pub mod ops;
 pub mod parity;
 pub mod pretrained;
+pub mod random;
 pub mod report;
 pub mod results;
 pub mod tensor;

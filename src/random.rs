@@ -3,23 +3,29 @@
 //! A number is named by (seed, step, site, element): key = seed (low, high), counter = (element / 4 low, high, site, step),
 //! word element % 4. A *site* is one place in the model that draws (a dropout, the sampling of negatives, ...).
 
-use super::Real;
+const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+const ROUNDS: usize = 10;
 
 /// The four words of one counter.
 #[inline(always)]
 pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    for _ in 0..10 {
-        let a = u64::from(counter[0]) * 0xD251_1F53;
-        let b = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter = [
-            (b >> 32) as u32 ^ counter[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ counter[3] ^ key[1],
-            a as u32,
-        ];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    for _ in 0..ROUNDS {
+        counter = round(counter, key);
+        key = next(key);
     }
     counter
+}
+
+#[inline(always)]
+fn round([c0, c1, c2, c3]: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    let (a, b) = (u64::from(c0) * u64::from(MULTIPLIERS[0]), u64::from(c2) * u64::from(MULTIPLIERS[1]));
+    [(b >> 32) as u32 ^ c1 ^ key[0], b as u32, (a >> 32) as u32 ^ c3 ^ key[1], a as u32]
+}
+
+#[inline(always)]
+fn next([a, b]: [u32; 2]) -> [u32; 2] {
+    [a.wrapping_add(KEY_STEPS[0]), b.wrapping_add(KEY_STEPS[1])]
 }
 
 /// One stream of numbers: a seed, a step and a site.
@@ -31,8 +37,9 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// The four words of elements 4 index to 4 index + 3.
     #[inline(always)]
-    fn block(&self, index: u64) -> [u32; 4] {
+    pub fn block(&self, index: u64) -> [u32; 4] {
         let counter = [index as u32, (index >> 32) as u32, self.site, self.step];
         philox(counter, [self.seed as u32, (self.seed >> 32) as u32])
     }
@@ -56,89 +63,22 @@ impl Stream {
         let (r, a) = ((-2.0 * u.ln()).sqrt(), 2.0 * std::f64::consts::PI * v);
         if element.is_multiple_of(2) { r * a.cos() } else { r * a.sin() }
     }
-}
 
-/// Inverted dropout: an element is kept iff its word >= p * 2^32, and then divided by 1 - p.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    pub p: f32,
-    pub stream: Stream,
-}
-
-impl Dropout {
+    /// The blocks `index ..` of LANES consecutive counters: out[w][i] is word w of block index + i. Lane by lane, so that
+    /// the rounds vectorise.
     #[inline(always)]
-    pub fn threshold(&self) -> u32 {
-        (f64::from(self.p) * 4_294_967_296.0) as u32
-    }
-
-    /// The factors (0 or 1/(1-p)) of elements `first ..`, written into `out`.
-    #[inline(always)]
-    pub fn factors<T: Real>(&self, first: u64, out: &mut [T]) {
-        const LANES: usize = 16; // whole counters at a time, so that the rounds vectorise
-        let (keep, threshold) = (T::of(1.0 / (1.0 - f64::from(self.p))), self.threshold());
-        let lead = ((4 - first % 4) % 4).min(out.len() as u64) as usize;
-        let (head, body) = out.split_at_mut(lead);
-        let pick = |w: u32| if w >= threshold { keep } else { T::ZERO };
-        for (i, f) in head.iter_mut().enumerate() {
-            *f = pick(self.stream.bits(first + i as u64));
-        }
-        let mut index = (first + lead as u64) / 4;
-        let mut blocks = body.chunks_exact_mut(4 * LANES);
-        for chunk in &mut blocks {
-            let mut words = [[0u32; LANES]; 4];
-            self.lanes(index, &mut words);
-            for (i, four) in chunk.chunks_exact_mut(4).enumerate() {
-                for (f, w) in four.iter_mut().zip(&words) {
-                    *f = pick(w[i]);
-                }
-            }
-            index += LANES as u64;
-        }
-        for four in blocks.into_remainder().chunks_mut(4) {
-            let w = self.stream.block(index);
-            for (f, w) in four.iter_mut().zip(w) {
-                *f = pick(w);
-            }
-            index += 1;
-        }
-    }
-
-    /// Multiplies elements `first ..` by their factors.
-    #[inline(always)]
-    pub fn apply<T: Real>(&self, first: u64, row: &mut [T]) {
-        const PIECE: usize = 512;
-        let mut factors = [T::ZERO; PIECE];
-        let mut first = first;
-        for part in row.chunks_mut(PIECE) {
-            let f = &mut factors[..part.len()];
-            self.factors(first, f);
-            for (x, f) in part.iter_mut().zip(f) {
-                *x *= *f;
-            }
-            first += part.len() as u64;
-        }
-    }
-
-    /// `philox` of LANES consecutive counters, lane by lane.
-    #[inline(always)]
-    fn lanes<const LANES: usize>(&self, index: u64, out: &mut [[u32; LANES]; 4]) {
-        let s = &self.stream;
-        let mut key = [s.seed as u32, (s.seed >> 32) as u32];
+    pub fn blocks<const LANES: usize>(&self, index: u64, out: &mut [[u32; LANES]; 4]) {
+        let mut key = [self.seed as u32, (self.seed >> 32) as u32];
         let [c0, c1, c2, c3] = out;
         for i in 0..LANES {
             let n = index.wrapping_add(i as u64);
-            (c0[i], c1[i], c2[i], c3[i]) = (n as u32, (n >> 32) as u32, s.site, s.step);
+            (c0[i], c1[i], c2[i], c3[i]) = (n as u32, (n >> 32) as u32, self.site, self.step);
         }
-        for _ in 0..10 {
+        for _ in 0..ROUNDS {
             for i in 0..LANES {
-                let a = u64::from(c0[i]) * 0xD251_1F53;
-                let b = u64::from(c2[i]) * 0xCD9E_8D57;
-                c0[i] = (b >> 32) as u32 ^ c1[i] ^ key[0];
-                c1[i] = b as u32;
-                c2[i] = (a >> 32) as u32 ^ c3[i] ^ key[1];
-                c3[i] = a as u32;
+                [c0[i], c1[i], c2[i], c3[i]] = round([c0[i], c1[i], c2[i], c3[i]], key);
             }
-            key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+            key = next(key);
         }
     }
 }
@@ -162,27 +102,8 @@ mod tests {
     }
 
     #[test]
-    fn factors_are_the_bits_of_their_elements() {
-        let drop = Dropout { p: 0.1, stream: Stream { seed: 7 << 33 | 5, step: 3, site: 9 } };
-        for first in [0u64, 1, 2, 3, 61, (1 << 34) + 1] {
-            for len in [0usize, 1, 3, 4, 63, 64, 65, 200] {
-                let mut f = vec![9f32; len];
-                drop.factors(first, &mut f);
-                for (i, f) in f.iter().enumerate() {
-                    let kept = drop.stream.bits(first + i as u64) >= drop.threshold();
-                    assert_eq!(*f, if kept { (1.0 / (1.0 - f64::from(0.1f32))) as f32 } else { 0.0 });
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn dropout_keeps_its_share_and_normals_are_normal() {
+    fn normals_are_normal() {
         let stream = Stream { seed: 1, step: 0, site: 0 };
-        let mut f = vec![0f64; 100_000];
-        Dropout { p: 0.1, stream }.factors(0, &mut f);
-        let kept = f.iter().filter(|x| **x > 0.0).count() as f64 / 1e5;
-        assert!((kept - 0.9).abs() < 5.0 * (0.09f64 / 1e5).sqrt(), "kept {kept}");
         let x: Vec<f64> = (0..100_000).map(|i| stream.normal(i)).collect();
         let mean = x.iter().sum::<f64>() / 1e5;
         let var = x.iter().map(|x| x * x).sum::<f64>() / 1e5;

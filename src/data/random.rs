@@ -1,29 +1,9 @@
-//! Random numbers without state: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11).
+//! Draws of the data: an endless row of random numbers for each name, by Philox ([`crate::random`]).
 //!
-//!   block = philox(counter, key): ten rounds of
-//!     (c0, c1, c2, c3) <- (hi(M1*c2) ^ c1 ^ k0, lo(M1*c2), hi(M0*c0) ^ c3 ^ k1, lo(M0*c0)),   k += W
-//!
-//! The key is the seed, the counter says which draw it is, so any draw of any epoch can be had at
-//! once and in any order, and nothing has to be saved to resume.
+//! The key is the seed, the counter says which draw it is, so any draw of any epoch can be had at once and in any order, and
+//! nothing has to be saved to resume.
 
-const M0: u32 = 0xD251_1F53;
-const M1: u32 = 0xCD9E_8D57;
-const W0: u32 = 0x9E37_79B9;
-const W1: u32 = 0xBB67_AE85;
-
-/// Four words of random bits for this counter under this key.
-pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let [mut c0, mut c1, mut c2, mut c3] = counter;
-    let [mut k0, mut k1] = key;
-    for _ in 0..10 {
-        let p0 = u64::from(M0) * u64::from(c0);
-        let p1 = u64::from(M1) * u64::from(c2);
-        (c0, c1, c2, c3) = ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
-        k0 = k0.wrapping_add(W0);
-        k1 = k1.wrapping_add(W1);
-    }
-    [c0, c1, c2, c3]
-}
+use crate::random::philox;
 
 /// One endless row of draws, named by a seed and three words (site, epoch, data set).
 #[derive(Clone, Copy, Debug)]

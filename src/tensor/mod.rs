@@ -4,15 +4,16 @@
 //! buffer, so a range of rows is a tensor too, without a copy. A tensor on a GPU ([`Tensor::array`]) counts as f32, which is
 //! what arithmetic there is in, however it is stored; its elements are read through [`Tensor::to_f32`] and the like.
 
+mod dropout;
 mod half;
-pub mod random;
 mod stored;
 mod tape;
 
 pub use crate::device::gpu::{Array, Gpu, Storage};
 pub use crate::device::{DType, Device, Real};
+pub use crate::random::Stream;
+pub use dropout::Dropout;
 pub use half::HalfMatrix;
-pub use random::{Dropout, Stream};
 pub use tape::{Gradients, Grads, Tape, constant, constant_tensor, record, record_tensor, watch_non_finite};
 
 use crate::{Error, Result};
