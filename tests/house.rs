@@ -25,7 +25,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("index", &["results", "files"]),
     ("demo", &["data", "vision", "files"]),
     // From here on a model meets the world.
-    ("train", &["model", "nn", "tensor", "device", "data", "vision", "text", "metrics", "weights", "files"]),
+    (
+        "train",
+        &["model", "nn", "ops", "tensor", "device", "data", "vision", "text", "metrics", "weights", "files"],
+    ),
     ("pretrained", &["model", "nn", "tensor", "text", "vision", "weights", "files"]),
     ("parity", &["train", "model", "nn", "tensor", "text", "vision"]),
     ("report", &["train", "data", "vision", "metrics", "results", "files"]),

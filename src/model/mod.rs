@@ -1,6 +1,5 @@
 //! The model: configuration, image encoder, Q-Former over packed rows, and what is computed with them.
 
-mod accumulate;
 mod beams;
 mod config;
 mod features;
@@ -9,15 +8,16 @@ mod layout;
 mod negatives;
 mod options;
 mod qformer;
+pub mod sites;
 
 mod stage1;
 mod vit;
 
-pub use accumulate::{MICRO_SITES, StepLosses, StepPlan};
 pub use beams::Hypothesis;
 pub use config::{CLS, Config, PAD, SEP};
 pub use features::{Images, ItmScores, Retrieval, TextFeatures, mean_cosine, retrieval_scores};
 pub use layout::Layout;
+pub(crate) use negatives::NegativeWeights;
 pub use negatives::{Negatives, Sampling};
 pub use options::Options as GenerateOptions;
 pub use stage1::{Batch, Outputs, Profile, Trace, are_tokens};

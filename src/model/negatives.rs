@@ -1,13 +1,12 @@
 //! The negatives of the matching loss: which image a text is wrongly paired with, and which text an image.
 
+use super::sites;
 use crate::ops;
 use crate::tensor::{Stream, Tensor};
 use crate::{Error, Kind, Result};
 
 /// The floor of a negative's weight.
 const FLOOR: f64 = 1e-4;
-/// Sites of the draws, behind a micro-batch's own.
-const NEGATIVE_SITE: u32 = 1 << 13;
 
 /// The negative image of every text and the negative text of every image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +27,7 @@ pub enum Sampling<'a> {
 }
 
 /// Weights of the negatives [B,B], row by row: softmax + 1e-4 with the diagonal 0; with ids, softmax over other ids only.
-pub(super) struct NegativeWeights<'a> {
+pub(crate) struct NegativeWeights<'a> {
     pub i2t: &'a Tensor,
     pub t2i: &'a Tensor,
     pub ids: Option<&'a [i64]>,
@@ -39,9 +38,9 @@ impl NegativeWeights<'_> {
         match sampling {
             Sampling::Given(given) => check_negatives(given, self.i2t.rows().0),
             Sampling::Draw { seed, step, site } => {
-                let site = site.wrapping_add(NEGATIVE_SITE);
-                let draw = |sim, site| self.draw(sim, Stream { seed, step, site });
-                Ok(Negatives { image: draw(self.t2i, site)?, text: draw(self.i2t, site + 1)? })
+                let draw = |sim, own| self.draw(sim, Stream { seed, step, site: site.wrapping_add(own) });
+                let image = draw(self.t2i, sites::NEGATIVE_IMAGES)?;
+                Ok(Negatives { image, text: draw(self.i2t, sites::NEGATIVE_TEXTS)? })
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The Q-Former: BERT whose query rows also attend to an image, over packed rows.
 
-use super::{Config, Layout};
+use super::{Config, Layout, sites};
 use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Pass};
 use crate::ops::{self, Heads};
 use crate::tensor::Tensor;
@@ -144,7 +144,7 @@ impl Qformer {
     ) -> Result<Tensor> {
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {
-            let site = site + 1 + 8 * i as u32;
+            let site = sites::layer(site, i);
             let last = layout.last.as_ref().filter(|_| i + 1 == self.layers.len());
             let reads = last.map(|l| ops::gather_rows(&x, &l.keep)).transpose()?;
             let (rows, segments) =
@@ -157,9 +157,9 @@ impl Qformer {
                 pass.linears(&x, [&a.query, &a.key, &a.value])?
             };
             let heads = [&q, &k, &v].map(|(tensor, column)| Heads { tensor, column: *column });
-            let y = ops::attention(heads, segments, self.heads, self.scale, pass.dropout(site))?;
+            let y = ops::attention(heads, segments, self.heads, self.scale, pass.dropout(site.attention))?;
             each(k.0, v.0);
-            let y = a.output(pass, &y, rows, site + 1)?;
+            let y = a.output(pass, &y, rows, site.output)?;
             let mut query = y.slice_rows(0..layout.query_rows)?;
             let text = y.slice_rows(layout.query_rows..y.rows().0)?;
             if let Some(c) = layer.cross.as_ref().filter(|_| layout.query_rows > 0) {
@@ -168,11 +168,12 @@ impl Qformer {
                 })?;
                 let q = c.query.forward(pass, &query)?;
                 let heads = [&q, k, v].map(|tensor| Heads { tensor, column: 0 });
-                let y = ops::attention(heads, &layout.cross, self.heads, self.scale, pass.dropout(site + 2))?;
-                query = c.output(pass, &y, &query, site + 3)?;
+                let y =
+                    ops::attention(heads, &layout.cross, self.heads, self.scale, pass.dropout(site.cross))?;
+                query = c.output(pass, &y, &query, site.cross_output)?;
             }
-            let query = layer.query.forward(pass, &query, site + 4)?;
-            let text = layer.text.forward(pass, &text, site + 5)?;
+            let query = layer.query.forward(pass, &query, site.query)?;
+            let text = layer.text.forward(pass, &text, site.text)?;
             x = ops::concat_rows(&[&query, &text])?;
         }
         Ok(x)

@@ -7,7 +7,7 @@
 use super::layout::Sizes;
 use super::negatives::{NegativeWeights, Negatives, Sampling};
 use super::qformer::{ImageKeys, ImageTokens};
-use super::{Layout, Model};
+use super::{Layout, Model, sites};
 use crate::nn::Pass;
 use crate::ops::{self, Right, Targets};
 use crate::tensor::{DType, Tensor};
@@ -15,7 +15,6 @@ use crate::{Error, Result};
 
 /// Label smoothing of the contrastive and the captioning loss.
 const SMOOTHING: f64 = 0.1;
-const ITM_SITE: u32 = 1 << 12;
 
 /// How negatives and contrastive targets treat captions of the same image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +76,7 @@ impl Accuracy {
 }
 
 /// What the first pass hands to the losses.
-pub(super) struct Merged {
+pub(crate) struct Merged {
     pub hidden: Tensor,
     pub layout: Layout,
     pub keys: ImageKeys,
@@ -106,7 +105,7 @@ impl Model {
     }
 
     /// The tokens of a batch: the image encoder's, unless it is of tokens already.
-    pub(super) fn tokens_of(
+    pub(crate) fn tokens_of(
         &self,
         pass: &Pass,
         image: &Tensor,
@@ -226,7 +225,7 @@ impl Model {
     }
 
     /// The first pass over `n` images and as many captions, or none.
-    pub(super) fn merged_pass(
+    pub(crate) fn merged_pass(
         &self,
         pass: &Pass,
         tokens: &Tensor,
@@ -240,8 +239,8 @@ impl Model {
         let [text_lens, lm_lens] = [text, &captions].map(|x| x.iter().map(Vec::len).collect::<Vec<_>>());
         let layout = Layout::merged(self.sizes(), n, &text_lens, &lm_lens, trim)?;
         let texts: Vec<&[u32]> = text.iter().chain(&captions).map(Vec::as_slice).collect();
-        let x = self.qformer.embed(pass, &pass.param(self.query_tokens), n, &texts, 0)?;
-        let hidden = self.qformer.forward(pass, x, &layout, &keys, 0)?;
+        let x = self.qformer.embed(pass, &pass.param(self.query_tokens), n, &texts, sites::MERGED)?;
+        let hidden = self.qformer.forward(pass, x, &layout, &keys, sites::MERGED)?;
         Ok(Merged { hidden, layout, keys })
     }
 
@@ -252,7 +251,7 @@ impl Model {
     }
 
     /// l2-normalised projections: image [B*Q,E] and text [B,E].
-    pub(super) fn contrastive_features(&self, pass: &Pass, m: &Merged) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn contrastive_features(&self, pass: &Pass, m: &Merged) -> Result<(Tensor, Tensor)> {
         let images = m.hidden.slice_rows(0..m.layout.query_rows)?;
         let image_feats = ops::l2_normalize(&self.vision_proj.forward(pass, &images)?)?;
         let cls = if m.layout.last.is_some() {
@@ -265,7 +264,7 @@ impl Model {
     }
 
     /// sim_i2t and sim_t2i [B,B], divided by the temperature; each learns on its own side only.
-    pub(super) fn similarities(
+    pub(crate) fn similarities(
         &self,
         pass: &Pass,
         image: &Tensor,
@@ -277,7 +276,7 @@ impl Model {
         Ok((ops::divide(&i2t, &temp)?, ops::divide(&t2i, &temp)?))
     }
 
-    pub(super) fn itc_loss(
+    pub(crate) fn itc_loss(
         &self,
         i2t: &Tensor,
         t2i: &Tensor,
@@ -297,7 +296,7 @@ impl Model {
     }
 
     /// Matching of every own pair and two negative ones each.
-    pub(super) fn itm_loss(
+    pub(crate) fn itm_loss(
         &self,
         pass: &Pass,
         keys: &ImageKeys,
@@ -330,8 +329,9 @@ impl Model {
     ) -> Result<(Tensor, Layout)> {
         let lens: Vec<usize> = texts.iter().map(|t| t.len()).collect();
         let layout = Layout::pairs(self.sizes(), images, &lens, all, trim)?;
-        let x = self.qformer.embed(pass, &pass.param(self.query_tokens), images.len(), texts, ITM_SITE)?;
-        Ok((self.qformer.forward(pass, x, &layout, keys, ITM_SITE)?, layout))
+        let x =
+            self.qformer.embed(pass, &pass.param(self.query_tokens), images.len(), texts, sites::PAIRS)?;
+        Ok((self.qformer.forward(pass, x, &layout, keys, sites::PAIRS)?, layout))
     }
 
     /// Mean over a pair's queries of the matching head.     hidden [>= P*Q,C] -> [P,2]
@@ -340,7 +340,7 @@ impl Model {
         ops::mean_rows(&logits, self.config.num_query)
     }
 
-    pub(super) fn lm_loss(&self, pass: &Pass, m: &Merged, text: &[Vec<u32>]) -> Result<(Tensor, Right)> {
+    pub(crate) fn lm_loss(&self, pass: &Pass, m: &Merged, text: &[Vec<u32>]) -> Result<(Tensor, Right)> {
         let trimmed = m.layout.last.is_some();
         let labels: Vec<Option<u32>> = text.iter().flat_map(|t| &t[1..]).map(|id| Some(*id)).collect();
         let rows = if trimmed {
@@ -369,7 +369,7 @@ fn same_id_targets(dtype: DType, ids: &[i64]) -> Result<Tensor> {
 }
 
 /// The matching loss with what `parity` compares.
-pub(super) struct Matching {
+pub(crate) struct Matching {
     pub loss: Tensor,
     pub right: Right,
     hidden: Tensor,

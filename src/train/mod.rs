@@ -14,6 +14,7 @@ pub mod run;
 pub mod schedule;
 pub mod signals;
 pub mod state;
+pub mod step;
 pub mod tensorboard;
 pub mod trainer;
 pub mod validate;

@@ -5,8 +5,9 @@
 
 use super::optimizer::{AdamW, Hyper, norm_on_gpu};
 use super::schedule::Schedule;
+use super::step::{StepLosses, StepPlan};
 use crate::device::cpu;
-use crate::model::{Batch, MICRO_SITES, Model, Profile, Sampling, StepLosses, StepPlan, are_tokens};
+use crate::model::{Batch, Model, Profile, Sampling, are_tokens, sites};
 use crate::nn::{DropoutPlan, Id, Params, Pass};
 use crate::tensor::{Buffer, Device, Gpu, Gradients, Real, Storage, Tensor, watch_non_finite};
 use crate::{Error, Kind, Result, on};
@@ -251,7 +252,7 @@ impl Trainer {
         } else {
             let run = || {
                 batches.iter().enumerate().try_for_each(|(i, b)| {
-                    let site = i as u32 * MICRO_SITES;
+                    let site = sites::micro_batch(i);
                     let pass = Pass::untracked(&self.params, plan.drop).at_site(site);
                     let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
                     self.model.stage1(&pass, b, plan.profile, sampling, None).map(drop)

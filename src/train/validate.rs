@@ -8,14 +8,11 @@ use super::log::{EvaluationLine, Time};
 use super::trainer::{Micro, Trainer};
 use crate::data::Batch;
 use crate::metrics;
-use crate::model::{self, Sampling};
+use crate::model::{self, Sampling, sites};
 use crate::nn::Pass;
 use crate::tensor::Tensor;
 use crate::{Error, Kind, Result};
 use rayon::prelude::*;
-
-/// Sites of one batch's draws.
-const SITES: u32 = 1 << 16;
 
 pub struct Validation {
     pub loading: Loading,
@@ -41,7 +38,7 @@ pub fn evaluate(trainer: &Trainer, on: &Validation) -> Result<EvaluationLine> {
         if n < 2 {
             continue; // a matching loss needs a negative
         }
-        let some = batch_losses(trainer, &micro, i as u32 * SITES)?;
+        let some = batch_losses(trainer, &micro, sites::micro_batch(i))?;
         losses.iter_mut().zip(some).for_each(|(sum, x)| *sum += n as f64 * x);
         pictures += n;
         features.add(trainer, &micro)?;

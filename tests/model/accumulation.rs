@@ -2,9 +2,10 @@
 
 use crate::objective::{Parts, Setup, apart, compare, contrast, length, targets};
 use crate::tiny;
-use qformer::model::{Batch, MICRO_SITES, Negatives, Profile, Sampling, StepPlan};
+use qformer::model::{Batch, Negatives, Profile, Sampling, sites};
 use qformer::nn::{DropoutPlan, Pass};
 use qformer::tensor::{DType, Gradients};
+use qformer::train::step::StepPlan;
 
 /// Micro-batches of two and of three captions; the first of each has the same image id.
 fn micro_batches(profile: Profile, seed: u64) -> [Setup; 2] {
@@ -37,7 +38,7 @@ fn check_accumulation(joint: bool, profile: Profile) {
     };
     // The negatives that each micro-batch drew.
     let draw = |k: usize| {
-        let sampling = Sampling::Draw { seed: 6, step: 2, site: k as u32 * MICRO_SITES };
+        let sampling = Sampling::Draw { seed: 6, step: 2, site: sites::micro_batch(k) };
         model.stage1(&Pass::inference(&params), &batches[k], profile, sampling, None).unwrap().negatives
     };
     let negatives = [draw(0), draw(1)];

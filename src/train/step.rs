@@ -7,20 +7,12 @@
 //!   ITC(all) + mean over micro-batches (ITM + LM)
 //! Matching negatives are drawn inside a micro-batch (their image keys are at hand there).
 
-use super::negatives::NegativeWeights;
-use super::{Batch, Model, Profile, Sampling};
+use crate::model::sites::micro_batch;
+use crate::model::{Batch, Model, NegativeWeights, Profile, Sampling};
 use crate::nn::{DropoutPlan, Params, Pass};
 use crate::ops::{self, Right};
 use crate::tensor::{Gradients, Tape, Tensor};
 use crate::{Error, Result};
-
-/// Sites of one micro-batch; the next one's begin behind them.
-pub const MICRO_SITES: u32 = 1 << 16;
-
-/// The first site of a micro-batch.
-fn first_site(micro: usize) -> u32 {
-    micro as u32 * MICRO_SITES
-}
 
 /// Losses (total, ITC, ITM, LM) and accuracies of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -51,7 +43,7 @@ impl Model {
     ) -> Result<StepLosses> {
         let (share, mut sum) = (1.0 / batches.len() as f64, StepLosses::default());
         for (i, batch) in batches.iter().enumerate() {
-            self.micro_step(params, batch, plan, (share, first_site(i)), grads, &mut sum)?;
+            self.micro_step(params, batch, plan, (share, micro_batch(i)), grads, &mut sum)?;
         }
         Ok(sum)
     }
@@ -96,14 +88,14 @@ impl Model {
             batches.iter().map(|b| self.tokens_of(&frozen, b.image, |_, _| {})).collect::<Result<_>>()?;
         let mut features = Vec::new();
         for (i, (batch, tokens)) in batches.iter().zip(&tokens).enumerate() {
-            let pass = Pass::untracked(params, plan.drop).at_site(first_site(i));
+            let pass = Pass::untracked(params, plan.drop).at_site(micro_batch(i));
             let merged = self.merged_pass(&pass, tokens, batch.text, true, batch.text.len())?;
             features.push(self.contrastive_features(&pass, &merged)?);
         }
         let itc = self.joint_contrastive(params, batches, &features, plan, grads)?;
         let (share, mut sum) = (1.0 / batches.len() as f64, StepLosses::default());
         for (i, (batch, tokens)) in batches.iter().zip(&tokens).enumerate() {
-            let (tape, site) = (Tape::new(), first_site(i));
+            let (tape, site) = (Tape::new(), micro_batch(i));
             let pass = Pass::training(params, &tape, plan.drop).at_site(site);
             let merged = self.merged_pass(&pass, tokens, batch.text, true, batch.text.len())?;
             let (image, text) = self.contrastive_features(&pass, &merged)?;

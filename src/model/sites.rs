@@ -1,0 +1,48 @@
+//! Where random numbers are drawn: every place of the model has a site of its own, so that no two draw the same numbers
+//! (see [`crate::random`]).
+//!
+//! | site of a micro-batch | what draws there |
+//! |---|---|
+//! | [`MERGED`] .. | dropout of the merged pass: queries, texts and captions |
+//! | [`PAIRS`] .. | dropout of the pass over matching pairs |
+//! | [`NEGATIVE_IMAGES`], [`NEGATIVE_TEXTS`] | the negatives of the matching loss |
+//!
+//! Of a pass, the first site is the embeddings'; each layer has eight behind it ([`layer`]). The micro-batches of a step
+//! follow one another ([`micro_batch`]). Steps that no training has are others' own: u32::MAX is validation's and the first
+//! values of parameters'. A search draws at site u32::MAX, its image as the step.
+
+pub const MERGED: u32 = 0;
+pub const PAIRS: u32 = 1 << 12;
+pub const NEGATIVE_IMAGES: u32 = 1 << 13;
+pub const NEGATIVE_TEXTS: u32 = NEGATIVE_IMAGES + 1;
+/// Sites of one micro-batch.
+const MICRO_BATCH: u32 = 1 << 16;
+/// Sites of a layer.
+const LAYER: u32 = 8;
+/// The most layers that a pass has sites for.
+pub(super) const MAX_LAYERS: usize = ((PAIRS - MERGED - 1) / LAYER) as usize;
+
+/// The first site of a micro-batch.
+pub fn micro_batch(number: usize) -> u32 {
+    (number as u32).wrapping_mul(MICRO_BATCH)
+}
+
+/// The sites of a layer.
+#[derive(Clone, Copy)]
+pub(super) struct Layer {
+    /// The probabilities of self-attention, and what becomes of them.
+    pub attention: u32,
+    pub output: u32,
+    /// The same of cross-attention.
+    pub cross: u32,
+    pub cross_output: u32,
+    /// The feed-forwards of query rows and of text rows.
+    pub query: u32,
+    pub text: u32,
+}
+
+/// Layer number `i` of a pass whose first site is `pass`.
+pub(super) fn layer(pass: u32, i: usize) -> Layer {
+    let at = pass + 1 + LAYER * i as u32;
+    Layer { attention: at, output: at + 1, cross: at + 2, cross_output: at + 3, query: at + 4, text: at + 5 }
+}
