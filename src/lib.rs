@@ -13,7 +13,7 @@
 //! | [`kernels`] | what the benchmarks of a GPU time: operations on real shapes, with the bytes and FLOPs they need |
 //! | [`nn`] | parameters and the layers made of them |
 //! | [`model`] | the image encoder, the Q-Former, the stage-1 losses, generation |
-//! | [`text`] | Japanese text to ids and back, as BertJapaneseTokenizer does it; caption cleaning |
+//! | [`text`] | Japanese text to ids and back, as BertJapaneseTokenizer does it; caption cleaning; tokenizers of language models |
 //! | [`vision`] | picture files to model input, as Pillow and torchvision make it |
 //! | [`data`] | captioned pictures: annotation files, the order of training, a threaded loader, checks |
 //! | [`demo`] | drawn pictures with captions, to try everything on |

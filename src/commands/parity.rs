@@ -5,6 +5,7 @@ use crate::nn::{Gelu, Precision};
 use crate::parity::Place;
 use crate::tensor::{DType, Device};
 use crate::text::Tokenizer;
+use crate::text::llm::LlmTokenizer;
 use crate::{Error, Kind, Result, parity};
 use serde::Serialize;
 use std::fmt::Display;
@@ -17,16 +18,20 @@ use std::path::PathBuf;
 /// nothing does but a file could not be read.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  qformer parity stage1-tiny.safetensors\n  qformer parity --dtype f64 --json cases/*.safetensors\n  qformer parity --vocab vocab.txt tokens.jsonl"
+    after_help = "Examples:\n  qformer parity stage1-tiny.safetensors\n  qformer parity --dtype f64 --json cases/*.safetensors\n  qformer parity --vocab vocab.txt tokens.jsonl\n  qformer parity --tokenizer tokenizer.model lines.jsonl"
 )]
 pub struct Args {
-    /// Case files, as tests/lavis/record.py writes them; with --vocab, lines of text as tests/text/record_transformers.py
-    /// writes them
+    /// Case files, as tests/lavis/record.py writes them; with --vocab or --tokenizer, lines of text as
+    /// tests/text/record_transformers.py and tests/text/record_llm.py write them
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Compare what the tokenizer of this vocab.txt makes of texts (a tokenizer_config.json beside it is followed)
     #[arg(long, value_name = "FILE")]
     vocab: Option<PathBuf>,
+    /// Compare what a language model's tokenizer makes of texts: a model of sentencepiece, a tokenizer.json, or the folder
+    /// of the language model
+    #[arg(long, value_name = "FILE", conflicts_with = "vocab")]
+    tokenizer: Option<PathBuf>,
     /// Precision to compute in: f32; f64 on the CPU; f16 or bf16 (dense layers and attention, as --help of train says) on a
     /// GPU
     #[arg(long, default_value = "f32", value_parser = ["f32", "f64", "f16", "bf16", "bf16-vit"])]
@@ -50,11 +55,16 @@ pub fn run(args: &Args) -> Result<()> {
     let mut place = place(&args.device, &args.dtype)?;
     place.precision = place.precision.with_gelu(&place.device, Gelu::named(&args.vit_gelu)?)?;
     let tokenizer = args.vocab.as_deref().map(Tokenizer::open_vocabulary).transpose()?;
+    let llm = args.tokenizer.as_deref().map(LlmTokenizer::open_any).transpose()?;
     let (mut failed, mut unread) = (0, 0);
     for file in &args.files {
-        let compared = match &tokenizer {
-            Some(tokenizer) => parity::text::run(file, tokenizer)
-                .map(|report| (print(&report, &report.file, args), report.pass)),
+        let texts = match (&tokenizer, &llm) {
+            (Some(tokenizer), _) => Some(parity::text::run(file, tokenizer)),
+            (None, Some(tokenizer)) => Some(parity::text::run_llm(file, tokenizer)),
+            (None, None) => None,
+        };
+        let compared = match texts {
+            Some(texts) => texts.map(|report| (print(&report, &report.file, args), report.pass)),
             None => parity::run(file, &place).map(|report| (print(&report, &report.file, args), report.pass)),
         };
         match compared {

@@ -1,4 +1,5 @@
-//! Captions as LAVIS's `BlipCaptionProcessor` cleans them, and white space as Python understands it.
+//! Captions as LAVIS's `BlipCaptionProcessor` cleans them, decoded text as transformers cleans it, and white space as
+//! Python understands it.
 
 /// Words that are kept.
 const WORDS: usize = 50;
@@ -30,6 +31,28 @@ fn join_white_space(text: &str) -> String {
         }
     }
     joined
+}
+
+/// transformers' `clean_up_tokenization`: no spaces before English punctuation and contractions.
+pub fn clean_up_spaces(text: &str) -> String {
+    let mut text = text.to_string();
+    for (from, to) in [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ] {
+        if text.contains(from) {
+            text = text.replace(from, to);
+        }
+    }
+    text
 }
 
 /// Python's `str.isspace` and `\s`: Unicode's white space and the four separators of ASCII.

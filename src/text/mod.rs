@@ -9,6 +9,7 @@ mod clean;
 mod cursor;
 #[cfg(test)]
 mod hostile;
+pub mod llm;
 mod mecab;
 pub mod segment;
 mod settings;
@@ -22,7 +23,7 @@ pub use vocabulary::Special;
 
 use crate::files::{RealDisk, folder_of, write_atomic};
 use crate::{Error, Result};
-use clean::is_white;
+use clean::{clean_up_spaces, is_white};
 use segment::Segmenter;
 use std::path::Path;
 use std::sync::Arc;
@@ -125,6 +126,11 @@ impl Tokenizer {
         words
     }
 
+    /// Appends the ids of one word, special tokens not looked for.
+    pub fn push_word(&self, word: &str, ids: &mut Vec<u32>) {
+        self.subword.push(word, &self.vocabulary, ids);
+    }
+
     /// The tokens of a text, without `[CLS]` and `[SEP]` around them.
     pub fn tokens(&self, text: &str) -> Vec<String> {
         let mut ids = Vec::new();
@@ -163,24 +169,7 @@ impl Tokenizer {
         // Like Python, which knows no token of an id beyond the last.
         let tokens: Vec<&str> = kept.map(|&id| self.token(id).unwrap_or("[UNK]")).collect();
         let joined = tokens.join(" ").replace(" ##", "");
-        let mut text = joined.trim_matches(is_white).to_string();
-        for (from, to) in [
-            (" .", "."),
-            (" ?", "?"),
-            (" !", "!"),
-            (" ,", ","),
-            (" ' ", "'"),
-            (" n't", "n't"),
-            (" 'm", "'m"),
-            (" 's", "'s"),
-            (" 've", "'ve"),
-            (" 're", "'re"),
-        ] {
-            if text.contains(from) {
-                text = text.replace(from, to);
-            }
-        }
-        text
+        clean_up_spaces(joined.trim_matches(is_white))
     }
 
     fn push_ids(&self, text: &str, ids: &mut Vec<u32>) {
@@ -188,7 +177,7 @@ impl Tokenizer {
             match part {
                 Part::Special(token) => ids.extend(self.id(token)),
                 Part::Text(text) => {
-                    each_word(&self.segmenter, text, |word| self.subword.push(word, &self.vocabulary, ids))
+                    each_word(&self.segmenter, text, |word| self.push_word(word, ids));
                 }
             }
         }

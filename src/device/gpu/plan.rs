@@ -1,7 +1,7 @@
 //! A GPU that computes nothing: memory, launches, products and bytes are counted as on any other, downloads are zeros. It
 //! tells what a step would take - on a machine without a GPU, in the time that the launches themselves need.
 
-use super::{Driver, Memory, Product};
+use super::{Driver, Product};
 use crate::Result;
 use crate::device::launch::{Arg, Launch};
 use std::collections::HashMap;
@@ -44,9 +44,8 @@ impl Driver for Plan {
         false
     }
 
-    fn memory(&self) -> Option<Memory> {
-        let free = self.memory - self.used.load(Ordering::Relaxed);
-        Some(Memory { usable: free, free, total: self.memory })
+    fn memory(&self) -> Option<u64> {
+        Some(self.memory)
     }
 
     fn blocks(&self) -> usize {
@@ -57,15 +56,15 @@ impl Driver for Plan {
         512
     }
 
-    fn allocate(&self, bytes: usize) -> Result<Option<*mut c_void>> {
+    fn allocate(&self, bytes: usize) -> Option<*mut c_void> {
         let used = self.used.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         if used > self.memory {
             self.used.fetch_sub(bytes as u64, Ordering::Relaxed);
-            return Ok(None);
+            return None;
         }
         let at = self.next.fetch_add(bytes.next_multiple_of(512), Ordering::Relaxed);
         self.sizes().insert(at, bytes);
-        Ok(Some(at as *mut c_void))
+        Some(at as *mut c_void)
     }
 
     fn free(&self, at: *mut c_void) {
