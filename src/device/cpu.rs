@@ -48,7 +48,9 @@ pub fn map2<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T + Sync) -> Vec<T> {
 /// The same row `rows` times.
 pub fn repeat_row<T: Real>(row: &[T], rows: usize) -> Vec<T> {
     let n = row.len().max(1);
-    fresh(rows * row.len(), (PIECE / n).max(1) * n, |_, out| {
+    let len = rows.checked_mul(row.len());
+    assert!(len.is_some(), "repeat_row: {rows} rows of {} elements are more than memory has", row.len());
+    fresh(len.unwrap_or(0), (PIECE / n).max(1) * n, |_, out| {
         for line in out.chunks_exact_mut(n) {
             for (o, x) in line.iter_mut().zip(row) {
                 o.write(*x);
@@ -243,8 +245,47 @@ impl<T> Shared<T> {
     /// While the piece lives, no other task reads or writes the elements that its user touches in it.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn piece(&self, at: usize, len: usize) -> &mut [T] {
-        assert!(at + len <= self.1, "shared slice: {at} + {len} is past its end {}", self.1);
+        let inside = at.checked_add(len).is_some_and(|end| end <= self.1);
+        assert!(inside, "shared slice: {at} + {len} is past its end {}", self.1);
         // SAFETY: in bounds by the assert; not aliased in use by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    #[test]
+    fn a_piece_lies_inside_its_slice() {
+        let mut numbers = [1, 2, 3, 4];
+        let shared = Shared::new(&mut numbers);
+        // SAFETY: one thread, one piece at a time.
+        let piece = |at, len| catch_unwind(AssertUnwindSafe(|| unsafe { shared.piece(at, len) }.to_vec()));
+        assert_eq!(piece(1, 3).ok(), Some(vec![2, 3, 4]));
+        assert_eq!(piece(4, 0).ok(), Some(vec![]));
+        assert!(piece(1, 4).is_err());
+        assert!(piece(2, usize::MAX - 1).is_err(), "a sum that wraps to 0");
+        assert!(piece(usize::MAX, 2).is_err());
+    }
+
+    #[test]
+    fn repeated_rows_are_all_written() {
+        assert_eq!(repeat_row(&[1.0f32, 2.0], 3), [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
+        assert_eq!(repeat_row::<f32>(&[], usize::MAX), []);
+        assert!(catch_unwind(|| repeat_row(&[1.0f32; 3], usize::MAX)).is_err());
+        let many = repeat_row(&[1.0f64; 5], PIECE);
+        assert!(many.len() == 5 * PIECE && many.iter().all(|x| *x == 1.0));
+    }
+
+    #[test]
+    fn rows_in_pieces_are_the_rows() {
+        let mut out = vec![0.0f32; 3 * PIECE];
+        each_row(&mut out, 3, |i, row| row.fill(i as f32));
+        assert!(out.iter().enumerate().all(|(i, x)| *x == (i / 3) as f32));
+        let sums = column_sums(&out, PIECE, 3);
+        let sum = (PIECE * (PIECE - 1) / 2) as f32;
+        assert!(sums.iter().all(|s| (s - sum).abs() <= 1e-6 * sum));
     }
 }

@@ -24,8 +24,17 @@ impl<'a, T> View<'a, T> {
     }
 }
 
-fn span(m: usize, n: usize, row: usize, column: usize) -> usize {
-    if m == 0 || n == 0 { 0 } else { (m - 1) * row + (n - 1) * column + 1 }
+/// Elements from the first to the last of an [m,n] view; None where that is beyond any slice.
+fn span(m: usize, n: usize, row: usize, column: usize) -> Option<usize> {
+    if m == 0 || n == 0 {
+        return Some(0);
+    }
+    (m - 1).checked_mul(row)?.checked_add((n - 1).checked_mul(column)?)?.checked_add(1)
+}
+
+/// A stride as the library takes it. Where only one element is along it, it is never used and may be anything.
+fn stride(elements: usize, stride: usize) -> isize {
+    if elements > 1 { stride as isize } else { 1 }
 }
 
 /// c [m,n] (row-major, `width` from row to row) = beta * c + alpha * a [m,k] b [k,n]. With beta = 0, c is not read.
@@ -40,16 +49,19 @@ pub fn gemm<T: Real>(
     width: usize,
     parallel: bool,
 ) {
-    assert!(a.data.len() >= span(m, k, a.row, a.column), "gemm: a is shorter than its shape");
-    assert!(b.data.len() >= span(k, n, b.row, b.column), "gemm: b is shorter than its shape");
-    assert!(c.len() >= span(m, n, width, 1), "gemm: c is shorter than its shape");
+    let holds = |len: usize, span: Option<usize>| span.is_some_and(|span| span <= len);
+    assert!(holds(a.data.len(), span(m, k, a.row, a.column)), "gemm: a is shorter than its shape");
+    assert!(holds(b.data.len(), span(k, n, b.row, b.column)), "gemm: b is shorter than its shape");
+    assert!(holds(c.len(), span(m, n, width, 1)), "gemm: c is shorter than its shape");
+    assert!(m <= 1 || width >= n, "gemm: rows of c overlap");
     if m == 0 || n == 0 {
         return;
     }
     super::meter::count((m, n, k));
     let threads = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
-    // SAFETY: the three asserts above bound every element that the strides can reach, and `c` is borrowed mutably, so it
-    // overlaps neither `a` nor `b`. T is f32 or f64, which `gemm` knows.
+    // SAFETY: the asserts above bound every element that the strides can reach, so that strides that are used fit isize; no
+    // element of `c` belongs to two rows, which threads write at once, and `c` is borrowed mutably, so it overlaps neither
+    // `a` nor `b`. T is f32 or f64, which `gemm` knows.
     unsafe {
         gemm::gemm(
             m,
@@ -57,14 +69,14 @@ pub fn gemm<T: Real>(
             k,
             c.as_mut_ptr(),
             1,
-            width as isize,
+            stride(m, width),
             beta != T::ZERO,
             a.data.as_ptr(),
-            a.column as isize,
-            a.row as isize,
+            stride(k, a.column),
+            stride(m, a.row),
             b.data.as_ptr(),
-            b.column as isize,
-            b.row as isize,
+            stride(n, b.column),
+            stride(k, b.row),
             beta,
             alpha,
             false,
@@ -72,5 +84,40 @@ pub fn gemm<T: Real>(
             false,
             threads,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    /// Whether a 2 x 2 product of these views, over four numbers each, is refused.
+    fn refused(a: (usize, usize), b: (usize, usize), width: usize) -> bool {
+        let (data, mut c) = ([1.0f32; 4], [0.0; 4]);
+        let view = |(row, column)| View { data: &data, row, column };
+        let run = || gemm((2, 2, 2), 1.0, view(a), view(b), 0.0, &mut c, width, false);
+        catch_unwind(AssertUnwindSafe(run)).is_err()
+    }
+
+    #[test]
+    fn views_that_reach_out_of_their_slices_are_refused() {
+        assert!(!refused((2, 1), (1, 2), 2));
+        assert!(!refused((0, 1), (1, 0), 2), "rows that are read may be the same");
+        // These strides add up to less than 4 if the sum wraps.
+        assert!(refused((usize::MAX, 2), (2, 1), 2));
+        assert!(refused((2, 1), (1, usize::MAX), 2));
+        assert!(refused((2, 1), (2, 1), usize::MAX));
+        assert!(refused((2, 1), (2, 1), 1), "threads would write the same numbers");
+        assert!(refused((3, 1), (2, 1), 2));
+    }
+
+    #[test]
+    fn a_stride_that_is_never_used_may_be_anything() {
+        let (a, b, mut c) = ([1.0, 2.0], [3.0, 4.0], [0.0f64]);
+        let odd = usize::MAX - 6;
+        let (a, b) = (View { data: &a, row: odd, column: 1 }, View { data: &b, row: 1, column: odd });
+        gemm((1, 1, 2), 1.0, a, b, 0.0, &mut c, odd, false);
+        assert_eq!(c, [11.0]);
     }
 }

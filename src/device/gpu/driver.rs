@@ -65,11 +65,11 @@ pub(super) fn open(name: &str) -> Result<Box<dyn Driver>> {
         #[cfg(not(feature = "host-kernels"))]
         "host" => Err(Error::argument("device", "host", "a build with kernels for the host", "one without")
             .fix("build with `--features host-kernels`, or use --device cpu")),
-        "plan" => Ok(super::plan::of(if name == "plan" {
-            super::plan::H200
-        } else {
-            number as u64 * 1_000_000_000
-        })),
+        "plan" if name == "plan" => Ok(super::plan::of(super::plan::H200)),
+        "plan" => {
+            let bytes = (number as u64).checked_mul(1_000_000_000).ok_or_else(|| unknown(name))?;
+            Ok(super::plan::of(bytes))
+        }
         _ => Err(unknown(name)),
     }
 }

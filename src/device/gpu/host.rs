@@ -9,14 +9,14 @@ use crate::device::launch::{Arg, Launch};
 use crate::{Error, Result};
 use half::{bf16, f16};
 use std::ffi::c_void;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 #[derive(Default)]
 pub(super) struct Host {
     schedule: Schedule,
-    /// One launch after the other, whichever threads ask for them.
-    queue: Mutex<()>,
+    /// Whoever reads or writes memory holds it: arrays are shared by threads, and by the streams beside this one.
+    memory: Arc<Mutex<()>>,
 }
 
 /// The elements of an operand as f32, with no gaps, as they stand in memory; the product sees [rows, columns].
@@ -78,6 +78,32 @@ unsafe fn write(at: *mut c_void, storage: Storage, first: usize, from: &[f32]) {
     emulator::written(at, from.len() * storage.bytes());
 }
 
+impl Host {
+    /// a, b, and what their product is added to: c or zeros, and the bias.
+    fn operands(&self, p: &Product) -> Result<(Vec<f32>, Vec<f32>, Vec<f32>)> {
+        let (m, n, k) = p.sizes;
+        let _alone = super::lock(&self.memory);
+        for (name, x, rows, columns) in [("a", &p.a, m, k), ("b", &p.b, k, n)] {
+            let (rows, columns) = if x.transposed { (columns, rows) } else { (rows, columns) };
+            for i in 0..rows {
+                let at = x.at.wrapping_byte_add(i * x.row * x.storage.bytes());
+                emulator::check_written(at, columns * x.storage.bytes(), &format!("product, {name}"))?;
+            }
+        }
+        if p.a.storage != p.b.storage {
+            return Err(Error::argument("product", "b", p.a.storage.name(), p.b.storage.name()));
+        }
+        let mut c = if p.add { widen(&p.c, m, n) } else { vec![0.0; m * n] };
+        if let Some(bias) = p.bias {
+            let mut row = Vec::with_capacity(n);
+            // SAFETY: `Product`'s contract.
+            unsafe { read(bias, p.c.storage, 0, n, &mut row) };
+            c.chunks_exact_mut(n).for_each(|c| c.iter_mut().zip(&row).for_each(|(c, b)| *c += b));
+        }
+        Ok((widen(&p.a, m, k), widen(&p.b, k, n), c))
+    }
+}
+
 impl Driver for Host {
     fn name(&self) -> String {
         "the kernels on the host".into()
@@ -108,6 +134,7 @@ impl Driver for Host {
     }
 
     fn upload(&self, to: *mut c_void, from: &[u8]) -> Result<()> {
+        let _alone = super::lock(&self.memory);
         // SAFETY: `Array` checked the length, and fresh host slices do not overlap device memory.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.cast::<u8>(), from.len()) };
         emulator::written(to, from.len());
@@ -115,6 +142,7 @@ impl Driver for Host {
     }
 
     fn download(&self, from: *mut c_void, to: &mut [u8]) -> Result<()> {
+        let _alone = super::lock(&self.memory);
         emulator::check_written(from, to.len(), "download")?;
         // SAFETY: as in `upload`.
         unsafe { std::ptr::copy_nonoverlapping(from.cast::<u8>(), to.as_mut_ptr(), to.len()) };
@@ -122,6 +150,7 @@ impl Driver for Host {
     }
 
     fn copy(&self, from: *mut c_void, to: *mut c_void, bytes: usize) -> Result<()> {
+        let _alone = super::lock(&self.memory);
         emulator::check_written(from, bytes, "device copy")?;
         // SAFETY: `Array` checked the lengths; an overlap would be the same memory.
         unsafe { std::ptr::copy(from.cast::<u8>(), to.cast::<u8>(), bytes) };
@@ -130,6 +159,7 @@ impl Driver for Host {
     }
 
     fn zero(&self, at: *mut c_void, bytes: usize) -> Result<()> {
+        let _alone = super::lock(&self.memory);
         // SAFETY: `Array` knows its bytes.
         unsafe { std::ptr::write_bytes(at.cast::<u8>(), 0, bytes) };
         emulator::written(at, bytes);
@@ -137,34 +167,19 @@ impl Driver for Host {
     }
 
     fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<()> {
-        let _in_order = super::lock(&self.queue);
+        let _alone = super::lock(&self.memory);
         // SAFETY: arrays keep what pointers point to alive and are as long as the kernels' headers ask for; launches come
         // one after the other. The emulator reports what is violated all the same.
         unsafe { emulator::launch(launch, args, self.schedule) }
     }
 
+    /// Memory is held while operands are read and c is written, not in between: the sums wait for threads that may want it.
     fn product(&self, p: &Product) -> Result<()> {
         let (m, n, k) = p.sizes;
-        for (name, x, rows, columns) in [("a", &p.a, m, k), ("b", &p.b, k, n)] {
-            let (rows, columns) = if x.transposed { (columns, rows) } else { (rows, columns) };
-            for i in 0..rows {
-                let at = x.at.wrapping_byte_add(i * x.row * x.storage.bytes());
-                emulator::check_written(at, columns * x.storage.bytes(), &format!("product, {name}"))?;
-            }
-        }
-        if p.a.storage != p.b.storage {
-            return Err(Error::argument("product", "b", p.a.storage.name(), p.b.storage.name()));
-        }
-        let (a, b) = (widen(&p.a, m, k), widen(&p.b, k, n));
-        let mut c = if p.add { widen(&p.c, m, n) } else { vec![0.0; m * n] };
-        if let Some(bias) = p.bias {
-            let mut row = Vec::with_capacity(n);
-            // SAFETY: `Product`'s contract.
-            unsafe { read(bias, p.c.storage, 0, n, &mut row) };
-            c.chunks_exact_mut(n).for_each(|c| c.iter_mut().zip(&row).for_each(|(c, b)| *c += b));
-        }
+        let (a, b, mut c) = self.operands(p)?;
         gemm((m, n, k), 1.0, view(&p.a, &a, (m, k)), view(&p.b, &b, (k, n)), 1.0, &mut c, n, true);
         let c = if p.gelu { cpu::map(&c, cpu::gelu_tanh) } else { c };
+        let _alone = super::lock(&self.memory);
         for (i, row) in c.chunks_exact(n).enumerate() {
             // SAFETY: `Product`'s contract.
             unsafe { write(p.c.at, p.c.storage, i * p.c.row, row) };
@@ -177,7 +192,7 @@ impl Driver for Host {
     }
 
     fn side(&self) -> Result<Box<dyn Driver>> {
-        Ok(Box::new(Host::default()))
+        Ok(Box::new(Host { schedule: self.schedule, memory: Arc::clone(&self.memory) }))
     }
 
     /// Everything is done when its call returns.

@@ -53,6 +53,9 @@ struct Counters(*mut c_void);
 // SAFETY: an address on the device, which any thread may pass to a launch.
 unsafe impl Send for Counters {}
 
+/// No array is larger.
+const MOST_BYTES: usize = 1 << 60;
+
 /// How many counters there are.
 const COUNTERS: usize = 1 << 14;
 
@@ -145,7 +148,12 @@ impl Gpu {
 
     /// Memory for `len` elements, asked for by operation `op`; nothing is written there.
     pub fn array(&self, op: &'static str, storage: Storage, len: usize) -> Result<Array> {
-        let bytes = len * storage.bytes();
+        // No memory has more, and sums of what is counted stay below 2^64.
+        let bytes = len.checked_mul(storage.bytes()).filter(|n| *n <= MOST_BYTES);
+        let bytes = bytes.ok_or_else(|| {
+            let most = format!("at most {MOST_BYTES} bytes");
+            Error::argument(op, "elements", most, format!("{len} of {}", storage.name()))
+        })?;
         let block = self.block(op, bytes)?;
         Ok(Array::new(self.clone(), block, storage, len))
     }

@@ -57,12 +57,9 @@ impl Driver for Plan {
     }
 
     fn allocate(&self, bytes: usize) -> Option<*mut c_void> {
-        let used = self.used.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
-        if used > self.memory {
-            self.used.fetch_sub(bytes as u64, Ordering::Relaxed);
-            return None;
-        }
-        let at = self.next.fetch_add(bytes.next_multiple_of(512), Ordering::Relaxed);
+        let fits = |used: u64| used.checked_add(bytes as u64).filter(|n| *n <= self.memory);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        let at = self.next.fetch_add(bytes.checked_next_multiple_of(512)?, Ordering::Relaxed);
         self.sizes().insert(at, bytes);
         Some(at as *mut c_void)
     }
