@@ -4,6 +4,9 @@
 #[cfg(feature = "host-kernels")]
 #[path = "gpu/counted.rs"]
 mod counted;
+#[cfg(feature = "host-kernels")]
+#[path = "gpu/arrays.rs"]
+mod arrays;
 #[path = "gpu/memory.rs"]
 mod memory;
 #[path = "gpu/plan.rs"]
