@@ -203,6 +203,29 @@ pub fn hash_file(disk: &dyn Disk, path: &Path) -> io::Result<blake3::Hash> {
     }
 }
 
+/// The bytes of a regular file, or of a link to one: no device, no pipe, and no more than `most`.
+pub fn read_regular(path: &Path, most: u64, operation: &str) -> Result<Vec<u8>> {
+    let io = |e: io::Error| Error::io(operation, path, &e);
+    // Asked before the opening: opening a pipe would wait for its writer.
+    if !retry(|| std::fs::metadata(path)).map_err(io)?.is_file() {
+        return Err(Error::file(operation, path, "a regular file", "a folder, a device or a pipe"));
+    }
+    read_most(path, most, operation)
+}
+
+/// The bytes of a file of any kind that the user names, at most so many.
+pub fn read_most(path: &Path, most: u64, operation: &str) -> Result<Vec<u8>> {
+    let io = |e: io::Error| Error::io(operation, path, &e);
+    let mut bytes = Vec::new();
+    let file = retry(|| File::open(path)).map_err(io)?;
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > most {
+        let got = format!("a file of more than {most} bytes");
+        return Err(Error::file(operation, path, format!("at most {most} bytes"), got));
+    }
+    Ok(bytes)
+}
+
 /// Refuses to begin what cannot end: 1.1 times the bytes must be free.
 fn check_room(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<()> {
     let folder = folder_of(path);

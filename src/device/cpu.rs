@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn repeated_rows_are_all_written() {
         assert_eq!(repeat_row(&[1.0f32, 2.0], 3), [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
-        assert_eq!(repeat_row::<f32>(&[], usize::MAX), []);
+        assert!(repeat_row::<f32>(&[], usize::MAX).is_empty());
         assert!(catch_unwind(|| repeat_row(&[1.0f32; 3], usize::MAX)).is_err());
         let many = repeat_row(&[1.0f64; 5], PIECE);
         assert!(many.len() == 5 * PIECE && many.iter().all(|x| *x == 1.0));

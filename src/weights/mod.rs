@@ -8,28 +8,34 @@
 //! | `pytorch/` | the restricted reader of PyTorch files: no code is run, no name outside a closed list |
 //! | `safetensors.rs` | the guard before safetensors: limits, duplicates, holes, overlaps |
 //! | `source.rs` `mapped.rs` | bytes by offset from one open descriptor; bytes mapped into memory |
-//! | [`names`] | LAVIS, Hugging Face BERT, EVA and Hugging Face BLIP-2 names onto each other |
-//! | [`start`] | where training starts: EVA, BERT and earlier checkpoints put together |
+//! | `set.rs` `folder.rs` | the files of a folder as one: shards, and the index that names them |
+//! | [`names`] `wrappers.rs` | LAVIS, Hugging Face BERT, EVA and Hugging Face BLIP-2 names onto each other, whatever wrapped them |
+//! | [`start`] `report.rs` | where training starts: EVA, BERT and earlier checkpoints put together |
 //! | [`write`] | safetensors files written tensor by tensor |
 //!
 //! A file is input that may be torn or hostile. Every length is checked before anything is allocated, nothing recurses
 //! over what a file describes, and a refusal names the object, the byte it stands at and what to do.
 
 mod dtype;
+mod folder;
 pub mod interpolate;
 mod mapped;
 pub mod names;
 mod pytorch;
+mod report;
 mod safetensors;
 mod set;
 pub mod sizes;
 mod source;
 pub mod start;
+mod wrappers;
 pub mod write;
 
 pub use dtype::{Dtype, to_f32};
 pub use mapped::Mapped;
+pub use report::Report;
 pub use set::{Set, VIT_FILE};
+pub use wrappers::wrappers;
 
 use crate::{Error, Result};
 use source::Source;

@@ -6,8 +6,11 @@
 //! | Hugging Face BERT | `bert.embeddings.LayerNorm.gamma` | `Qformer.bert.embeddings.LayerNorm.weight` |
 //! | EVA | `blocks.0.attn.qkv.weight` | `visual_encoder.blocks.0.attn.qkv.weight` |
 //! | Hugging Face BLIP-2 | `qformer.encoder.layer.0.attention.attention.query.weight` | `Qformer.bert.….attention.self.query.weight` |
+//!
+//! What wrapped a model when it was saved (`module.`, `_orig_mod.`, ...) is no part of its names: `wrappers.rs`.
 
 use super::Set;
+use super::wrappers::unwrapped;
 use crate::{Error, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +35,7 @@ impl Naming {
     pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Naming> {
         let mut found = None;
         for name in names {
-            let here = match name {
+            let here = match &*unwrapped(name) {
                 n if n.starts_with("Qformer.") || n.starts_with("visual_encoder.") => Naming::Lavis,
                 "ln_vision.weight" | "temp" => Naming::Lavis,
                 n if n.starts_with("qformer.") || n.starts_with("vision_model.") => Naming::HuggingFace,
@@ -90,6 +93,7 @@ pub const VIT_HASH: &str = "vit_blake3";
 
 /// What a name of a file means here.
 pub fn meaning(naming: Naming, name: &str) -> Meaning {
+    let name = &*unwrapped(name);
     match naming {
         Naming::Lavis => lavis(name.to_string()),
         Naming::Bert => bert(name),
@@ -117,12 +121,18 @@ fn lavis(name: String) -> Meaning {
     }
 }
 
+/// A name without its wrappers, and with the norms' parameters called as they are today.
+pub fn plain(name: &str) -> String {
+    let name = unwrapped(name);
+    match name.rsplit_once('.') {
+        Some((norm, "gamma")) if norm.ends_with("LayerNorm") => format!("{norm}.weight"),
+        Some((norm, "beta")) if norm.ends_with("LayerNorm") => format!("{norm}.bias"),
+        _ => name.into_owned(),
+    }
+}
+
 fn bert(name: &str) -> Meaning {
-    let name = match name {
-        n if n.ends_with("LayerNorm.gamma") => format!("{}weight", n.trim_end_matches("gamma")),
-        n if n.ends_with("LayerNorm.beta") => format!("{}bias", n.trim_end_matches("beta")),
-        n => n.to_string(),
-    };
+    let name = plain(name);
     match name.as_str() {
         n if n.starts_with("bert.") || n.starts_with("cls.") => lavis(format!("Qformer.{n}")),
         n if ["embeddings.", "encoder.", "pooler."].iter().any(|p| n.starts_with(p)) => {

@@ -1,44 +1,68 @@
 //! Several files as one: a model folder, a checkpoint in shards, or a single file.
 
+use super::folder::{self, Files};
 use super::{Info, Weights, source};
 use crate::{Error, Result};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Open files whose names are disjoint.
+/// Open files, and which of them has a tensor.
 pub struct Set {
     files: Vec<Weights>,
     index: HashMap<String, usize>,
 }
 
-/// What the main file of a folder may be called, the first that is there counts.
-const SINGLE: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
-/// Beginning and end of the names of shards.
-const SHARDS: [(&str, &str); 2] = [("model-", ".safetensors"), ("pytorch_model-", ".bin")];
 /// The frozen image encoder of our folders.
 pub const VIT_FILE: &str = "vit.safetensors";
 
 impl Set {
-    /// A file, or the weights of a folder: `model.safetensors` or `pytorch_model.bin`, or their shards, and
-    /// `vit.safetensors` beside them.
+    /// A file, the weights of a folder (see `folder.rs`), or those that an index (`*.index.json`) names.
     pub fn open(path: &Path) -> Result<Set> {
-        let files: Vec<PathBuf> = if path.is_dir() { files_of(path)? } else { vec![path.to_path_buf()] };
-        Set::of(files.iter().map(|f| Weights::open(f)).collect::<Result<_>>()?)
+        let Files { paths, index } = folder::files(path)?;
+        let files = paths.iter().map(|f| Weights::open(f)).collect::<Result<Vec<_>>>()?;
+        match index {
+            None => Set::of(files),
+            Some(index) => Set::indexed(files, index),
+        }
+    }
+
+    /// Of shards, the index of which says what to take from which; of files behind them, everything.
+    fn indexed(files: Vec<Weights>, index: folder::Index) -> Result<Set> {
+        for (name, i) in &index.places {
+            if files.get(*i).is_none_or(|f| f.get(name).is_none()) {
+                let path = files.get(*i).map(|f| f.path().to_path_buf()).unwrap_or_default();
+                let expected = format!("a tensor {name}, as {} says", index.name);
+                return Err(Error::file(source::OP, path, expected, "none")
+                    .fix("the files are of two checkpoints: download or copy all of them again"));
+            }
+        }
+        let mut set = Set { files, index: index.places };
+        let beyond: Vec<(String, usize)> = (index.shards..set.files.len())
+            .filter_map(|i| Some((i, set.files.get(i)?)))
+            .flat_map(|(i, f)| f.tensors().iter().map(move |t| (t.name.clone(), i)))
+            .collect();
+        for (name, i) in beyond {
+            set.add(name, i)?;
+        }
+        Ok(set)
+    }
+
+    fn add(&mut self, name: String, file: usize) -> Result<()> {
+        let Some(first) = self.index.insert(name.clone(), file) else { return Ok(()) };
+        let path = |i: usize| self.files.get(i).map(|f| f.path().to_path_buf()).unwrap_or_default();
+        let got = format!("{name:?}, which is in {}, too", path(first).display());
+        Err(Error::file(source::OP, path(file), "names of its own", got))
     }
 
     /// Of files that are open; an error if two have a tensor of one name.
     pub fn of(files: Vec<Weights>) -> Result<Set> {
-        let mut index = HashMap::new();
-        for (i, file) in files.iter().enumerate() {
-            for t in file.tensors() {
-                if let Some(first) = index.insert(t.name.clone(), i) {
-                    let first = files.get(first).map(|f| f.path().display().to_string()).unwrap_or_default();
-                    let got = format!("{:?}, which is in {first}, too", t.name);
-                    return Err(Error::file(source::OP, file.path(), "names of its own", got));
-                }
-            }
-        }
-        Ok(Set { files, index })
+        let name = |(i, file): (usize, &Weights)| -> Vec<(String, usize)> {
+            file.tensors().iter().map(|t| (t.name.clone(), i)).collect()
+        };
+        let names: Vec<(String, usize)> = files.iter().enumerate().flat_map(name).collect();
+        let mut set = Set { files, index: HashMap::with_capacity(names.len()) };
+        names.into_iter().try_for_each(|(name, i)| set.add(name, i))?;
+        Ok(set)
     }
 
     pub fn files(&self) -> &[Weights] {
@@ -46,7 +70,8 @@ impl Set {
     }
 
     pub fn tensors(&self) -> impl Iterator<Item = &Info> {
-        self.files.iter().flat_map(Weights::tensors)
+        let here = |i: usize, t: &&Info| self.index.get(&t.name) == Some(&i);
+        self.files.iter().enumerate().flat_map(move |(i, f)| f.tensors().iter().filter(move |t| here(i, t)))
     }
 
     pub fn get(&self, name: &str) -> Option<&Info> {
@@ -75,30 +100,4 @@ impl Set {
     pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
         self.holder(name)?.f32(name)
     }
-}
-
-fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(source::OP, folder, &e))? {
-        let entry = entry.map_err(|e| Error::io(source::OP, folder, &e))?;
-        names.extend(entry.file_name().into_string().ok());
-    }
-    names.sort();
-    let single = SINGLE.iter().find(|s| names.iter().any(|n| n == *s)).map(|s| vec![s.to_string()]);
-    let shards = || {
-        SHARDS.iter().find_map(|(begin, end)| {
-            let fits = |n: &&String| n.starts_with(begin) && n.ends_with(end);
-            let found: Vec<String> = names.iter().filter(fits).cloned().collect();
-            (!found.is_empty()).then_some(found)
-        })
-    };
-    let mut chosen = single.or_else(shards).unwrap_or_default();
-    chosen.extend(names.iter().filter(|n| *n == VIT_FILE).cloned());
-    if chosen.is_empty() {
-        let expected = format!("a folder with {} or {}", SINGLE[0], SINGLE[1]);
-        return Err(
-            Error::file(source::OP, folder, expected, "neither").fix("name the file of weights itself")
-        );
-    }
-    Ok(chosen.iter().map(|n| folder.join(n)).collect())
 }

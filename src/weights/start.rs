@@ -8,15 +8,17 @@
 //! - `pos_embed` is interpolated for another image size ([`super::interpolate`]);
 //! - tied names must hold the same numbers.
 //!
+//! A checkpoint of a trained model gives all trained parameters: what it lacks is not quietly taken from a BERT or from the
+//! seed. That is an error, as is a parameter that it has twice, under a wrapped name and another.
+//!
 //! [`Plan::new`] compares names and shapes only (and tied twins); numbers are read one parameter at a time.
 
 use super::names::{self, Meaning, Naming};
-use super::{Dtype, Mapped, Set, interpolate};
+use super::wrappers::wrappers;
+use super::{Dtype, Mapped, Report, Set, interpolate};
 use crate::{Error, Result};
 use rayon::prelude::*;
-use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 const OP: &str = "start from weights";
@@ -26,28 +28,6 @@ const OP: &str = "start from weights";
 pub struct Want {
     pub name: String,
     pub shape: Vec<usize>,
-}
-
-/// What was found where; names of parameters, or of tensors in files.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
-    /// Taken as they are.
-    pub matched: Vec<String>,
-    /// Interpolated, or grown by a row.
-    pub adapted: Vec<String>,
-    /// Copied from their text twins.
-    pub copied: Vec<String>,
-    /// Fresh by design.
-    pub fresh: Vec<String>,
-    /// In no file, and not meant to be fresh.
-    pub missing: Vec<String>,
-    /// Of another shape: parameter, expected, found.
-    pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
-    /// In a file, and no parameter of this model.
-    pub extra: Vec<String>,
-    /// In a file, known, and of no use here.
-    pub unused: Vec<String>,
-    pub notes: Vec<String>,
 }
 
 /// Where a parameter's numbers come from.
@@ -82,6 +62,22 @@ pub struct Plan {
 struct Offers {
     parameters: BTreeMap<String, (Place, Naming, Option<Range<usize>>)>,
     twins: Vec<(Place, Naming, String)>,
+    /// Whether a BERT is among the files.
+    bert: bool,
+    /// The set that holds trained parameters of a model like this one.
+    checkpoint: Option<usize>,
+}
+
+impl Offers {
+    fn note(&mut self, set: usize, naming: Naming, parameter: &str) {
+        self.bert |= naming == Naming::Bert;
+        let trained = matches!(naming, Naming::Lavis | Naming::HuggingFace) && !of_vit(parameter);
+        self.checkpoint = self.checkpoint.or(trained.then_some(set));
+    }
+}
+
+fn of_vit(parameter: &str) -> bool {
+    parameter.starts_with("visual_encoder.")
 }
 
 impl Plan {
@@ -93,10 +89,9 @@ impl Plan {
             collect(i, set, &mut offers, &mut report)?;
         }
         untie(&sets, &mut offers, &mut report)?;
-        let has_bert = offers.parameters.values().any(|(_, naming, _)| *naming == Naming::Bert);
         let (mut origins, mut used) = (Vec::with_capacity(wants.len()), BTreeSet::new());
         for want in &wants {
-            origins.push(origin(want, &offers, &sets, has_bert, &mut report));
+            origins.push(origin(want, &offers, &sets, &mut report));
             used.insert(want.name.as_str());
         }
         report.extra.extend(offers.parameters.into_keys().filter(|name| !used.contains(name.as_str())));
@@ -117,10 +112,15 @@ impl Plan {
             return Err(Error::argument(OP, from, format!("{name} of {want:?}"), format!("{got:?}{more}"))
                 .fix("choose the model's sizes with --config, or go on without it with --partial"));
         }
-        let Some(name) = missing.first() else { return Ok(()) };
-        let got = format!("none{}", more(missing.len()));
+        if let Some(name) = missing.first() {
+            let got = format!("none{}", more(missing.len()));
+            let e = Error::argument(OP, from, format!("a tensor for {name}"), got);
+            return Err(e.fix("add the file that has it (--bert, --vit), or start it fresh with --partial"));
+        }
+        let Some(name) = self.report.lacking.first() else { return Ok(()) };
+        let got = format!("none in the checkpoint{}", more(self.report.lacking.len()));
         let e = Error::argument(OP, from, format!("a tensor for {name}"), got);
-        Err(e.fix("add the file that has it (--bert, --vit), or start it fresh with --partial"))
+        Err(e.fix("the checkpoint is not whole; take what it lacks from the other files with --partial"))
     }
 
     pub fn wants(&self) -> &[Want] {
@@ -183,7 +183,7 @@ impl Plan {
     pub fn vit_hash(&self) -> Result<Option<String>> {
         let mut parts: Vec<(&str, usize)> = Vec::new();
         for (i, want) in self.wants.iter().enumerate() {
-            if want.name.starts_with("visual_encoder.") {
+            if of_vit(&want.name) {
                 if matches!(self.origins.get(i), None | Some(Origin::Initial)) {
                     return Ok(None);
                 }
@@ -253,9 +253,22 @@ fn more(count: usize) -> String {
 /// What each tensor of a set means.
 fn collect(i: usize, set: &Set, offers: &mut Offers, report: &mut Report) -> Result<()> {
     let naming = Naming::of_set(set)?;
+    let mut names: HashMap<String, &str> = HashMap::new();
+    let mut wrapped: BTreeMap<String, usize> = BTreeMap::new();
     for info in set.tensors() {
         let place = Place { set: i, name: info.name.clone() };
+        let plain = names::plain(&info.name);
+        if let Some(other) = names.insert(plain.clone(), &info.name) {
+            let got = format!("{other} and {}", info.name);
+            return Err(Error::file(OP, set.holder(&info.name)?.path(), format!("one tensor {plain}"), got)
+                .fix("save the state dict of the model alone, without what wraps it"));
+        }
+        let wrapper = wrappers(&info.name);
+        if !wrapper.is_empty() {
+            *wrapped.entry(wrapper).or_default() += 1;
+        }
         let mut offer = |parameter: String, range| {
+            offers.note(i, naming, &parameter);
             offers.parameters.entry(parameter).or_insert((place.clone(), naming, range));
         };
         match names::meaning(naming, &info.name) {
@@ -269,6 +282,10 @@ fn collect(i: usize, set: &Set, offers: &mut Offers, report: &mut Report) -> Res
             Meaning::Unused(_) => report.unused.push(info.name.clone()),
             Meaning::Unknown => report.extra.push(info.name.clone()),
         }
+    }
+    let file = set.files().first().map(|f| f.path().display().to_string()).unwrap_or_default();
+    for (wrapper, count) in wrapped {
+        report.notes.push(format!("{file}: {wrapper} taken off {count} names"));
     }
     Ok(())
 }
@@ -306,7 +323,7 @@ fn untie(sets: &[Set], offers: &mut Offers, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn origin(want: &Want, offers: &Offers, sets: &[Set], has_bert: bool, report: &mut Report) -> Origin {
+fn origin(want: &Want, offers: &Offers, sets: &[Set], report: &mut Report) -> Origin {
     let name = &want.name;
     let Some((place, naming, range)) = offers.parameters.get(name) else {
         if let Some((place, Naming::Bert, _)) = text_twin(name).and_then(|twin| offers.parameters.get(&twin))
@@ -314,13 +331,20 @@ fn origin(want: &Want, offers: &Offers, sets: &[Set], has_bert: bool, report: &m
             let found = sets.get(place.set).and_then(|s| s.get(&place.name));
             if found.is_some_and(|t| t.shape == want.shape) {
                 report.copied.push(name.clone());
+                if offers.checkpoint.is_some() {
+                    report.lacking.push(name.clone());
+                }
                 return Origin::Whole(place.clone());
             }
         }
-        let list = if has_bert && is_fresh(name) { &mut report.fresh } else { &mut report.missing };
+        let by_design = offers.bert && offers.checkpoint.is_none() && is_fresh(name);
+        let list = if by_design { &mut report.fresh } else { &mut report.missing };
         list.push(name.clone());
         return Origin::Initial;
     };
+    if offers.checkpoint.is_some_and(|c| c != place.set) && !of_vit(name) {
+        report.lacking.push(name.clone());
+    }
     let found = sets.get(place.set).and_then(|s| s.get(&place.name));
     let shape = found.map(|t| t.shape.clone()).unwrap_or_default();
     let float = found.is_some_and(|t| t.dtype.is_float());
@@ -373,35 +397,4 @@ fn resized_side(name: &str, from: &[usize], to: &[usize]) -> Option<usize> {
 fn grows_by_one(name: &str, from: &[usize], to: &[usize]) -> bool {
     let (&[rows, ref rest @ ..], &[wanted, ref same @ ..]) = (from, to) else { return false };
     [names::WORDS, names::HEAD_BIAS].contains(&name) && rest == same && rows + 1 == wanted
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 6;
-        let lists: [(&str, &Vec<String>); 7] = [
-            ("matched", &self.matched),
-            ("interpolated or grown", &self.adapted),
-            ("copied from text rows", &self.copied),
-            ("fresh", &self.fresh),
-            ("missing", &self.missing),
-            ("extra", &self.extra),
-            ("not used here", &self.unused),
-        ];
-        for (title, names) in lists {
-            if names.is_empty() {
-                continue;
-            }
-            write!(f, "{title}: {}", names.len())?;
-            if title != "matched" && title != "copied from text rows" {
-                let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
-                let rest = if names.len() > SHOWN { ", ..." } else { "" };
-                write!(f, " ({}{rest})", shown.join(", "))?;
-            }
-            writeln!(f)?;
-        }
-        for (name, want, got) in &self.misshapen {
-            writeln!(f, "of another shape: {name}, {got:?} instead of {want:?}")?;
-        }
-        self.notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))
-    }
 }

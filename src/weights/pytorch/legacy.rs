@@ -92,12 +92,12 @@ fn find_records(
             return Err(Refusal::at(at, "the file", got).fix(Refusal::FETCH_AGAIN));
         }
         let start = at + 8;
-        let bytes = len.checked_mul(storage.dtype.size() as u64);
+        let bytes = len.checked_mul(storage.element.size() as u64);
         let Some(end) = bytes.and_then(|n| start.checked_add(n)).filter(|end| *end <= source.length()) else {
             let got = format!("storage {:?} of {len} elements, which the file does not hold", storage.key);
             return Err(Refusal::at(at, "the file", got).fix(Refusal::FETCH_AGAIN));
         };
-        *slot = Some(Record { at: start, dtype: storage.dtype, len, checksum: None });
+        *slot = Some(Record { at: start, element: storage.element, len, checksum: None });
         at = end;
     }
     if at != source.length() {

@@ -1,10 +1,11 @@
-//! A restricted reader of PyTorch files. It runs nothing: a pickle is a list of instructions, and the few that describe
-//! tensors are understood, each of the closed list of names standing for one thing (`pickle.rs`, `objects.rs`). Everything else is
-//! refused by name. Two containers: the zip archive of PyTorch 1.6 and later (`zip.rs`), and five pickles in a row
+//! A restricted reader of PyTorch files. It runs nothing: a pickle is a list of instructions; those that describe tensors are
+//! understood, and other objects become nodes that know only the name of their class (`pickle.rs`, `objects.rs`, `graph.rs`).
+//! Names that belong to no data are refused. Which of a file's dictionaries is the model: `choose.rs`. Two containers: the zip archive of PyTorch 1.6 and later (`zip.rs`), and five pickles in a row
 //! before (`legacy.rs`). Tensors are described by `rebuild.rs` and read by offset (`read.rs`).
 
 #![forbid(unsafe_code)]
 
+mod choose;
 mod graph;
 mod legacy;
 mod objects;
@@ -15,6 +16,7 @@ mod zip;
 
 use super::source::Source;
 use super::{Dtype, Format, Info, Refusal};
+use graph::Element;
 use rebuild::View;
 
 pub(super) fn is_pytorch(first: &[u8; 10]) -> bool {
@@ -29,7 +31,7 @@ fn is_tar(first: &[u8; 10]) -> bool {
 /// The bytes of one storage in the file.
 pub(super) struct Record {
     at: u64,
-    dtype: Dtype,
+    element: Element,
     /// Elements.
     len: u64,
     /// The checksum the archive gives for them, and whether it was found right; None in files without checksums.

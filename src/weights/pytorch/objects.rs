@@ -1,22 +1,17 @@
-//! The instructions that name things: each name of the closed list with the arguments it takes, and what it stands for.
-//! Nothing is looked up or called.
+//! The instructions that name things, with the arguments they take, and what they stand for. Nothing is looked up or called:
+//! an object of a class that is not read here becomes a node with the name of its class.
 
-use super::graph::{Dialect, GLOBALS, Global, Id, Node, text_of};
+use super::graph::{Dialect, Element, GLOBALS, Global, Id, Node, class_of, is_data, makes_object, text_of};
 use super::pickle::{Bad, DAMAGED, Machine, bad};
 
 impl Machine<'_> {
     pub fn global(&mut self) -> Result<(), Bad> {
+        let start = self.at as u32; // a pickle is at most MOST_BYTES long
         let name = format!("{}.{}", self.line()?, self.line()?);
         match GLOBALS.iter().find(|(known, _)| *known == name) {
             Some((_, global)) => self.push(Node::Global(*global), 0),
-            None => {
-                let shown: String = name.escape_debug().take(120).collect();
-                let got = format!("refers to {shown}, which is not tensor data: refused, nothing was run");
-                bad(
-                    got,
-                    "only load files of people you trust in PyTorch; ask for a file of the state dict alone",
-                )
-            }
+            None if is_data(&name) => self.push(Node::Foreign(start..self.at as u32 - 1), 0),
+            None => refuse(&name),
         }
     }
 
@@ -36,8 +31,12 @@ impl Machine<'_> {
             return refuse();
         }
         match (kind, key, location, len) {
-            (Node::Global(Global::Storage(dtype)), Node::Text(_), Node::Text(_), &Node::Int(len @ 0..)) => {
-                self.push(Node::Storage { dtype: *dtype, key: head[2], len: len as u64 }, 0)
+            (Node::Global(Global::Storage(element)), Node::Text(_), Node::Text(_), &Node::Int(len @ 0..)) => {
+                self.push(Node::Storage { element: *element, key: head[2], len: len as u64 }, 0)
+            }
+            // PyTorch counts the elements of such a storage, and we do not know their size.
+            (Node::Foreign(name), ..) => {
+                bad(format!("numbers of the kind {}", class_of(self.text, name)), "save them as float32")
             }
             _ => refuse(),
         }
@@ -47,19 +46,42 @@ impl Machine<'_> {
     pub fn reduce(&mut self) -> Result<(), Bad> {
         let args = self.pop()?;
         let function = self.pop()?;
-        let &Node::Global(function) = self.node(function) else {
-            return bad("a call of something that is no function", DAMAGED);
-        };
         let Node::Tuple(args) = self.node(args) else {
             return bad("a call whose arguments are no tuple", DAMAGED);
         };
         let args = args.to_vec();
-        self.call(function, &args)
+        match self.node(function) {
+            &Node::Global(function) => self.call(function, &args),
+            Node::Foreign(name) => {
+                let (class, name) = (name.clone(), class_of(self.text, name));
+                if makes_object(&name) { self.push(Node::Object(class), 1) } else { refuse(&name) }
+            }
+            _ => bad("a call of something that is no function", DAMAGED),
+        }
+    }
+
+    /// An object of a class, made without its `__init__`.
+    pub fn new_object(&mut self) -> Result<(), Bad> {
+        let args = self.pop()?;
+        let class = self.pop()?;
+        match (self.node(class), self.node(args)) {
+            (Node::Foreign(class), Node::Tuple(_)) => {
+                let class = class.clone();
+                self.push(Node::Object(class), 1)
+            }
+            (Node::Global(Global::OrderedDict), Node::Tuple(_)) => self.push(Node::Dict(Vec::new()), 1),
+            _ => bad("an object of something that is no class", DAMAGED),
+        }
     }
 
     fn call(&mut self, function: Global, args: &[Id]) -> Result<(), Bad> {
         match (function, args) {
             (Global::OrderedDict, []) => self.push(Node::Dict(Vec::new()), 1),
+            // as Python 2 wrote it: a list of pairs
+            (Global::OrderedDict, &[pairs]) => {
+                let pairs = self.pairs(pairs)?;
+                self.push(Node::Dict(pairs), 2)
+            }
             (Global::Size, &[size]) if matches!(self.node(size), Node::Tuple(_)) => self.push_id(size),
             // storage, offset, size, stride, requires_grad, hooks [, metadata]
             (
@@ -71,20 +93,34 @@ impl Machine<'_> {
                 }
                 self.push(Node::Tensor { storage, offset, size, stride }, 1)
             }
-            // data, requires_grad, hooks
-            (Global::RebuildParameter, &[data, _, _]) if matches!(self.node(data), Node::Tensor { .. }) => {
+            // the same and a dtype: the storage holds bytes, so that what lies in them is not read
+            (Global::RebuildTensorOf, &[storage, offset, size, stride, _, _, _, ..])
+                if matches!(self.node(storage), Node::Storage { element: Element::Other(_), .. }) =>
+            {
+                self.push(Node::Tensor { storage, offset, size, stride }, 1)
+            }
+            // data, requires_grad, hooks [, state]
+            (Global::RebuildParameter, &[data, _, _] | &[data, _, _, _])
+                if matches!(self.node(data), Node::Tensor { .. } | Node::Object(_)) =>
+            {
                 self.push_id(data)
             }
             // function, type, arguments, state: the state belongs to a subclass and is left out
             (Global::RebuildFromType, &[function, kind, args, _]) => {
+                use Global::{RebuildParameter, RebuildTensor, RebuildTensorOf};
                 match (self.node(function), self.node(kind), self.node(args)) {
                     (
-                        &Node::Global(inner @ (Global::RebuildTensor | Global::RebuildParameter)),
+                        &Node::Global(inner @ (RebuildTensor | RebuildTensorOf | RebuildParameter)),
                         Node::Global(Global::TensorType),
                         Node::Tuple(args),
                     ) => {
                         let args = args.to_vec();
                         self.call(inner, &args)
+                    }
+                    // a kind of tensor of another library: what its numbers mean is not known
+                    (_, Node::Foreign(class), Node::Tuple(_)) => {
+                        let class = class.clone();
+                        self.push(Node::Object(class), 1)
                     }
                     _ => bad("a tensor of an unknown kind", DAMAGED),
                 }
@@ -95,18 +131,47 @@ impl Machine<'_> {
         }
     }
 
-    /// Only a state dict's `_metadata` (versions of modules), which is dropped.
+    /// The pairs of a list of pairs.
+    fn pairs(&self, id: Id) -> Result<Vec<(Id, Id)>, Bad> {
+        let Node::List(items) = self.node(id) else { return bad("a dictionary made of no list", DAMAGED) };
+        let pair = |id: &Id| match self.node(*id) {
+            Node::Tuple(pair) => <[Id; 2]>::try_from(&**pair).ok().map(|[key, value]| (key, value)),
+            Node::List(pair) => <[Id; 2]>::try_from(&pair[..]).ok().map(|[key, value]| (key, value)),
+            _ => None,
+        };
+        match items.iter().map(pair).collect() {
+            Some(pairs) => Ok(pairs),
+            None => bad("a dictionary made of what are no pairs", DAMAGED),
+        }
+    }
+
+    /// The state of an object, or the attributes of a dictionary (of a state dict: `_metadata`, the versions of its modules).
+    /// They are dropped.
     pub fn build(&mut self) -> Result<(), Bad> {
         let state = self.pop()?;
         let target = self.top()?;
-        let Node::Dict(state) = self.node(state) else {
-            return bad("a state that is no dict", DAMAGED);
+        let Node::Dict(items) = self.node(state) else {
+            return match self.node(target) {
+                Node::Object(_) => Ok(()),
+                _ => bad("a state that is no dict", DAMAGED),
+            };
         };
-        let key = |id: &Id| if let Node::Text(r) = self.node(*id) { text_of(self.text, r) } else { None };
-        let metadata_only = state.iter().all(|(k, _)| key(k) == Some("_metadata"));
-        if !metadata_only || !matches!(self.node(target), Node::Dict(_)) {
-            return bad("a state set on an object", DAMAGED);
+        let attribute = |id: &Id| match self.node(*id) {
+            Node::Text(range) => text_of(self.text, range).is_some_and(|name| !name.starts_with("__")),
+            _ => false,
+        };
+        match self.node(target) {
+            Node::Object(_) => Ok(()),
+            Node::Dict(_) if items.iter().all(|(key, _)| attribute(key)) => Ok(()),
+            _ => bad("a state set on an object", DAMAGED),
         }
-        Ok(())
     }
+}
+
+fn refuse<T>(name: &str) -> Result<T, Bad> {
+    let shown: String = name.escape_debug().take(120).collect();
+    bad(
+        format!("refers to {shown}, which is not tensor data: refused, nothing was run"),
+        "only load files of people you trust in PyTorch; ask for a file of the state dict alone",
+    )
 }

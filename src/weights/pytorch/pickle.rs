@@ -1,4 +1,4 @@
-//! The pickle machine: 31 instructions of protocol 2 that build a [`Graph`] (those that name things are in `objects.rs`).
+//! The pickle machine: the instructions of protocol 2 that PyTorch writes that build a [`Graph`] (those that name things are in `objects.rs`).
 //! Whatever grows is bounded: nodes, stack, memo, depth of nesting, length of texts.
 
 use super::Refusal;
@@ -8,7 +8,6 @@ use std::collections::HashMap;
 pub(super) const MOST_BYTES: u64 = 8 << 20;
 const MOST_NODES: usize = 1 << 18;
 const MOST_STACK: usize = 1 << 17;
-const MOST_TEXT: usize = 64 << 10;
 const MOST_NAME: usize = 512;
 const MOST_DEPTH: u8 = 64;
 
@@ -39,7 +38,8 @@ pub(super) fn run<'a>(text: &'a [u8], part: &str, dialect: Dialect) -> Result<(G
 pub(super) struct Bad(String, &'static str);
 
 pub(super) const DAMAGED: &str = "the file is damaged or built to deceive";
-const NOT_PYTORCH: &str = "PyTorch writes no such thing: save the state dict with torch.save";
+const NOT_PYTORCH: &str =
+    "load it in PyTorch and save the state dict alone, with torch.save and its own pickle protocol";
 const TOO_MUCH: &str = "save the state dict alone: torch.save(model.state_dict(), path)";
 
 pub(super) fn bad<T>(got: impl Into<String>, fix: &'static str) -> Result<T, Bad> {
@@ -48,7 +48,7 @@ pub(super) fn bad<T>(got: impl Into<String>, fix: &'static str) -> Result<T, Bad
 
 pub(super) struct Machine<'a> {
     pub text: &'a [u8],
-    at: usize,
+    pub at: usize,
     pub dialect: Dialect,
     nodes: Vec<Node>,
     /// Of each node: how deep its contents nest (of a list or dict: when they were put in).
@@ -70,7 +70,7 @@ impl<'a> Machine<'a> {
         match op {
             0x80 => match self.number(1)? {
                 2 => {}
-                n => return bad(format!("pickle protocol {n} (only 2 is PyTorch's)"), NOT_PYTORCH),
+                n => return bad(format!("pickle protocol {n} (only 2, torch.save's own, is read)"), NOT_PYTORCH),
             },
             b'N' => self.push(Node::None, 0)?,
             0x88 => self.push(Node::Bool(true), 0)?,
@@ -81,9 +81,12 @@ impl<'a> Machine<'a> {
             0x8a => self.long()?,
             b'G' => {
                 self.take(8)?;
-                self.push(Node::Float, 0)?;
+                self.push(Node::Value, 0)?;
             }
-            b'X' => self.unicode()?,
+            b'X' => self.read_text(4)?,
+            // bytes, which Python 2 took for text
+            b'T' => self.read_text(4)?,
+            b'U' => self.read_text(1)?,
             b')' => self.push(Node::Tuple(Box::new([])), 1)?,
             0x85..=0x87 => {
                 let items = self.pop_many(usize::from(op - 0x84))?;
@@ -124,6 +127,7 @@ impl<'a> Machine<'a> {
             b'c' => self.global()?,
             b'Q' => self.persistent()?,
             b'R' => self.reduce()?,
+            0x81 => self.new_object()?,
             b'b' => self.build()?,
             b'.' => return self.stop().map(Some),
             _ => return bad(format!("the instruction {}", name_of(op)), NOT_PYTORCH),
@@ -212,33 +216,35 @@ impl<'a> Machine<'a> {
     }
 
     fn long(&mut self) -> Result<(), Bad> {
+        const MOST: usize = 64; // states of random numbers have 16
         let len = self.number(1)? as usize;
-        if len > 10 {
+        if len > MOST {
             return bad(format!("an integer of {len} bytes"), DAMAGED);
         }
         let bytes = self.take(len)?;
         let fill = if bytes.last().is_some_and(|b| *b >= 0x80) { 0xff } else { 0 };
         let mut wide = [fill; 10];
-        wide[..len].copy_from_slice(bytes);
-        let [a, b, c, d, e, f, g, h, ..] = wide;
-        let node = match len {
-            9.. => Node::Wide(wide),
-            _ => Node::Int(i64::from_le_bytes([a, b, c, d, e, f, g, h])),
+        let node = match wide.get_mut(..len) {
+            None => Node::Value,
+            Some(low) => {
+                low.copy_from_slice(bytes);
+                let [a, b, c, d, e, f, g, h, ..] = wide;
+                if len > 8 { Node::Wide(wide) } else { Node::Int(i64::from_le_bytes([a, b, c, d, e, f, g, h])) }
+            }
         };
         self.push(node, 0)
     }
 
-    fn unicode(&mut self) -> Result<(), Bad> {
-        let len = self.number(4)? as usize;
-        if len > MOST_TEXT {
-            return bad(format!("a text of {len} bytes (at most {MOST_TEXT})"), DAMAGED);
-        }
+    /// A text, its length before it in so many bytes.
+    fn read_text(&mut self, length: usize) -> Result<(), Bad> {
+        let len = self.number(length)?;
         let start = self.at as u32; // a pickle is at most MOST_BYTES long
-        let bytes = self.take(len)?;
-        if std::str::from_utf8(bytes).is_err() {
-            return bad("a text that is not UTF-8", DAMAGED);
-        }
-        self.push(Node::Text(start..start + len as u32), 0)
+        let bytes = self.take(len as usize)?;
+        let node = match std::str::from_utf8(bytes) {
+            Ok(_) => Node::Text(start..start + len),
+            Err(_) => Node::Value,
+        };
+        self.push(node, 0)
     }
 
     fn tuple(&mut self, items: Vec<Id>) -> Result<(), Bad> {
@@ -262,6 +268,7 @@ impl<'a> Machine<'a> {
         self.deepen(id, items)?;
         match self.nodes.get_mut(id as usize) {
             Some(Node::List(list)) => list.extend_from_slice(items),
+            Some(object @ Node::Object(_)) => *object = Node::List(items.to_vec()), // a kind of list
             _ => return bad("an item put into something that is no list", DAMAGED),
         }
         Ok(())
@@ -271,9 +278,13 @@ impl<'a> Machine<'a> {
         let id = self.top()?;
         self.deepen(id, items)?;
         let (pairs, rest) = items.as_chunks::<2>();
+        let pairs = pairs.iter().map(|[k, v]| (*k, *v));
         match self.nodes.get_mut(id as usize) {
-            Some(Node::Dict(dict)) if rest.is_empty() => dict.extend(pairs.iter().map(|[k, v]| (*k, *v))),
-            Some(Node::Dict(_)) => return bad("a key without its value", DAMAGED),
+            Some(Node::Dict(_) | Node::Object(_)) if !rest.is_empty() => {
+                return bad("a key without its value", DAMAGED);
+            }
+            Some(Node::Dict(dict)) => dict.extend(pairs),
+            Some(object @ Node::Object(_)) => *object = Node::Dict(pairs.collect()), // a kind of dictionary
             _ => return bad("a key set on something that is no dict", DAMAGED),
         }
         Ok(())
@@ -331,8 +342,6 @@ fn name_of(op: u8) -> String {
         b'I' => "INT",
         b'L' => "LONG",
         b'S' => "STRING",
-        b'T' => "BINSTRING",
-        b'U' => "SHORT_BINSTRING",
         b'V' => "UNICODE",
         b'P' => "PERSID",
         b'd' => "DICT",
@@ -343,7 +352,6 @@ fn name_of(op: u8) -> String {
         b'o' => "OBJ",
         b'B' => "BINBYTES",
         b'C' => "SHORT_BINBYTES",
-        0x81 => "NEWOBJ",
         0x82 => "EXT1",
         0x83 => "EXT2",
         0x84 => "EXT4",

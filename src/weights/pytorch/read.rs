@@ -21,7 +21,7 @@ impl Archive {
         let lost = || Refusal::whole(format!("no storage for tensor {:?}", info.name));
         let view = self.views.get(i).ok_or_else(lost)?;
         let record = self.records.get(view.storage).ok_or_else(lost)?;
-        let (size, elements) = (record.dtype.size(), info.elements());
+        let (size, elements) = (record.element.size(), info.elements());
         if elements == 0 {
             return Ok(Vec::new());
         }
@@ -62,7 +62,7 @@ impl Archive {
 fn crc_of(source: &Source, record: &Record) -> Result<u32, Refusal> {
     const PIECE: u64 = 1 << 20;
     let mut hasher = crc32fast::Hasher::new();
-    let (mut at, end) = (record.at, record.at + record.len * record.dtype.size() as u64);
+    let (mut at, end) = (record.at, record.at + record.len * record.element.size() as u64);
     let mut piece = vec![0; PIECE.min(end - at) as usize];
     while at < end {
         let n = PIECE.min(end - at);

@@ -1,23 +1,22 @@
 //! From a pickle's nodes to tensors: names, shapes, and views of storages.
 
-use super::graph::{Graph, Id, Node};
-use super::{Dtype, Info, Refusal};
+use super::choose::choose;
+use super::graph::{Element, Graph, Id, Node};
+use super::{Info, Refusal};
 use std::collections::HashMap;
 
 const MOST_AXES: usize = 8;
 const MOST_NAME: usize = 512;
 /// All tensors together may be this many times the file: tensors may share storages, but not without end.
 const MOST_SHARING: u64 = 2;
-/// Keys of a checkpoint that hold its weights.
-const WEIGHTS: [&str; 3] = ["model", "state_dict", "module"];
 
 const DAMAGED: &str = "the file is damaged or built to deceive";
-const SAVE_ALONE: &str = "save the state dict alone: torch.save(model.state_dict(), path)";
+pub(super) const SAVE_ALONE: &str = "save the state dict alone: torch.save(model.state_dict(), path)";
 
 /// A storage that tensors refer to.
 pub(super) struct Storage {
     pub key: String,
-    pub dtype: Dtype,
+    pub element: Element,
     /// Elements.
     pub len: u64,
 }
@@ -38,30 +37,24 @@ pub(super) struct Described {
     pub others: Vec<String>,
 }
 
-/// The tensors of the root's dictionary, or of its `model` or `state_dict`.
+/// The tensors of the dictionary that holds the weights (see `choose.rs`), and what else is in the file.
 pub(super) fn describe(graph: &Graph) -> Result<Described, Refusal> {
-    let Node::Dict(root) = graph.root() else {
-        return Err(Refusal::whole("an object that is no dictionary of tensors").fix(SAVE_ALONE));
-    };
-    let root = unique(graph, root)?;
-    let (mut others, mut entries) = (Vec::new(), Vec::new());
-    let inner = WEIGHTS.iter().find_map(|key| {
-        let (_, id) = root.iter().find(|(name, _)| name == key)?;
-        if let Node::Dict(dict) = graph.node(*id) { Some((*key, dict)) } else { None }
-    });
-    match inner {
-        Some((key, dict)) => {
-            others.extend(root.iter().filter(|(name, _)| *name != key).map(|(name, _)| (*name).to_string()));
-            entries.extend(unique(graph, dict)?);
-        }
-        None => entries = root,
-    }
+    let chosen = choose(graph)?;
+    let mut others = chosen.others;
+    let entries = unique(graph, chosen.dict)?;
     let (mut storages, by_key) = collect_storages(graph)?;
     storages.shrink_to_fit();
     let (mut tensors, mut views) = (Vec::with_capacity(entries.len()), Vec::with_capacity(entries.len()));
     for (name, id) in entries {
-        if !matches!(graph.node(id), Node::Tensor { .. }) {
-            others.push(name.to_string());
+        let element = match graph.node(id) {
+            Node::Tensor { storage, .. } => match graph.node(*storage) {
+                Node::Storage { element, .. } => *element,
+                _ => Element::Other(0),
+            },
+            _ => Element::Other(0),
+        };
+        if !matches!(element, Element::Of(_)) {
+            others.push(graph.describe(name, id));
             continue;
         }
         let (info, view) = tensor(graph, name, id, &by_key, &storages)
@@ -70,7 +63,7 @@ pub(super) fn describe(graph: &Graph) -> Result<Described, Refusal> {
         views.push(view);
     }
     if tensors.is_empty() {
-        return Err(Refusal::whole("a dictionary without a tensor").fix(SAVE_ALONE));
+        return Err(Refusal::whole("a dictionary without a tensor that is read here").fix(SAVE_ALONE));
     }
     Ok(Described { tensors, views, storages, others })
 }
@@ -98,16 +91,16 @@ fn unique<'g>(graph: &'g Graph, dict: &[(Id, Id)]) -> Result<Vec<(&'g str, Id)>,
 /// Every storage of the pickle, also of tensors that are not read; one key means one storage.
 fn collect_storages(graph: &Graph) -> Result<(Vec<Storage>, HashMap<String, usize>), Refusal> {
     let (mut storages, mut by_key) = (Vec::<Storage>::new(), HashMap::new());
-    for (dtype, key, len) in graph.storages() {
+    for (element, key, len) in graph.storages() {
         match by_key.get(key).and_then(|i: &usize| storages.get(*i)) {
             None => {
                 by_key.insert(key.to_string(), storages.len());
-                storages.push(Storage { key: key.to_string(), dtype, len });
+                storages.push(Storage { key: key.to_string(), element, len });
             }
-            Some(same) if (same.dtype, same.len) == (dtype, len) => {}
+            Some(same) if (same.element, same.len) == (element, len) => {}
             Some(other) => {
                 let got =
-                    format!("storage {key:?} as {len} of {dtype} and as {} of {}", other.len, other.dtype);
+                    format!("storage {key:?} as {len} of {element} and as {} of {}", other.len, other.element);
                 return Err(Refusal::whole(got).fix(DAMAGED));
             }
         }
@@ -128,6 +121,7 @@ fn tensor(
     let Node::Storage { key, .. } = graph.node(storage) else { return Err("has no storage".into()) };
     let index = graph.text(*key).and_then(|key| by_key.get(key)).copied();
     let (index, held) = index.and_then(|i| Some((i, storages.get(i)?))).ok_or("has no storage")?;
+    let Element::Of(dtype) = held.element else { return Err("is of a kind that is not read".into()) };
     let number = |id: Id| match graph.node(id) {
         Node::Int(n @ 0..) => Ok(*n as u64),
         _ => Err("with a size, stride or offset that is no number of 0 or more".to_string()),
@@ -144,7 +138,7 @@ fn tensor(
     }
     let elements = sizes.iter().try_fold(1u64, |n, s| n.checked_mul(*s));
     let bytes =
-        elements.and_then(|n| n.checked_mul(held.dtype.size() as u64)).filter(|n| *n <= isize::MAX as u64);
+        elements.and_then(|n| n.checked_mul(dtype.size() as u64)).filter(|n| *n <= isize::MAX as u64);
     let Some(_) = bytes else { return Err(format!("of shape {sizes:?}, which no memory holds")) };
     // offset + sum((size - 1) * stride) is the last element; a tensor without elements touches none
     let last = sizes
@@ -159,7 +153,7 @@ fn tensor(
         ));
     }
     let shape = sizes.iter().map(|s| *s as usize).collect();
-    Ok((Info { name: name.into(), dtype: held.dtype, shape }, View { storage: index, offset, strides }))
+    Ok((Info { name: name.into(), dtype, shape }, View { storage: index, offset, strides }))
 }
 
 /// Refuses tensors that repeat the file's bytes without end.

@@ -75,15 +75,15 @@ pub(super) fn open(source: &Source) -> Result<(Described, Vec<Record>), Refusal>
             Refusal::whole(format!("a storage {} that the archive does not hold", storage.key))
                 .fix(Refusal::FETCH_AGAIN)
         })?;
-        if storage.len.checked_mul(storage.dtype.size() as u64) != Some(entry.size) {
+        if storage.len.checked_mul(storage.element.size() as u64) != Some(entry.size) {
             let got = format!(
                 "storage {} of {} bytes, which the pickle calls {} elements of {}",
-                storage.key, entry.size, storage.len, storage.dtype
+                storage.key, entry.size, storage.len, storage.element
             );
             return Err(Refusal::at(entry.at, "the file", got).fix(Refusal::FETCH_AGAIN));
         }
         let checksum = Some(Checksum::new(entry.crc));
-        records.push(Record { at: entry.at, dtype: storage.dtype, len: storage.len, checksum });
+        records.push(Record { at: entry.at, element: storage.element, len: storage.len, checksum });
         parts.remove(name.as_str());
     }
     match parts.iter().find(|(part, _)| part.starts_with("data/")) {
