@@ -2,11 +2,11 @@
 //! names (say `cuda`). Against the CPU and the recorded cases, bit for bit again, and counted.
 
 #[cfg(feature = "host-kernels")]
-#[path = "gpu/counted.rs"]
-mod counted;
-#[cfg(feature = "host-kernels")]
 #[path = "gpu/arrays.rs"]
 mod arrays;
+#[cfg(feature = "host-kernels")]
+#[path = "gpu/counted.rs"]
+mod counted;
 #[path = "gpu/memory.rs"]
 mod memory;
 #[path = "gpu/plan.rs"]

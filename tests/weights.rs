@@ -12,12 +12,18 @@ mod hostile_pytorch;
 mod hostile_safetensors;
 #[path = "weights/meter.rs"]
 mod meter;
+#[path = "weights/objects.rs"]
+mod objects;
 #[path = "weights/read.rs"]
 mod read;
+#[path = "weights/shards.rs"]
+mod shards;
 #[path = "weights/shared.rs"]
 mod shared;
 #[path = "weights/start.rs"]
 mod start;
+#[path = "weights/wrapped.rs"]
+mod wrapped;
 
 #[global_allocator]
 static COUNTING: meter::Counting = meter::Counting;

@@ -8,13 +8,22 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// A matrix of f16 in memory, as bytes.
+struct Halves(Vec<u16>);
+
+impl AsRef<[u8]> for Halves {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
 /// What a model asks of files.
 pub fn wants(specs: &[Spec]) -> Vec<Want> {
     specs.iter().map(|s| Want { name: s.name.clone(), shape: s.shape.clone() }).collect()
 }
 
 /// The numbers of a plan made from [`wants`] of the same specifications; what is in no file starts from the seed. Frozen
-/// matrices that a safetensors file has in f16 stay there, mapped; all else becomes `dtype`.
+/// matrices that a file has in f16 stay f16; all else becomes `dtype`.
 pub fn params(specs: Vec<Spec>, plan: &Plan, dtype: DType, seed: u64) -> Result<Params> {
     let mut index = 0;
     Params::of_values(specs, |spec| {
@@ -23,8 +32,10 @@ pub fn params(specs: Vec<Spec>, plan: &Plan, dtype: DType, seed: u64) -> Result<
         if plan.wants().get(i).is_none_or(|want| want.name != spec.name) {
             return Err(Error::argument("start", &spec.name, "a plan of this model", "one of another"));
         }
-        if let (false, &[rows, columns], Some(mapped)) = (spec.trained, &spec.shape[..], plan.map_half(i)) {
-            return Ok(Value::Half(HalfMatrix::new(Arc::new(mapped), rows, columns)?));
+        if let (false, &[rows, columns]) = (spec.trained, &spec.shape[..])
+            && let Some(halves) = plan.half(i)?
+        {
+            return Ok(Value::Half(HalfMatrix::new(Arc::new(Halves(halves)), rows, columns)?));
         }
         let values = plan.f32(i, |range| initial(spec, i, seed, range))?;
         Ok(Value::Tensor(match dtype {

@@ -150,7 +150,8 @@ fn shard(name: &str) -> Option<(&str, usize, usize, &str)> {
     let (begin, number) = head.rsplit_once('-')?;
     let end = [".safetensors", ".bin", ".pth", ".pt"].into_iter().find(|end| tail.ends_with(end))?;
     let total = tail.strip_suffix(end)?;
-    let digits = |n: &str| (n.len() == 5 && n.bytes().all(|b| b.is_ascii_digit())).then(|| n.parse().ok()).flatten();
+    let digits =
+        |n: &str| (n.len() == 5 && n.bytes().all(|b| b.is_ascii_digit())).then(|| n.parse().ok()).flatten();
     let (number, total) = (digits(number)?, digits(total)?);
     (1..=total).contains(&number).then_some((begin, number, total, end))
 }

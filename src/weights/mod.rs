@@ -7,7 +7,7 @@
 //! | [`Weights`] | an open file of any kind: what is in it, and the bytes of one tensor when asked |
 //! | `pytorch/` | the restricted reader of PyTorch files: no code is run, no name outside a closed list |
 //! | `safetensors.rs` | the guard before safetensors: limits, duplicates, holes, overlaps |
-//! | `source.rs` `mapped.rs` | bytes by offset from one open descriptor; bytes mapped into memory |
+//! | `source.rs` | bytes by offset from one open descriptor. No file is mapped: one that is cut or written over while it is in use is an error, or does not matter any more |
 //! | `set.rs` `folder.rs` | the files of a folder as one: shards, and the index that names them |
 //! | [`names`] `wrappers.rs` | LAVIS, Hugging Face BERT, EVA and Hugging Face BLIP-2 names onto each other, whatever wrapped them |
 //! | [`start`] `report.rs` | where training starts: EVA, BERT and earlier checkpoints put together |
@@ -19,7 +19,6 @@
 mod dtype;
 mod folder;
 pub mod interpolate;
-mod mapped;
 pub mod names;
 mod pytorch;
 mod report;
@@ -32,7 +31,6 @@ mod wrappers;
 pub mod write;
 
 pub use dtype::{Dtype, to_f32};
-pub use mapped::Mapped;
 pub use report::Report;
 pub use set::{Set, VIT_FILE};
 pub use wrappers::wrappers;
@@ -169,10 +167,10 @@ impl Weights {
         }
     }
 
-    /// What a PyTorch checkpoint holds beside its weights: `optimizer`, `config`, `epoch`, ...
+    /// What a file holds beside the tensors that are read: `optimizer`, `config`, `epoch`, ...; tensors of other numbers.
     pub fn others(&self) -> &[String] {
         match &self.content {
-            Content::Safetensors(_) => &[],
+            Content::Safetensors(header) => &header.others,
             Content::Pytorch(archive) => &archive.others,
         }
     }
@@ -205,22 +203,32 @@ impl Weights {
         to_f32(info.dtype, &bytes).ok_or_else(|| wrong(format!("{} in {name}", info.dtype)))
     }
 
-    /// A tensor of a safetensors file where it lies, mapped into memory: no byte is read before it is used.
-    pub fn map(&self, name: &str) -> Result<Mapped> {
+    /// The bits of a tensor of f16.
+    pub fn halves(&self, name: &str) -> Result<Vec<u16>> {
         let (i, info) = self.find(name)?;
+        if info.dtype != Dtype::F16 {
+            let got = format!("{} in {name}", info.dtype);
+            return Err(Error::file(source::OP, self.path(), "f16", got));
+        }
         let Content::Safetensors(header) = &self.content else {
-            let e = Error::file(source::OP, self.path(), "a safetensors file to map", self.format().name());
-            return Err(e.fix("convert it first: qformer convert"));
+            return Ok(bytemuck::pod_collect_to_vec(&self.bytes(name)?));
         };
-        header.map(&self.source, i, info)
+        let mut bits = vec![0; info.elements()];
+        let read = header.read_into(&self.source, i, info, bytemuck::cast_slice_mut(&mut bits));
+        read.map(|()| bits).map_err(|refusal| refusal.of(self.path()))
     }
 
     /// blake3 of a tensor's bytes.
     pub fn hash(&self, name: &str) -> Result<blake3::Hash> {
-        if let Ok(mapped) = self.map(name) {
-            return Ok(blake3::hash(&mapped));
-        }
-        Ok(blake3::hash(&self.bytes(name)?))
+        let (i, info) = self.find(name)?;
+        let Content::Safetensors(header) = &self.content else {
+            return Ok(blake3::hash(&self.bytes(name)?));
+        };
+        let mut hash = blake3::Hasher::new();
+        let read = header.each_piece(&self.source, i, info, |piece| {
+            hash.update(piece);
+        });
+        read.map(|()| hash.finalize()).map_err(|refusal| refusal.of(self.path()))
     }
 }
 

@@ -6,26 +6,39 @@
 //! tensor is read.
 
 use super::source::Source;
-use super::{Dtype, Info, Mapped, Refusal, mapped};
-use crate::{Error, Result};
-use memmap2::Mmap;
+use super::{Dtype, Info, Refusal};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 
 pub(super) const MOST_HEADER: u64 = 16 << 20;
 pub(super) const MOST_TENSORS: usize = 65_536;
 pub(super) const MOST_NAME: usize = 512;
 const MOST_AXES: usize = 8;
 const MOST_METADATA: usize = 1024;
+/// Numbers of the format that are not read here, and their bits.
+const OTHERS: [(&str, u64); 12] = [
+    ("F4", 4),
+    ("F6_E2M3", 6),
+    ("F6_E3M2", 6),
+    ("F8_E5M2", 8),
+    ("F8_E4M3", 8),
+    ("F8_E8M0", 8),
+    ("F8_E4M3FNUZ", 8),
+    ("F8_E5M2FNUZ", 8),
+    ("U16", 16),
+    ("U32", 32),
+    ("U64", 64),
+    ("C64", 64),
+];
 const DAMAGED: &str = "the file is damaged or built to deceive";
 
 pub(super) struct Header {
     pub metadata: BTreeMap<String, String>,
+    /// Tensors of numbers that are not read here.
+    pub others: Vec<String>,
     /// Where each tensor's bytes begin in the file, in the order of the infos.
     starts: Vec<u64>,
-    map: OnceLock<Arc<Mmap>>,
 }
 
 /// The tensors in the order of their bytes, and where they lie.
@@ -51,11 +64,11 @@ pub(super) fn read_header(source: &Source) -> Result<(Vec<Info>, Header), Refusa
     for t in &tensors {
         if t.begin != at {
             let what = if t.begin < at { "overlaps the one before it" } else { "leaves a hole before it" };
-            let got = format!("tensor {:?} {what}: it begins at {} instead of {at}", t.info.name, t.begin);
+            let got = format!("tensor {:?} {what}: it begins at {} instead of {at}", t.name, t.begin);
             return Err(Refusal::at(data + t.begin, "the file", got).fix(DAMAGED));
         }
         if t.end > held {
-            let got = format!("tensor {:?} ends at {} of {held} bytes of data", t.info.name, t.end);
+            let got = format!("tensor {:?} ends at {} of {held} bytes of data", t.name, t.end);
             return Err(Refusal::at(source.length(), "the file", got).fix(Refusal::FETCH_AGAIN));
         }
         at = t.end;
@@ -64,9 +77,17 @@ pub(super) fn read_header(source: &Source) -> Result<(Vec<Info>, Header), Refusa
         let got = format!("{} bytes behind the last tensor", held - at);
         return Err(Refusal::at(data + at, "the file", got).fix(DAMAGED));
     }
-    let starts = tensors.iter().map(|t| data + t.begin).collect();
-    let infos = tensors.into_iter().map(|t| t.info).collect();
-    Ok((infos, Header { metadata, starts, map: OnceLock::new() }))
+    let (mut infos, mut starts, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    for Entry { name, kind, shape, begin, .. } in tensors {
+        match kind {
+            Ok(dtype) => {
+                infos.push(Info { name, dtype, shape });
+                starts.push(data + begin);
+            }
+            Err(kind) => others.push(format!("{name} (a tensor of {kind})")),
+        }
+    }
+    Ok((infos, Header { metadata, others, starts }))
 }
 
 /// Where in the header serde_json stopped, from the line and column it gives.
@@ -90,20 +111,31 @@ impl Header {
         source.read_at(self.start(i, info)?, to)
     }
 
-    pub fn map(&self, source: &Source, i: usize, info: &Info) -> Result<Mapped> {
-        let start = self.start(i, info).map_err(|r| r.of(source.path()))? as usize;
-        if self.map.get().is_none() {
-            let _ = self.map.set(mapped::map(source)?); // another thread may have been first: its map is as good
+    /// Hands the tensor's bytes to `take`, piece by piece.
+    pub fn each_piece(
+        &self,
+        source: &Source,
+        i: usize,
+        info: &Info,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<(), Refusal> {
+        const PIECE: usize = 1 << 20;
+        let (start, bytes) = (self.start(i, info)?, info.bytes());
+        let mut piece = vec![0; PIECE.min(bytes)];
+        for at in (0..bytes).step_by(PIECE) {
+            let part = piece.get_mut(..PIECE.min(bytes - at)).unwrap_or_default();
+            source.read_at(start + at as u64, part)?;
+            take(part);
         }
-        let lost =
-            || Error::file(super::source::OP, source.path(), "the bytes of a tensor", "a shorter file");
-        let map = self.map.get().cloned().ok_or_else(lost)?;
-        Mapped::new(map, start..start + info.bytes()).ok_or_else(lost)
+        Ok(())
     }
 }
 
 struct Entry {
-    info: Info,
+    name: String,
+    /// A dtype, or the name of one that is not read here.
+    kind: Result<Dtype, &'static str>,
+    shape: Vec<usize>,
     begin: u64,
     end: u64,
 }
@@ -205,17 +237,25 @@ struct Raw {
 
 impl Raw {
     fn checked(self, name: &str) -> Result<Entry, String> {
-        let dtype = Dtype::named(&self.dtype.0).ok_or_else(|| format!("of dtype {:?}", self.dtype.0))?;
+        let name = name.to_string();
+        let other = || OTHERS.into_iter().find(|(other, _)| *other == self.dtype.0);
+        let (kind, bits) = match (Dtype::named(&self.dtype.0), other()) {
+            (Some(dtype), _) => (Ok(dtype), 8 * dtype.size() as u64),
+            (None, Some((other, bits))) => (Err(other), bits),
+            (None, None) => return Err(format!("of dtype {:?}", self.dtype.0)),
+        };
         let shape: Vec<usize> = self.shape.0.iter().map(|n| *n as usize).collect();
-        let bytes = self.shape.0.iter().try_fold(dtype.size() as u64, |n, s| n.checked_mul(*s));
+        let bits = self.shape.0.iter().try_fold(bits, |n, s| n.checked_mul(*s));
+        let bytes = bits.map(|n| n.div_ceil(8));
         let bytes = bytes.ok_or_else(|| format!("of shape {shape:?}, which no memory holds"))?;
         let &[begin, end] = &self.data_offsets.0[..] else {
             return Err("without a begin and an end".into());
         };
         if begin.checked_add(bytes) != Some(end) {
+            let dtype = &self.dtype.0;
             return Err(format!("of {bytes} bytes ({dtype} {shape:?}) at {begin} to {end}"));
         }
-        Ok(Entry { info: Info { name: name.into(), dtype, shape }, begin, end })
+        Ok(Entry { name, kind, shape, begin, end })
     }
 }
 

@@ -5,12 +5,16 @@
 
 use super::Refusal;
 use crate::{Error, Result};
+use rayon::prelude::*;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(super) const OP: &str = "read weights";
+
+/// What one thread reads at a time.
+const PIECE: usize = 4 << 20;
 
 pub struct Source {
     path: PathBuf,
@@ -56,8 +60,10 @@ impl Source {
             return Err(Refusal::at(at, "the file", got).fix(Refusal::FETCH_AGAIN));
         }
         match &self.from {
-            From::File(file) => file
-                .read_exact_at(to, at)
+            From::File(file) => to
+                .par_chunks_mut(PIECE)
+                .enumerate()
+                .try_for_each(|(i, piece)| file.read_exact_at(piece, at + (i * PIECE) as u64))
                 .map_err(|e| Refusal::at(at, "the file", e).fix("check the disk, or copy the file again")),
             From::Memory(bytes) => {
                 let start = at as usize; // below the length of a slice
@@ -84,13 +90,5 @@ impl Source {
         }
         self.read_at(at, &mut bytes)?;
         Ok(bytes)
-    }
-
-    /// The open file, unless the bytes are in memory.
-    pub(super) fn file(&self) -> Option<&File> {
-        match &self.from {
-            From::File(file) => Some(file),
-            From::Memory(_) => None,
-        }
     }
 }

@@ -15,7 +15,7 @@
 
 use super::names::{self, Meaning, Naming};
 use super::wrappers::wrappers;
-use super::{Dtype, Mapped, Report, Set, interpolate};
+use super::{Dtype, Report, Set, interpolate};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -166,16 +166,12 @@ impl Plan {
         })
     }
 
-    /// Parameter `i` where it lies, if that is a matrix of f16 in a safetensors file.
-    pub fn map_half(&self, i: usize) -> Option<Mapped> {
-        let Origin::Whole(place) = self.origins.get(i)? else { return None };
-        let set = self.sets.get(place.set)?;
-        let info = set.get(&place.name)?;
-        if info.dtype != Dtype::F16 || info.shape.len() != 2 {
-            return None;
-        }
-        let mapped = set.holder(&place.name).ok()?.map(&place.name).ok()?;
-        (mapped.as_ptr() as usize).is_multiple_of(2).then_some(mapped)
+    /// Parameter `i` as it is, if that is a matrix of f16.
+    pub fn half(&self, i: usize) -> Result<Option<Vec<u16>>> {
+        let Some(Origin::Whole(place)) = self.origins.get(i) else { return Ok(None) };
+        let Some(set) = self.sets.get(place.set) else { return Ok(None) };
+        let is_half = set.get(&place.name).is_some_and(|t| t.dtype == Dtype::F16 && t.shape.len() == 2);
+        if is_half { set.holder(&place.name)?.halves(&place.name).map(Some) } else { Ok(None) }
     }
 
     /// blake3 of the image encoder: over the names, shapes and numbers of its parameters, so that it is the same for an

@@ -15,7 +15,8 @@ use std::borrow::Cow;
 const ANYWHERE: [&str; 5] =
     ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"];
 /// Attributes that hold a whole model, only in front.
-const IN_FRONT: [&str; 8] = ["model", "net", "network", "blip2", "blip", "base_model", "student", "state_dict"];
+const IN_FRONT: [&str; 8] =
+    ["model", "net", "network", "blip2", "blip", "base_model", "student", "state_dict"];
 
 /// The name without its wrappers.
 pub fn unwrapped(name: &str) -> Cow<'_, str> {
@@ -51,16 +52,35 @@ mod tests {
     #[test]
     fn wrappers_are_taken_off_wherever_they_are() {
         for (name, expected, taken) in [
-            ("Qformer.bert.encoder.layer.0.output.dense.weight", "Qformer.bert.encoder.layer.0.output.dense.weight", ""),
+            (
+                "Qformer.bert.encoder.layer.0.output.dense.weight",
+                "Qformer.bert.encoder.layer.0.output.dense.weight",
+                "",
+            ),
             ("module.query_tokens", "query_tokens", "module"),
             ("_orig_mod.module.model.temp", "temp", "_orig_mod.module.model"),
             ("model._orig_mod.model.temp", "temp", "model._orig_mod.model"),
-            ("Qformer._orig_mod.bert.embeddings.LayerNorm.weight", "Qformer.bert.embeddings.LayerNorm.weight", "_orig_mod"),
-            ("Qformer.module.bert._orig_mod.encoder.layer.1._checkpoint_wrapped_module.x", "Qformer.bert.encoder.layer.1.x",
-                "module._orig_mod._checkpoint_wrapped_module"),
-            ("module.visual_encoder._fsdp_wrapped_module.cls_token", "visual_encoder.cls_token", "module._fsdp_wrapped_module"),
+            (
+                "Qformer._orig_mod.bert.embeddings.LayerNorm.weight",
+                "Qformer.bert.embeddings.LayerNorm.weight",
+                "_orig_mod",
+            ),
+            (
+                "Qformer.module.bert._orig_mod.encoder.layer.1._checkpoint_wrapped_module.x",
+                "Qformer.bert.encoder.layer.1.x",
+                "module._orig_mod._checkpoint_wrapped_module",
+            ),
+            (
+                "module.visual_encoder._fsdp_wrapped_module.cls_token",
+                "visual_encoder.cls_token",
+                "module._fsdp_wrapped_module",
+            ),
             // a language model's own parts stay
-            ("language_model.model.decoder.layers.0.fc1.weight", "language_model.model.decoder.layers.0.fc1.weight", ""),
+            (
+                "language_model.model.decoder.layers.0.fc1.weight",
+                "language_model.model.decoder.layers.0.fc1.weight",
+                "",
+            ),
             ("opt_model.model.decoder.x", "opt_model.model.decoder.x", ""),
             ("model", "model", ""),
             ("module.", "module.", ""),

@@ -61,7 +61,7 @@ fn headers() -> Vec<(&'static str, String, usize)> {
             r#"{"w":{"dtype":"U8","dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#.into(),
             0,
         ),
-        ("of dtype \"F8_E5M2\"", one(r#""F8_E5M2""#, "[4]", "[0,4]"), 4),
+        ("of 4 bytes (F8_E5M2 [4]) at 0 to 3", one(r#""F8_E5M2""#, "[4]", "[0,3]"), 4),
         ("of dtype \"f32\"", one(r#""f32""#, "[1]", "[0,4]"), 4),
         ("of dtype \"\"", one(r#""""#, "[1]", "[0,4]"), 4),
         ("too many letters", one(&format!("\"{}\"", "F".repeat(4096)), "[1]", "[0,4]"), 4),

@@ -5,15 +5,24 @@
 //! the root, if its names are a model's; the only one; one under a usual key, a model's names first; the only one that is no
 //! average. Anything else is an error that says which there are: two models are never chosen between.
 
+use super::Refusal;
 use super::graph::{Graph, Id, Node};
 use super::rebuild::SAVE_ALONE;
-use super::Refusal;
 use crate::weights::names::Naming;
 use std::collections::HashSet;
 
 /// Keys under which weights are saved, the most usual first.
 const USUAL: [&str; 10] = [
-    "model", "state_dict", "module", "model_state_dict", "model_state", "net", "network", "params", "weights", "parameters",
+    "model",
+    "state_dict",
+    "module",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "network",
+    "params",
+    "weights",
+    "parameters",
 ];
 /// What is in the keys of averages of a model's weights.
 const AVERAGES: [&str; 5] = ["ema", "swa", "average", "teacher", "momentum"];
@@ -57,6 +66,12 @@ pub(super) fn choose<'g>(graph: &'g Graph) -> Result<Chosen<'g>, Refusal> {
         return Err(Refusal::whole(format!("{what} that is no dictionary of tensors")).fix(SAVE_ALONE));
     };
     let found = candidates(graph, root);
+    let nameless = |(key, value): &(Id, Id)| {
+        graph.text(*key).is_none() && matches!(graph.node(*value), Node::Tensor { .. })
+    };
+    if found.is_empty() && root.iter().any(nameless) {
+        return Err(Refusal::whole("a dictionary whose keys are not names").fix(SAVE_ALONE));
+    }
     let chosen = pick(&found)?;
     let way = chosen.path.first().copied();
     let beside = |(key, value): &(Id, Id)| {

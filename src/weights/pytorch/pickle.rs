@@ -70,7 +70,12 @@ impl<'a> Machine<'a> {
         match op {
             0x80 => match self.number(1)? {
                 2 => {}
-                n => return bad(format!("pickle protocol {n} (only 2, torch.save's own, is read)"), NOT_PYTORCH),
+                n => {
+                    return bad(
+                        format!("pickle protocol {n} (only 2, torch.save's own, is read)"),
+                        NOT_PYTORCH,
+                    );
+                }
             },
             b'N' => self.push(Node::None, 0)?,
             0x88 => self.push(Node::Bool(true), 0)?,
@@ -229,7 +234,11 @@ impl<'a> Machine<'a> {
             Some(low) => {
                 low.copy_from_slice(bytes);
                 let [a, b, c, d, e, f, g, h, ..] = wide;
-                if len > 8 { Node::Wide(wide) } else { Node::Int(i64::from_le_bytes([a, b, c, d, e, f, g, h])) }
+                if len > 8 {
+                    Node::Wide(wide)
+                } else {
+                    Node::Int(i64::from_le_bytes([a, b, c, d, e, f, g, h]))
+                }
             }
         };
         self.push(node, 0)

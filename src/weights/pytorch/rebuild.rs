@@ -99,8 +99,10 @@ fn collect_storages(graph: &Graph) -> Result<(Vec<Storage>, HashMap<String, usiz
             }
             Some(same) if (same.element, same.len) == (element, len) => {}
             Some(other) => {
-                let got =
-                    format!("storage {key:?} as {len} of {element} and as {} of {}", other.len, other.element);
+                let got = format!(
+                    "storage {key:?} as {len} of {element} and as {} of {}",
+                    other.len, other.element
+                );
                 return Err(Refusal::whole(got).fix(DAMAGED));
             }
         }
@@ -137,8 +139,7 @@ fn tensor(
         return Err(format!("with {} sizes and {} strides", sizes.len(), strides.len()));
     }
     let elements = sizes.iter().try_fold(1u64, |n, s| n.checked_mul(*s));
-    let bytes =
-        elements.and_then(|n| n.checked_mul(dtype.size() as u64)).filter(|n| *n <= isize::MAX as u64);
+    let bytes = elements.and_then(|n| n.checked_mul(dtype.size() as u64)).filter(|n| *n <= isize::MAX as u64);
     let Some(_) = bytes else { return Err(format!("of shape {sizes:?}, which no memory holds")) };
     // offset + sum((size - 1) * stride) is the last element; a tensor without elements touches none
     let last = sizes
