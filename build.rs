@@ -7,17 +7,21 @@
 //!
 //! Without these features nothing is needed and nothing is done.
 
+#[path = "build/nvcc.rs"]
+mod nvcc;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
 /// The architectures with their own machine code; PTX of the first one serves any other.
-const ARCHITECTURES: [&str; 3] = ["80", "89", "90a"];
+const ARCHITECTURES: [&str; 5] = ["80", "89", "90a", "100", "120"];
 
 type Outcome<T> = Result<T, String>;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=kernels");
     if let Err(message) = build() {
         for line in message.lines() {
@@ -99,31 +103,30 @@ fn build_host() -> Outcome<()> {
 
 // ---- CUDA --------------------------------------------------------------------------------------------------
 
-const HOW_TO_GET_NVCC: &str = "feature cuda needs nvcc 13.0. Looked in NVCC, CUDA_HOME/bin, PATH, and the Python environment \
-     (VIRTUAL_ENV, or that of python3). To get it: install the CUDA toolkit, or in a Python environment run \
-     `pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' \
-     'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*'` and build with VIRTUAL_ENV set to it";
-
-fn find_nvcc() -> Outcome<PathBuf> {
-    for name in ["NVCC", "CUDA_HOME", "VIRTUAL_ENV", "PATH"] {
-        println!("cargo::rerun-if-env-changed={name}");
-    }
-    if let Some(nvcc) = env::var_os("NVCC") {
-        let nvcc = PathBuf::from(nvcc);
-        return if nvcc.is_file() { Ok(nvcc) } else { Err(format!("NVCC={} is no file", nvcc.display())) };
-    }
-    let mut places = Vec::new();
-    places.extend(env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin")));
-    places.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
-    places.extend(env::var_os("VIRTUAL_ENV").into_iter().flat_map(|v| wheels_below(&PathBuf::from(v))));
-    places.extend(python_site_packages().into_iter().map(|s| s.join("nvidia/cu13/bin")));
-    places.into_iter().map(|p| p.join("nvcc")).find(|p| p.is_file()).ok_or_else(|| HOW_TO_GET_NVCC.into())
+/// nvcc, its version in words and in numbers.
+struct Compiler {
+    path: PathBuf,
+    words: String,
+    version: (u32, u32),
 }
 
-/// `lib/python3.*/site-packages/nvidia/cu13/bin` of a Python environment.
-fn wheels_below(environment: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(environment.join("lib")) else { return Vec::new() };
-    entries.flatten().map(|e| e.path().join("site-packages/nvidia/cu13/bin")).collect()
+fn find_nvcc() -> Outcome<Compiler> {
+    for name in nvcc::VARIABLES {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    let variables = nvcc::VARIABLES.into_iter().filter_map(|name| Some((name, env::var_os(name)?)));
+    let machine = nvcc::Machine {
+        variables: variables.collect(),
+        root: PathBuf::from("/"),
+        site_packages: python_site_packages(),
+    };
+    let path = machine.find()?;
+    let words = version_of(&path)?;
+    let version = nvcc::version(&words);
+    if let Some(warning) = nvcc::check(&path, version)? {
+        println!("cargo::warning={warning}");
+    }
+    Ok(Compiler { path, words, version: version.unwrap_or_default() })
 }
 
 fn python_site_packages() -> Vec<PathBuf> {
@@ -168,7 +171,11 @@ impl Job {
         let text =
             format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
         let what = format!("{} for sm_{a}", self.source.display());
-        if done.status.success() { Ok(text) } else { Err(format!("nvcc could not compile {what}:\n{text}")) }
+        if done.status.success() {
+            return Ok(text);
+        }
+        let hint = nvcc::hint(&text).map(|h| format!("\n{h}")).unwrap_or_default();
+        Err(format!("nvcc could not compile {what}:\n{text}{hint}"))
     }
 }
 
@@ -181,7 +188,9 @@ fn version_of(nvcc: &Path) -> Outcome<String> {
 }
 
 fn build_cuda(out: &Path) -> Outcome<()> {
-    let nvcc = find_nvcc()?;
+    let compiler = find_nvcc()?;
+    let (major, minor) = compiler.version;
+    println!("cargo::rustc-env=QFORMER_CUDA_VERSION={}", major * 1000 + minor * 10);
     let mut jobs = Vec::new();
     for source in sources("kernels", "cu")? {
         for architecture in ARCHITECTURES {
@@ -189,7 +198,7 @@ fn build_cuda(out: &Path) -> Outcome<()> {
         }
         jobs.push(Job { source, architecture: ARCHITECTURES[0], kind: "ptx" });
     }
-    let printed = run_all(&jobs, &nvcc, out)?;
+    let printed = run_all(&jobs, &compiler.path, out)?;
     let mut table = Vec::new();
     for (job, text) in jobs.iter().zip(&printed) {
         if job.kind == "cubin" {
@@ -197,7 +206,7 @@ fn build_cuda(out: &Path) -> Outcome<()> {
         }
     }
     table.sort();
-    table.insert(0, version_of(&nvcc)?);
+    table.insert(0, compiler.words);
     let path = out.join("resources.txt");
     fs::write(&path, table.join("\n") + "\n").map_err(|e| format!("cannot write {}: {e}", path.display()))?;
     println!("cargo::rustc-env=QFORMER_KERNEL_RESOURCES={}", path.display());

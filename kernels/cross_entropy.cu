@@ -1,18 +1,19 @@
 // cross_entropy.cu: softmax cross-entropy of each row, and its gradient in place of the logits.
-// math      norm = log sum_V e^x
-//           class t, smoothing s:  loss = (1-s) (norm - x[t]) + s (norm - mean_V x);   target = (1-s) onehot(t) + s/V
-//           soft targets:  loss = sum_V target (norm - x)
-//           x becomes  upstream * by * (softmax(x) sum(target) - target),   0 behind column V
+// math      logp = (x - top) - log sum_V e^(x - top),   top = max_V x
+//           class t, smoothing s:  loss = -(1-s) logp[t] - s mean_V logp;   target = (1-s) onehot(t) + s/V
+//           soft targets:  loss = -sum_V target logp
+//           x becomes  upstream * by * (e^logp sum(target) - target),   0 behind column V
 // shapes    x [R,V] T, rows of `pitch` elements   classes [R] i32, negative: ignored   soft [R,V] f32, instead of classes   loss [R] f32
 //           right [R] i32: 1 where the first largest logit is the class; or null   upstream [1] f32; or null for 1
 // launch    grid R, block 32 .. 1024 (512 for a vocabulary), whole warps, dynamic shared 0
 // requires  V >= 1, pitch from V to V + 31, no divisibility or alignment: every row finds its own.  gradient 0: x stays as it is
-// numerics  in f32, sums in a fixed order; NaN and +inf propagate. Ignored rows: loss 0, gradient 0, right 0
+// numerics  in f32, sums in a fixed order. mean_V logp is summed about the row's first logit: nothing is added to a large top,
+//           so logits near 1e4 lose nothing. NaN and +inf propagate. Ignored rows: loss 0, gradient 0, right 0
 // aliasing  nothing overlaps
 #include "dev.cuh"
 
 namespace {
-// What a pass over a row finds: the largest element and its first place, sum e^(x - largest), sum x.
+// What a pass over a row finds: the largest element and its first place, sum e^(x - largest), sum (x - pivot).
 struct Found {
     float top, sum, all;
     int place;
@@ -47,7 +48,7 @@ template <class T, class F> DEV void each8_of(const T *row, int n, F f) {
     }
 }
 
-template <class T> DEV Found search(const T *row, int V) {
+template <class T> DEV Found search(const T *row, int V, float pivot) {
     Found f{-dev::infinity(), 0.f, 0.f, V};
     each8_of(row, V, [&](int first, int count, const float (&v)[8]) {
         float top = f.top;
@@ -55,7 +56,7 @@ template <class T> DEV Found search(const T *row, int V) {
         for (int i = 0; i < 8; i++) {
             if (i >= count) continue;
             if (v[i] > top) top = v[i], f.place = first + i;
-            f.all += v[i];
+            f.all += v[i] - pivot;
         }
         const float base = top == -dev::infinity() ? 0.f : top;
         f.sum *= expf(f.top - base);
@@ -91,15 +92,17 @@ DEV void cross_entropy(T *x, const int *classes, const float *soft, float *loss,
         return;
     }
     const float own = classes ? dev::load(row + target) : 0.f;  // before it is overwritten: barriers lie between
-    const Found f = together(search(row, V), shared_s);
-    const float norm = f.top + logf(f.sum), scale = by * (upstream ? *upstream : 1.f);
-    float total = 1.f, row_loss = (1.f - smoothing) * (norm - own) + (smoothing > 0.f ? smoothing * (norm - f.all / float(V)) : 0.f);
+    const float first_logit = dev::load(row), pivot = first_logit == -dev::infinity() ? 0.f : first_logit;
+    const Found f = together(search(row, V, pivot), shared_s);
+    const float top = f.top, log_sum = logf(f.sum), scale = by * (upstream ? *upstream : 1.f);
+    float total = 1.f, row_loss = (1.f - smoothing) * (log_sum - (own - top));
+    if (smoothing > 0.f) row_loss += smoothing * (log_sum - (f.all / float(V) + (pivot - top)));
     const float *soft_row = soft + (soft ? r * size_t(V) : 0);
     if (soft) {
         float sum = 0.f, part = 0.f;
         for (int i = int(threadIdx.x); i < V; i += int(blockDim.x)) {
             sum += soft_row[i];
-            part += soft_row[i] * (norm - dev::load(row + i));
+            part += soft_row[i] * (log_sum - (dev::load(row + i) - top));
         }
         total = dev::block_sum(sum, shared_s);
         row_loss = dev::block_sum(part, shared_s);
@@ -117,7 +120,7 @@ DEV void cross_entropy(T *x, const int *classes, const float *soft, float *loss,
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float goal = soft ? t[i] : even + (first + i == target ? 1.f - smoothing : 0.f);
-            v[i] = scale * (expf(v[i] - norm) * total - goal);
+            v[i] = scale * (expf((v[i] - top) - log_sum) * total - goal);
         }
         dev::store8(row + first, count, v);
     });

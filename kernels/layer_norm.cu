@@ -8,7 +8,8 @@
 //           multiprocessor. dynamic shared 8 * 768 * S * (bytes of a T and of an R), S = 3 if both are of 16 bits, else 2
 // requires  N >= 1, 1 <= C <= 2048; no divisibility or alignment (tail inside).  Null means absent: x, bias, residual, z,
 //           dsum, dx, dwb.   counters are 0 before and after
-// numerics  sums in f32, two-pass variance, statistics of z as it is stored. dw and db are summed by warps, blocks, 17 blocks
+// numerics  sums in f32, two-pass variance, statistics of z as it is stored. The second pass also finds what the rough mean is off
+//           and moves it there: a constant row has a mean that is exact and a variance of 0, which eps alone would blow up. dw and db are summed by warps, blocks, 17 blocks
 //           and then all, each in a fixed order (the last block of them adds up) => deterministic
 // aliasing  z may be residual, dz may be dsum; nothing else overlaps
 #include "dev.cuh"
@@ -127,7 +128,8 @@ DEV void forward(const T *x, const float *bias, const R *residual, const float *
                  float *rstd, int N, int C, float eps, const Dropout &dropout) {
     constexpr int U = 16 / int(sizeof(R)), UNITS = COLUMNS / 32 / U;
     DEV_DYNAMIC_SHARED(shared);
-    DEV_SHARED(float, sums_s, [2][1][WARPS]);
+    DEV_SHARED(float, sum_s, [1][WARPS]);
+    DEV_SHARED(float, off_s, [2][WARPS]);
     const Part part(C);
     dev::Carve carve{shared, 0};
     unsigned char *ring_s = dev::take<unsigned char>(carve, SHARED<T, R>) + part.warp * (SHARED<T, R> / WARPS);
@@ -168,22 +170,29 @@ DEV void forward(const T *x, const float *bias, const R *residual, const float *
 #pragma unroll
             for (int i = 0; i < U; i++) sum[0] += v[j][i];
         }
-        part.total(sum, sums_s[0]);
-        const float mu = sum[0] / float(C);
-        float squares[1] = {};
+        part.total(sum, sum_s);
+        const float rough = sum[0] / float(C);
+        float off[2] = {};  // of z - rough and its square
 #pragma unroll
         for (int j = 0; j < UNITS; j++) {
             const int count = part.columns - (j * 32 + lane) * U;
             if (count < U) {  // beyond the columns: no distance
 #pragma unroll
                 for (int i = 0; i < U; i++)
-                    if (i >= count) v[j][i] = mu;
+                    if (i >= count) v[j][i] = rough;
             }
 #pragma unroll
-            for (int i = 0; i < U; i++) squares[0] += (v[j][i] - mu) * (v[j][i] - mu);
+            for (int i = 0; i < U; i++) {
+                const float d = v[j][i] - rough;
+                off[0] += d;
+                off[1] += d * d;
+            }
         }
-        part.total(squares, sums_s[1]);
-        const float rs = 1.f / sqrtf(squares[0] / float(C) + eps);
+        part.total(off, off_s);
+        const float moved = off[0] / float(C), mu = rough + moved;
+        // max would take a NaN for 0
+        const float var = off[1] / float(C) - moved * moved;
+        const float rs = 1.f / sqrtf((var < 0.f ? 0.f : var) + eps);
         if (!inside) return;
 #pragma unroll
         for (int j = 0; j < UNITS; j++) {

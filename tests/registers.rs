@@ -51,7 +51,7 @@ fn host_and_gpu_have_the_same_kernels() {
     let names = qformer::device::emulator::signatures().iter().map(|s| s.name.as_str());
     let host: BTreeSet<&str> =
         names.filter(|n| !n.starts_with("planted_") && !n.starts_with("wrapper_")).collect();
-    for architecture in ["sm_80", "sm_89", "sm_90a"] {
+    for architecture in ["sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"] {
         let gpu: BTreeSet<&str> =
             rows(&built).iter().filter(|r| r[1] == architecture).map(|r| r[0]).collect();
         assert_eq!(host, gpu, "{architecture}");

@@ -248,7 +248,7 @@ impl Job {
             );
         }
         if let Device::Gpu(gpu) = &self.device {
-            text += &format!("\n{}", self.steps().rehearse(gpu.memory(), true)?);
+            text += &format!("\n{}", self.steps().rehearse(gpu.memory().map(|m| m.usable), true)?);
         }
         Ok(text)
     }
@@ -263,10 +263,10 @@ impl Job {
     /// fit. What the second queue is to have.
     fn reserve(&self, progress: &Progress) -> Result<[usize; 2]> {
         let Device::Gpu(gpu) = &self.device else { return Ok([0; 2]) };
-        let Some(memory) = gpu.memory() else { return Ok([0; 2]) };
+        let Some(memory) = gpu.memory().map(|m| m.usable) else { return Ok([0; 2]) };
         let step = self.steps().rehearse(Some(memory), false)?;
         let [held, ahead] = step.held;
-        if step.peak > memory || !gpu.reserve(held) {
+        if step.peak > memory || !gpu.reserve(held)? {
             progress.warn(format!("warning: this may not fit:\n{step}"));
             return Ok([0; 2]);
         }

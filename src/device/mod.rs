@@ -12,6 +12,7 @@ pub mod gpu;
 pub mod launch;
 pub mod meter;
 mod real;
+pub mod setup;
 
 pub use real::{DType, Real};
 

@@ -1,4 +1,5 @@
 //! Softmax cross-entropy, the mean over the counted rows.     x [R,V]   loss []
+//!   logp = (x - top) - log sum_V e^(x - top), top the row's largest: never top + log sum, which rounds to an ulp of top
 //!   with classes t and label smoothing s (as torch.nn.functional.cross_entropy):
 //!     row = (1-s) (-logp[t]) + s mean_V(-logp);     target = (1-s) onehot(t) + s/V
 //!   with soft targets:  row = -sum_V(target logp)
@@ -34,12 +35,13 @@ pub fn cross_entropy_of(x: &Tensor, v: usize, targets: Targets) -> Result<Tensor
         let (rows, smooth) = targets_of::<T>(x, &targets, r, v)?;
         let counted = rows.iter().filter(|t| !matches!(t, Row::Ignored)).count().max(1);
         let data = x.data::<T>();
-        let (mut losses, mut norms) = (vec![T::ZERO; r], vec![T::ZERO; r]);
-        cpu::each_row2((&mut losses, 1), (&mut norms, 1), #[inline(always)] |i, loss, norm| {
+        let (mut losses, mut norms) = (vec![T::ZERO; r], vec![T::ZERO; 2 * r]);
+        cpu::each_row2((&mut losses, 1), (&mut norms, 2), #[inline(always)] |i, loss, kept| {
             if !matches!(rows[i], Row::Ignored) {
                 let x = &data[i * v..][..v];
-                norm[0] = log_sum_exp(x);
-                loss[0] = row_loss(x, norm[0], &rows[i], smooth);
+                let norm = Norm::of(x);
+                (kept[0], kept[1]) = (norm.top, norm.log_sum);
+                loss[0] = row_loss(x, norm, &rows[i], smooth);
             }
         });
         let loss = cpu::sum(r, |i| losses[i]) / T::of(counted as f64);
@@ -47,7 +49,10 @@ pub fn cross_entropy_of(x: &Tensor, v: usize, targets: Targets) -> Result<Tensor
         record(OP, [x], vec![loss], &[], move |dy, grads| {
             let by = dy.data::<T>()[0] / T::of(counted as f64);
             let mut dx = x2.data::<T>().to_vec();
-            cpu::each_row(&mut dx, v, #[inline(always)] |i, row| row_gradient(row, norms[i], &rows[i], smooth, by));
+            cpu::each_row(&mut dx, v, #[inline(always)] |i, row| {
+                let norm = Norm { top: norms[2 * i], log_sum: norms[2 * i + 1] };
+                row_gradient(row, norm, &rows[i], smooth, by);
+            });
             grads.add(0, dx)
         })
     })
@@ -227,45 +232,58 @@ fn check_targets(x: &Tensor, targets: &Targets, r: usize, v: usize) -> Result<()
     }
 }
 
-/// log(sum(e^x)), stable; NaN and +inf propagate.
-#[inline(always)]
-fn log_sum_exp<T: Real>(x: &[T]) -> T {
-    let top = cpu::max(x);
-    top + cpu::sum(x.len(), |j| (x[j] - top).exp()).ln()
+/// A row's largest entry and log(sum(e^(x - top))); NaN and +inf propagate.
+#[derive(Clone, Copy)]
+struct Norm<T> {
+    top: T,
+    log_sum: T,
+}
+
+impl<T: Real> Norm<T> {
+    #[inline(always)]
+    fn of(x: &[T]) -> Norm<T> {
+        let top = cpu::max(x);
+        Norm { top, log_sum: cpu::sum(x.len(), |j| (x[j] - top).exp()).ln() }
+    }
+
+    #[inline(always)]
+    fn log_p(self, x: T) -> T {
+        (x - self.top) - self.log_sum
+    }
 }
 
 #[inline(always)]
-fn row_loss<T: Real>(x: &[T], norm: T, row: &Row<T>, smooth: T) -> T {
+fn row_loss<T: Real>(x: &[T], norm: Norm<T>, row: &Row<T>, smooth: T) -> T {
     match row {
         Row::Ignored => T::ZERO,
         Row::Class(t) => {
-            let mut loss = (T::ONE - smooth) * (norm - x[*t]);
+            let mut loss = (T::ONE - smooth) * -norm.log_p(x[*t]);
             if smooth > T::ZERO {
                 let share = T::of(1.0 / x.len() as f64);
-                loss += smooth * (norm - cpu::sum(x.len(), |j| x[j]) * share);
+                loss -= smooth * cpu::sum(x.len(), |j| norm.log_p(x[j])) * share;
             }
             loss
         }
-        Row::Soft(t) => cpu::sum(x.len(), |j| t[j] * (norm - x[j])),
+        Row::Soft(t) => -cpu::sum(x.len(), |j| t[j] * norm.log_p(x[j])),
     }
 }
 
 /// x becomes its gradient.
 #[inline(always)]
-fn row_gradient<T: Real>(x: &mut [T], norm: T, row: &Row<T>, smooth: T, by: T) {
+fn row_gradient<T: Real>(x: &mut [T], norm: Norm<T>, row: &Row<T>, smooth: T, by: T) {
     match row {
         Row::Ignored => x.fill(T::ZERO),
         Row::Class(t) => {
             let even = smooth * T::of(1.0 / x.len() as f64);
             for x in x.iter_mut() {
-                *x = by * ((*x - norm).exp() - even);
+                *x = by * (norm.log_p(*x).exp() - even);
             }
             x[*t] -= by * (T::ONE - smooth);
         }
         Row::Soft(t) => {
             let total = cpu::sum(t.len(), |j| t[j]);
             for (x, t) in x.iter_mut().zip(t) {
-                *x = by * ((*x - norm).exp() * total - *t);
+                *x = by * (norm.log_p(*x).exp() * total - *t);
             }
         }
     }
@@ -276,9 +294,9 @@ pub fn log_softmax_row<T: Real>(x: &mut [T]) {
     cpu::simd(
         #[inline(always)]
         || {
-            let norm = log_sum_exp(x);
+            let norm = Norm::of(x);
             for x in x.iter_mut() {
-                *x -= norm;
+                *x = norm.log_p(*x);
             }
         },
     );

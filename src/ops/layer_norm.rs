@@ -1,5 +1,6 @@
 //! LayerNorm over the last axis.     x, y [R,C]   weight, bias [C]   mean, rstd [R]
 //!   y  = n weight + bias,   n = (x - mean) rstd,   rstd = 1 / sqrt(var + eps)   (two-pass variance)
+//!   mean is sum / C and then what the row is off it on average: exact in a constant row, which eps would blow up otherwise
 //!   dx = rstd (g - mean(g) - n mean(g n)),   g = dy weight;     dweight = sum_R(dy n);     dbias = sum_R(dy)
 
 use super::check::{check_dropout, check_dtype, check_shape};
@@ -249,7 +250,8 @@ fn check_eps(eps: f64) -> Result<()> {
 #[inline(always)]
 fn statistics<T: Real>(x: &[T], eps: f64) -> (T, T) {
     let share = T::of(1.0 / x.len() as f64);
-    let mean = cpu::sum(x.len(), |j| x[j]) * share;
+    let rough = cpu::sum(x.len(), |j| x[j]) * share;
+    let mean = rough + cpu::sum(x.len(), |j| x[j] - rough) * share;
     let var = cpu::sum(x.len(), |j| (x[j] - mean) * (x[j] - mean)) * share;
     (mean, T::ONE / (var + T::of(eps)).sqrt())
 }

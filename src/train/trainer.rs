@@ -154,7 +154,7 @@ impl Trainer {
     /// the coming one. False if there is not as much.
     pub fn open_ahead(&mut self, held: [usize; 2]) -> Result<bool> {
         self.second_queue()?;
-        Ok(self.ahead.as_ref().is_none_or(|ahead| ahead.gpu.reserve(held)))
+        self.ahead.as_ref().map_or(Ok(true), |ahead| ahead.gpu.reserve(held))
     }
 
     fn second_queue(&mut self) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::harness::{Case, Input, Rng, device, distance, gradient_of, prove, t};
 use qformer::device::Real;
 use qformer::ops::Targets;
-use qformer::tensor::{Gpu, Storage, Tensor};
+use qformer::tensor::{DType, Device, Gpu, Gradients, Storage, Tape, Tensor};
 use qformer::{Result, ops};
 
 #[derive(Debug)]
@@ -178,6 +178,55 @@ fn large_logits_are_stable_and_nan_propagates() {
     assert!(loss(&[0.0, f64::NAN, 0.0]).is_nan());
 }
 
+/// Around 1e4 neighbours in f32 are 2^-10 apart: the log of the sum, added to the largest logit, would lose half of that, and every
+/// probability as much. Subtracted first, logits that are exact in f32 leave only the roundings of numbers below 32: a unit
+/// roundoff of 2^-24 each in the difference, its logarithm and the exponential, times 32, and as much for sums of 40.
+#[test]
+fn logits_near_ten_thousand_lose_nothing() {
+    let (r, v) = (6, 40);
+    let x: Vec<f64> = Rng::new(4).values(r * v).iter().map(|x| (4096.0 * x).round() / 1024.0).collect();
+    let classes: Vec<Option<u32>> = (0..r).map(|i| (i != 3).then_some(7 * i as u32)).collect();
+    let soft: Vec<f64> = (0..r * v).map(|i| (i % 5) as f64 / 8.0).collect();
+    let bound = 4.0 * 32.0 / f64::from(1 << 24);
+    for way in 0..3 {
+        let run = |x: &Tensor| {
+            let tape = Tape::new();
+            let soft = Tensor::of(x.dtype(), &soft, &[r, v])?;
+            let want = match way {
+                0 => Targets::Classes(&classes, 0.0),
+                1 => Targets::Classes(&classes, 0.1),
+                _ => Targets::Soft(&soft),
+            };
+            let loss = ops::cross_entropy(&tape.leaf(x, 0), want)?;
+            let mut grads = Gradients::new();
+            tape.backward(&loss, 1.0, &mut grads)?;
+            let dx = Tensor::of_buffer(grads.get(0).unwrap().clone(), &[r, v])?;
+            Ok::<_, qformer::Error>((loss.item(), dx.to_f64()))
+        };
+        let (want, slopes) = run(&t(&x, &[r, v])).unwrap();
+        for shift in [1e4, -1e4] {
+            let moved =
+                Tensor::of(DType::F32, &x.iter().map(|x| x + shift).collect::<Vec<_>>(), &[r, v]).unwrap();
+            for place in std::iter::once(&Device::Cpu).chain(device()) {
+                let (loss, dx) = run(&moved.to(place, Storage::F32).unwrap()).unwrap();
+                // Soft targets of a row add up to 10, classes to 1.
+                let most = if way == 2 { 10.0 * bound } else { bound };
+                assert!((loss - want).abs() <= most, "way {way}, {shift:+e}, {place:?}: {loss} and {want}");
+                assert!(
+                    distance(&dx, &slopes) <= most,
+                    "way {way}, {shift:+e}: {:e}",
+                    distance(&dx, &slopes)
+                );
+            }
+        }
+        let mut row = x[..v].iter().map(|x| (x + 1e4) as f32).collect::<Vec<_>>();
+        let mut exact = x[..v].to_vec();
+        ops::log_softmax_row(&mut row);
+        ops::log_softmax_row(&mut exact);
+        assert!(distance(&row.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), &exact) <= bound);
+    }
+}
+
 /// The first of equals is the answer; a row without a class counts as wrong.
 #[test]
 fn right_answers_are_the_first_largest() {
@@ -186,7 +235,7 @@ fn right_answers_are_the_first_largest() {
         let classes: Vec<_> = (0..4).map(|i| (i < counted).then(|| classes[i])).collect();
         ops::right(x, &classes).unwrap().share().unwrap()
     };
-    let places = std::iter::once(&qformer::tensor::Device::Cpu).chain(device());
+    let places = std::iter::once(&Device::Cpu).chain(device());
     for x in places.map(|place| x.to(place, Storage::F32).unwrap()) {
         assert_eq!(share(&x, [1, 2, 0, 0], 4), 1.0);
         assert_eq!(share(&x, [1, 2, 2, 1], 4), 0.5);

@@ -3,7 +3,7 @@
 use super::dropout;
 use super::harness::{Case, Input, Rng, device, distance, doubles, floats, gradient_of, prove, prove_one, t};
 use qformer::device::Real;
-use qformer::tensor::{Dropout, Storage, Tensor};
+use qformer::tensor::{DType, Device, Dropout, Gradients, Storage, Tape, Tensor};
 use qformer::{Result, ops};
 
 #[derive(Debug)]
@@ -175,6 +175,42 @@ fn a_large_mean_takes_no_precision() {
     let y = ops::layer_norm(&Tensor::new(floats::<f32>(&x), &[1, c]).unwrap(), &one, &zero, 1e-12).unwrap();
     // The mean is off by at most 1000 * 2^-24 * (a few steps of its sum): 16 of them.
     assert!(distance(&y.to_f64(), &normalized(&x, 1e-12)) < 16.0 * 1000.0 / f64::from(1 << 24));
+}
+
+/// A row of equal numbers is its bias: a mean that is off by a rounding would be 0.06 of it at eps 1e-12. (0.1 is not exact in
+/// any format, and 769 of them do not add up exactly.)
+#[test]
+fn a_constant_row_is_the_bias() {
+    for c in [1, 3, 48, 769, 1408, 2047] {
+        let x = [0.1f32, -3.7, 1000.3, 0.0].map(|v| vec![v; c]).concat();
+        let (w, b): (Vec<f32>, Vec<f32>) = (vec![1.5; c], (0..c).map(|j| j as f32).collect());
+        for place in std::iter::once(&Device::Cpu).chain(device()) {
+            let there = |v: &[f32], sizes: &[usize]| {
+                Tensor::new(v.to_vec(), sizes).unwrap().to(place, Storage::F32).unwrap()
+            };
+            let leaves = [there(&x, &[4, c]), there(&w, &[c]), there(&b, &[c])];
+            let tape = Tape::new();
+            let [x, w, b2] = [0, 1, 2].map(|i| tape.leaf(&leaves[i], i));
+            let y = ops::layer_norm(&x, &w, &b2, 1e-12).unwrap();
+            assert_eq!(y.to_f32(), b.repeat(4), "{c} columns, {place:?}");
+            // n is 0: the weight learns nothing, x what g is beside its mean, divided by sqrt(eps).
+            let dy: Vec<f64> = (0..4 * c).map(|i| ((i * 7) % 5) as f64 - 2.0).collect();
+            let mut grads = Gradients::new();
+            let seed = Tensor::of(DType::F32, &dy, &[4, c]).unwrap().to(place, Storage::F32).unwrap();
+            tape.backward_from(&[(&y, seed)], &mut grads).unwrap();
+            let of = |i: usize, sizes: &[usize]| {
+                Tensor::of_buffer(grads.get(i).unwrap().clone(), sizes).unwrap().to_f64()
+            };
+            assert!(of(1, &[c]).iter().all(|d| *d == 0.0), "{c} columns");
+            let dx = of(0, &[4, c]);
+            for (dx, dy) in dx.chunks(c).zip(dy.chunks(c)) {
+                let mean = 1.5 * dy.iter().sum::<f64>() / c as f64;
+                let want: Vec<f64> = dy.iter().map(|d| 1e6 * (1.5 * d - mean)).collect();
+                // Numbers of up to 3, their mean of up to 2,047 and a few more operations, in f32.
+                assert!(distance(dx, &want) <= 1e6 * 3.0 * 16.0 / f64::from(1 << 24), "{c} columns");
+            }
+        }
+    }
 }
 
 #[test]

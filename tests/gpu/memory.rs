@@ -60,7 +60,7 @@ fn no_step_asks_for_memory() {
         assert!(held[0][1] > 2 << 30 && held[1][1] > 100 << 20, "{held:?}");
         for reserved in [true, false] {
             let (device, gpu) = plan("plan");
-            assert!(!reserved || gpu.reserve(held[0]));
+            assert!(!reserved || gpu.reserve(held[0]).unwrap());
             let mut t = trainer(&sizes, &device);
             assert!(!reserved || t.open_ahead(held[1]).unwrap());
             gpu.take_counts();
@@ -79,7 +79,7 @@ fn no_step_asks_for_memory() {
         }
     }
     let (_, small) = plan("plan:1");
-    assert!(!small.reserve([0, 2 << 30]), "more than there is");
+    assert!(!small.reserve([0, 2 << 30]).unwrap(), "more than there is");
 }
 
 /// A GPU that is too small: who holds what, and how much of the batch fitted.

@@ -4,17 +4,24 @@
 //! One stream. A kernel that fails does so later, at a call that waits: that error names the kernels launched last, and
 //! with QFORMER_SYNC=1 every launch waits and the kernel is named exactly.
 
+mod open;
 mod products;
+mod staging;
 
-use super::gpu::{Driver, Product, lock};
+use super::gpu::{Driver, Memory, Product, lock};
 use super::launch::{Arg, Launch};
+use super::setup::{self, Image};
 use crate::{Error, Kind, Result};
 use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
+pub use open::open;
+use open::{bus_id, surroundings, unopened};
 use products::Products;
+use staging::{LARGE, PIECE, Staging};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_void};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 include!(concat!(env!("OUT_DIR"), "/kernel_images.rs"));
 
@@ -27,6 +34,9 @@ const MOST_ARGS: usize = 40;
 struct Cuda {
     ordinal: i32,
     name: String,
+    bus_id: String,
+    /// Whether its memory is also the system's: an integrated GPU, or one under WSL.
+    shares_memory: bool,
     context: sys::CUcontext,
     stream: sys::CUstream,
     multiprocessors: usize,
@@ -49,33 +59,9 @@ fn failed(operation: &str, e: DriverError) -> Error {
     Error::new(Kind::Device, operation.to_string()).got(format!("CUDA error {e:?}"))
 }
 
-fn none(got: impl std::fmt::Display) -> Error {
-    Error::new(Kind::Device, "device cuda")
-        .expected("an NVIDIA GPU with its driver")
-        .got(got)
-        .fix("install the driver (nvidia-smi must list the GPU) and CUDA 13's cuBLAS, or use --device cpu")
-}
-
-/// GPU number `number`.
-pub fn open(number: usize) -> Result<Box<dyn Driver>> {
-    // SAFETY: both only try to load a library.
-    let (driver, blas) = unsafe { (sys::is_culib_present(), cudarc::cublaslt::sys::is_culib_present()) };
-    if !driver {
-        return Err(none("no libcuda on this machine"));
-    }
-    if !blas {
-        return Err(none("no libcublasLt on this machine (LD_LIBRARY_PATH)"));
-    }
-    cu::init().map_err(|e| none(format!("CUDA error {e:?}")))?;
-    let count = cu::device::get_count().map_err(|e| none(format!("CUDA error {e:?}")))?;
-    let ordinal = i32::try_from(number).ok().filter(|n| *n < count);
-    let ordinal = ordinal.ok_or_else(|| none(format!("{count} of them, and cuda:{number} was asked for")))?;
-    Cuda::new(ordinal).map(|c| Box::new(c) as Box<dyn Driver>)
-}
-
 impl Cuda {
     fn new(ordinal: i32) -> Result<Cuda> {
-        let wrong = |e| failed("open GPU", e);
+        let wrong = unopened;
         let device = cu::device::get(ordinal).map_err(wrong)?;
         use sys::CUdevice_attribute_enum as Attribute;
         // SAFETY: `device` came from the driver just now.
@@ -83,18 +69,20 @@ impl Cuda {
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-        if major < 8 {
-            return Err(none(format!(
-                "one of compute capability {major}.{minor}; the kernels need 8.0 or newer"
-            )));
-        }
+        let image = setup::image(major, minor)?;
+        let integrated = attribute(Attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0;
         // SAFETY: as above; the context is retained until this object is dropped.
         let context = unsafe { cu::primary_ctx::retain(device) }.map_err(wrong)?;
         // SAFETY: the context was retained just now.
         unsafe { cu::ctx::set_current(context) }.map_err(wrong)?;
         let stream = cu::stream::create(cu::stream::StreamKind::NonBlocking).map_err(wrong)?;
         let mut modules = Vec::new();
-        for image in images(major, minor) {
+        if image == Image::Ptx && !COMPILED.swap(true, Ordering::Relaxed) {
+            eprintln!(
+                "the driver compiles the kernels for compute capability {major}.{minor}; this takes a moment"
+            );
+        }
+        for image in images(image) {
             // The driver reads words; a copy is aligned to them.
             let mut words = vec![0u64; image.len().div_ceil(8)];
             bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..image.len()].copy_from_slice(image);
@@ -105,6 +93,8 @@ impl Cuda {
             ordinal,
             staging: Mutex::default(),
             name: cu::device::get_name(device).map_err(wrong)?,
+            bus_id: bus_id(ordinal)?,
+            shares_memory: integrated || surroundings().wsl,
             context,
             stream,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
@@ -183,95 +173,14 @@ impl Cuda {
     }
 }
 
-/// From this many bytes on, an upload goes through pinned memory.
-const LARGE: usize = 64 << 10;
-/// As large as a pinned buffer becomes.
-const PIECE: usize = 32 << 20;
+/// Whether it was said that the driver compiles kernels.
+static COMPILED: AtomicBool = AtomicBool::new(false);
 
-/// Two pinned buffers in turns: while the one is copied to the GPU, the next upload fills the other, and nobody waits.
-#[derive(Default)]
-struct Staging {
-    buffers: [Pinned; 2],
-    next: usize,
-}
-
-/// Page-locked memory, and the event behind the last copy from it.
-struct Pinned {
-    at: *mut c_void,
-    bytes: usize,
-    copied: Option<sys::CUevent>,
-}
-
-impl Default for Pinned {
-    fn default() -> Pinned {
-        Pinned { at: std::ptr::null_mut(), bytes: 0, copied: None }
-    }
-}
-
-impl Staging {
-    fn upload(&mut self, to: *mut c_void, from: &[u8], stream: sys::CUstream) -> Result<(), DriverError> {
-        let pinned = &mut self.buffers[self.next];
-        self.next = 1 - self.next;
-        // SAFETY: the buffer is this object's, as long as `bytes` says; nobody copies from it once its event is reached.
-        unsafe {
-            pinned.wait()?;
-            if pinned.bytes < from.len() {
-                pinned.free();
-                pinned.at = cu::malloc_host(from.len(), 0)?;
-                pinned.bytes = from.len();
-            }
-            std::ptr::copy_nonoverlapping(from.as_ptr(), pinned.at.cast::<u8>(), from.len());
-            let bytes = std::slice::from_raw_parts(pinned.at.cast::<u8>(), from.len());
-            cu::memcpy_htod_async(address(to), bytes, stream)?;
-            let event = cu::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
-            cu::event::record(event, stream)?;
-            pinned.copied = Some(event);
-        }
-        Ok(())
-    }
-
-    fn close(&mut self) {
-        for pinned in &mut self.buffers {
-            // SAFETY: as above; each buffer is freed once.
-            unsafe {
-                let _ = pinned.wait();
-                pinned.free();
-            }
-        }
-    }
-}
-
-impl Pinned {
-    /// # Safety
-    /// The GPU's context is current.
-    unsafe fn wait(&mut self) -> Result<(), DriverError> {
-        let Some(event) = self.copied.take() else { return Ok(()) };
-        // SAFETY: an event that `upload` recorded, destroyed once.
-        unsafe {
-            let done = cu::event::synchronize(event);
-            let _ = cu::event::destroy(event);
-            done
-        }
-    }
-
-    /// # Safety
-    /// Nothing copies from it any more.
-    unsafe fn free(&mut self) {
-        if !self.at.is_null() {
-            // SAFETY: `malloc_host` gave it.
-            let _ = unsafe { cu::free_host(self.at) };
-            (self.at, self.bytes) = (std::ptr::null_mut(), 0);
-        }
-    }
-}
-
-/// The kernels for a compute capability: machine code of the same generation, else PTX, which the driver compiles.
-fn images(major: i32, minor: i32) -> impl Iterator<Item = &'static [u8]> {
-    let wanted = match (major, minor) {
-        (9, 0) => "90a",
-        (8, 9) => "89",
-        (8, _) => "80",
-        _ => "ptx",
+/// The embedded files of an image.
+fn images(image: Image) -> impl Iterator<Item = &'static [u8]> {
+    let wanted = match image {
+        Image::Code(architecture) => architecture,
+        Image::Ptx => "ptx",
     };
     IMAGES.iter().filter(move |(architecture, _)| *architecture == wanted).map(|(_, bytes)| *bytes)
 }
@@ -289,9 +198,15 @@ impl Driver for Cuda {
         self.warp_groups
     }
 
-    fn memory(&self) -> Option<u64> {
+    fn bus_id(&self) -> Option<String> {
+        Some(self.bus_id.clone())
+    }
+
+    fn memory(&self) -> Option<Memory> {
         self.bind().ok()?;
-        cu::mem_get_info().ok().map(|(_free, total)| total as u64)
+        let (free, total) = cu::mem_get_info().ok()?;
+        let usable = setup::usable(free as u64, total as u64, self.shares_memory);
+        Some(Memory { usable, free: free as u64, total: total as u64 })
     }
 
     fn blocks(&self) -> usize {
@@ -302,10 +217,14 @@ impl Driver for Cuda {
         512
     }
 
-    fn allocate(&self, bytes: usize) -> Option<*mut c_void> {
-        self.bind().ok()?;
+    fn allocate(&self, bytes: usize) -> Result<Option<*mut c_void>> {
+        self.bind()?;
         // SAFETY: fails where there is no memory.
-        unsafe { cu::malloc_sync(bytes) }.ok().map(|at| at as *mut c_void)
+        match unsafe { cu::malloc_sync(bytes) } {
+            Ok(at) => Ok(Some(at as *mut c_void)),
+            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Ok(None),
+            Err(e) => Err(self.late("allocate", e)),
+        }
     }
 
     fn free(&self, at: *mut c_void) {

@@ -5,6 +5,15 @@ use crate::device::launch::{Arg, Launch};
 use crate::{Error, Result};
 use std::ffi::c_void;
 
+/// A GPU's memory in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// What a run may plan with: what is free, less a margin (see [`crate::device::setup::usable`]).
+    pub usable: u64,
+    pub free: u64,
+    pub total: u64,
+}
+
 /// A GPU as seen from its memory and its queue of work. Pointers are addresses on the device: [`super::Array`] keeps them
 /// alive and in bounds. Everything happens in the order of the calls.
 pub trait Driver: Send + Sync {
@@ -20,15 +29,19 @@ pub trait Driver: Send + Sync {
     fn has_warp_groups(&self) -> bool {
         true
     }
-    /// All of its memory in bytes, if it has one of its own.
-    fn memory(&self) -> Option<u64> {
+    /// Where it sits, as nvidia-smi writes it: `00000000:65:00.0`.
+    fn bus_id(&self) -> Option<String> {
+        None
+    }
+    /// Its memory, if it has one of its own.
+    fn memory(&self) -> Option<Memory> {
         None
     }
     fn blocks(&self) -> usize;
     /// Memory is asked for in multiples of this; 1 if exactly as much as needed (so that a checker sees the end).
     fn granule(&self) -> usize;
-    /// None if there is not as much left.
-    fn allocate(&self, bytes: usize) -> Option<*mut c_void>;
+    /// None if there is not as much left; any other failure is an error of its own.
+    fn allocate(&self, bytes: usize) -> Result<Option<*mut c_void>>;
     fn free(&self, at: *mut c_void);
     /// Memory of before is about to be used for something else.
     fn fresh(&self, at: *mut c_void, bytes: usize);

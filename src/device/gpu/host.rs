@@ -121,8 +121,8 @@ impl Driver for Host {
         1
     }
 
-    fn allocate(&self, bytes: usize) -> Option<*mut c_void> {
-        emulator::allocate(bytes)
+    fn allocate(&self, bytes: usize) -> Result<Option<*mut c_void>> {
+        Ok(emulator::allocate(bytes))
     }
 
     fn free(&self, at: *mut c_void) {

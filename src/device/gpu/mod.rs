@@ -15,7 +15,7 @@ mod product;
 
 pub use array::{Array, Storage};
 pub use counts::{Counts, Launches};
-pub use driver::Driver;
+pub use driver::{Driver, Memory};
 pub use pool::Holder;
 pub use product::{Operand, Product};
 
@@ -105,9 +105,17 @@ impl Gpu {
         self.0.driver.is_emulated()
     }
 
-    /// All of its memory in bytes, if it has one of its own.
-    pub fn memory(&self) -> Option<u64> {
+    /// Its memory, if it has one of its own.
+    pub fn memory(&self) -> Option<Memory> {
         self.0.driver.memory()
+    }
+
+    /// Name, PCI bus id and free memory in a line, for a real GPU.
+    pub fn greeting(&self) -> Option<String> {
+        let (bus_id, memory) = (self.0.driver.bus_id()?, self.memory()?);
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        let (name, free, total) = (self.name(), gb(memory.free), gb(memory.total));
+        Some(format!("GPU: {name} ({bus_id}), {free:.1} GB free of {total:.1} GB"))
     }
 
     /// Whether there are results: a plan computes nothing.
@@ -166,23 +174,27 @@ impl Gpu {
             return Ok(block);
         }
         let (class, segments) = (pool.class(size), pool.segments_for(size));
-        let mut given = self.segment(&mut pool, class, &segments);
+        let mut given = self.segment(&mut pool, class, &segments)?;
         if !given {
             for segment in pool.release() {
                 self.0.driver.free(segment);
             }
-            given = self.segment(&mut pool, class, &segments);
+            given = self.segment(&mut pool, class, &segments)?;
         }
         let block = given.then(|| pool.take(op, size)).flatten();
         block.ok_or_else(|| self.no_memory(op, bytes, &pool))
     }
 
     /// Asks the driver for a segment for a class of blocks: the first of these sizes that it has.
-    fn segment(&self, pool: &mut Pool, class: usize, segments: &[usize]) -> bool {
+    fn segment(&self, pool: &mut Pool, class: usize, segments: &[usize]) -> Result<bool> {
         self.count(|c| c.allocations += 1);
-        let given = segments.iter().find_map(|n| self.0.driver.allocate(*n).map(|at| (at, *n)));
-        given.into_iter().for_each(|(at, bytes)| pool.adopt(at, bytes, class));
-        given.is_some()
+        for bytes in segments {
+            if let Some(at) = self.0.driver.allocate(*bytes)? {
+                pool.adopt(at, *bytes, class);
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Bytes that this queue's pool has of the driver: for small blocks, for large ones.
@@ -191,14 +203,19 @@ impl Gpu {
     }
 
     /// Asks at once for as much memory as another pool `held` in a run like the one to come. False if there is not as much.
-    pub fn reserve(&self, held: [usize; 2]) -> bool {
+    pub fn reserve(&self, held: [usize; 2]) -> Result<bool> {
         if self.is_emulated() {
-            return true; // every block is asked for
+            return Ok(true); // every block is asked for
         }
         let mut pool = lock(&self.0.pool);
         let have = pool.held();
         let missing = [0, 1].map(|class| (class, held[class].saturating_sub(have[class])));
-        missing.iter().all(|(class, n)| *n == 0 || self.segment(&mut pool, *class, &[*n]))
+        for (class, bytes) in missing.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            if !self.segment(&mut pool, class, &[bytes])? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn no_memory(&self, op: &str, bytes: usize, pool: &Pool) -> Error {
@@ -257,7 +274,7 @@ impl Gpu {
         let mut counters = lock(&self.0.counters);
         let Some(Counters(at)) = &*counters else {
             let bytes = COUNTERS * size_of::<u32>();
-            let at = self.0.driver.allocate(bytes);
+            let at = self.0.driver.allocate(bytes)?;
             let at = at.ok_or_else(|| self.no_memory(op, bytes, &lock(&self.0.pool)))?;
             *counters = Some(Counters(at));
             self.0.driver.zero(at, bytes)?;

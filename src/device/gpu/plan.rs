@@ -1,7 +1,7 @@
 //! A GPU that computes nothing: memory, launches, products and bytes are counted as on any other, downloads are zeros. It
 //! tells what a step would take - on a machine without a GPU, in the time that the launches themselves need.
 
-use super::{Driver, Product};
+use super::{Driver, Memory, Product};
 use crate::Result;
 use crate::device::launch::{Arg, Launch};
 use std::collections::HashMap;
@@ -44,8 +44,9 @@ impl Driver for Plan {
         false
     }
 
-    fn memory(&self) -> Option<u64> {
-        Some(self.memory)
+    fn memory(&self) -> Option<Memory> {
+        let free = self.memory - self.used.load(Ordering::Relaxed);
+        Some(Memory { usable: free, free, total: self.memory })
     }
 
     fn blocks(&self) -> usize {
@@ -56,12 +57,15 @@ impl Driver for Plan {
         512
     }
 
-    fn allocate(&self, bytes: usize) -> Option<*mut c_void> {
+    fn allocate(&self, bytes: usize) -> Result<Option<*mut c_void>> {
         let fits = |used: u64| used.checked_add(bytes as u64).filter(|n| *n <= self.memory);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
-        let at = self.next.fetch_add(bytes.checked_next_multiple_of(512)?, Ordering::Relaxed);
+        let Some(room) = bytes.checked_next_multiple_of(512) else { return Ok(None) };
+        if self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
+            return Ok(None);
+        }
+        let at = self.next.fetch_add(room, Ordering::Relaxed);
         self.sizes().insert(at, bytes);
-        Some(at as *mut c_void)
+        Ok(Some(at as *mut c_void))
     }
 
     fn free(&self, at: *mut c_void) {
