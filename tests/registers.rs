@@ -33,13 +33,36 @@ fn the_table_is_the_stored_one() {
     assert!(changed.is_empty(), "not as stored (see the head of tests/registers.rs): {changed:#?}");
 }
 
+/// Kernels that spill on Blackwell, whose ptxas assigns registers differently: at most so many bytes a thread.
+const SPILLS: &[(&str, u32)] = &[
+    // f32 is the mode of proofs, not of speed: 2 of 255 registers, stored once per thread.
+    ("attention_bwd_q_f32", 8),
+    // Once a step over [B, B] similarities: 0.2 us by the roofline, far below a launch.
+    ("max_similarity_fwd_f32", 56),
+    ("max_similarity_fwd_f16", 56),
+    ("max_similarity_fwd_bf16", 56),
+];
+
 #[test]
-fn nothing_spills() {
+fn nothing_spills_but_what_is_listed() {
     let built = built();
     let rows = rows(&built);
     assert!(rows.iter().any(|r| r[0] == "attention_bwd_kv_bf16_d88" && r[1] == "sm_90a"));
     for r in &rows {
-        assert_eq!(r[7], "0", "{r:?}");
+        let listed = SPILLS.iter().find(|(name, _)| *name == r[0]);
+        let allowed = listed.filter(|_| matches!(r[1], "sm_100" | "sm_120")).map_or(0, |(_, bytes)| *bytes);
+        let spilled: u32 = r[7].parse().expect("a number of bytes");
+        assert!(spilled <= allowed, "{r:?}");
+    }
+}
+
+/// GPUs of consumers (8.6, 8.9, 12.0) have 99 KB of shared memory a block; only kernels for warp groups (9.0) may ask for more.
+#[test]
+fn static_shared_memory_fits_every_gpu() {
+    let built = built();
+    for r in rows(&built) {
+        let shared: u32 = r[5].parse().expect("a number of bytes");
+        assert!(shared <= 48 << 10, "{r:?}");
     }
 }
 
