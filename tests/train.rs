@@ -8,6 +8,8 @@ mod config;
 mod data;
 #[path = "train/flat.rs"]
 mod flat;
+#[path = "train/forms.rs"]
+mod forms;
 #[path = "train/pages.rs"]
 mod pages;
 #[path = "train/world.rs"]

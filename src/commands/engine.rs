@@ -40,8 +40,9 @@ pub struct RunArgs {
 
 #[derive(clap::Args)]
 pub struct PlaceArgs {
-    /// Where to compute: cpu, cuda (cuda:1, ..), or host (the GPU's kernels emulated on the CPU, slowly)
-    #[arg(long, default_value = "cpu", help_heading = "Running")]
+    /// Where to compute: auto (a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..), or host (the GPU's kernels
+    /// emulated on the CPU, slowly)
+    #[arg(long, default_value = "auto", help_heading = "Running")]
     pub device: String,
     /// On a GPU, how dense layers and attention store what they work on: f32, f16, bf16 (default; the image encoder in
     /// f16, as its weights were published) or bf16-vit (the image encoder, too)
@@ -54,21 +55,38 @@ pub struct PlaceArgs {
 }
 
 impl PlaceArgs {
-    pub fn open(&self) -> Result<(Device, Precision)> {
-        place(&self.device, self.dtype.as_deref(), Gelu::named(&self.vit_gelu)?)
+    /// `say` is told which device `auto` is.
+    pub fn open(&self, say: impl FnOnce(String)) -> Result<(Device, Precision)> {
+        place(&self.device, self.dtype.as_deref(), Gelu::named(&self.vit_gelu)?, say)
     }
 }
 
 /// Where to compute and how, as a command line or a configuration names them.
-pub fn place(device: &str, dtype: Option<&str>, vit_gelu: Gelu) -> Result<(Device, Precision)> {
-    let device = Device::open(device)?;
+pub fn place(
+    device: &str,
+    dtype: Option<&str>,
+    vit_gelu: Gelu,
+    say: impl FnOnce(String),
+) -> Result<(Device, Precision)> {
+    let device = if device == "auto" {
+        let (device, line) = Device::auto();
+        say(line);
+        device
+    } else {
+        Device::open(device)?
+    };
     let precision = Precision::on(&device, dtype)?.with_gelu(&device, vit_gelu)?;
     Ok((device, precision))
 }
 
 /// The model of a folder where the command is to compute.
 pub fn open(folder: &Path, run: &RunArgs) -> Result<Pretrained> {
-    let (device, precision) = run.place.open()?;
+    let say = |line: String| {
+        if !run.quiet {
+            eprintln!("{line}")
+        }
+    };
+    let (device, precision) = run.place.open(say)?;
     device.check_computes("open model")?;
     Pretrained::open(folder)?.to(&device, precision)
 }

@@ -10,7 +10,7 @@ use crate::data::{Dataset, Sample};
 use crate::metrics::{self, Case, Recall};
 use crate::model::{GenerateOptions, Images};
 use crate::pretrained::Pretrained;
-use crate::results::{self, Of};
+use crate::results;
 use crate::text::{self, Tokenizer};
 use crate::{Error, Kind, Result};
 use serde::Serialize;
@@ -124,16 +124,21 @@ fn of_results(args: &Args, path: &std::path::Path) -> Result<()> {
         Some(images) => Dataset::read(&args.captions, images, args.missing)?,
         None => Dataset::read_captions(&args.captions)?,
     };
-    let mut given: HashMap<Of, String> = HashMap::new();
-    for (of, caption) in results::read_results(path)? {
-        given.entry(of).or_insert(caption);
+    let given = Dataset::read_results(path)?;
+    // Results name a picture, or give its id alone: then both are the id.
+    let mut by_name: HashMap<&str, &str> = HashMap::new();
+    let mut by_id: HashMap<&str, &str> = HashMap::new();
+    for sample in &given.samples {
+        let caption = sample.captions.first().map_or("", String::as_str);
+        by_name.insert(&sample.name, caption);
+        if sample.name == sample.image_id {
+            by_id.insert(&sample.image_id, caption);
+        }
     }
     let words = words_without_model()?;
     let mut cases = Vec::new();
     for sample in &data.samples {
-        let found = given
-            .get(&Of::Image(sample.name.clone()))
-            .or_else(|| given.get(&Of::Id(sample.image_id.clone())));
+        let found = by_name.get(sample.name.as_str()).or_else(|| by_id.get(sample.image_id.as_str()));
         cases.extend(found.map(|c| case(&words, c, sample)));
     }
     let skipped = data.samples.len() - cases.len();
@@ -171,7 +176,7 @@ fn of_model(args: &Args, folder: &std::path::Path, images: &std::path::Path) -> 
     let config = &model.model.config;
     let options = args.generation.options(config.vocab, config.max_pos)?;
     let pictures =
-        data.samples.iter().map(|s| Picture { name: s.name.clone(), path: s.image.clone() }).collect();
+        data.samples.iter().map(|s| Picture { name: s.name.clone(), path: s.image().path() }).collect();
     let loading = model.clone();
     let load = move |p: &Picture| engine::see(&loading, &p.path);
     let mut stream = Stream::start((OPERATION, "evaluating"), pictures, &args.run, load)?;
@@ -288,10 +293,10 @@ impl PartialEq for Owner<'_> {
     }
 }
 
-/// Words as MeCab cuts them, of a caption cleaned as for training and written without spaces: the same on both sides,
-/// whether a model or a person wrote it.
+/// Words as MeCab cuts them, of a whole caption cleaned as for training and written without spaces: the same on both
+/// sides, whether a model or a person wrote it.
 fn words(tokenizer: &Tokenizer, caption: &str) -> Vec<String> {
-    tokenizer.words(&results::join_japanese(&text::clean_caption(caption)))
+    tokenizer.words(&results::join_japanese(&text::clean_text(caption)))
 }
 
 fn words_without_model() -> Result<impl Fn(&str) -> Vec<String>> {

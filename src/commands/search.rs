@@ -233,7 +233,7 @@ fn find(args: &QueryArgs) -> Result<()> {
     }
     let index = Index::read(&args.index)?;
     let folder = args.model.clone().unwrap_or_else(|| PathBuf::from(&index.identity().folder));
-    let (device, precision) = args.place.open()?;
+    let (device, precision) = args.place.open(|line| eprintln!("{line}"))?;
     device.check_computes("search")?;
     let model = Pretrained::open(&folder).map_err(|e| match args.model {
         Some(_) => e,

@@ -67,7 +67,8 @@ pub struct Args {
     /// Captions of a micro-batch
     #[arg(long)]
     batch: Option<u64>,
-    /// Where to compute: cpu, cuda (cuda:1, ..), or host (the GPU's kernels emulated on the CPU, slowly)
+    /// Where to compute: auto (default: a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..), or host (the GPU's
+    /// kernels emulated on the CPU, slowly)
     #[arg(long)]
     device: Option<String>,
     /// On a GPU, how dense layers and attention store what they work on: f32, f16 (with loss scaling), bf16
@@ -114,7 +115,6 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let config = args.read()?;
     let mut progress = Progress::new(args.quiet);
-    config.notes.iter().for_each(|note| progress.say(format!("note: {note}")));
     let job = Job::prepare("train", config, args.resume || args.export, &progress)?;
     if args.dry_run {
         return print(&job.describe()?);
@@ -205,7 +205,15 @@ struct Job {
 }
 
 impl Job {
-    fn prepare(command: &'static str, config: Config, again: bool, progress: &Progress) -> Result<Job> {
+    fn prepare(command: &'static str, mut config: Config, again: bool, progress: &Progress) -> Result<Job> {
+        let say = |line: String| progress.say(line);
+        let (device, precision) =
+            engine::place(&config.device, config.dtype.as_deref(), config.vit_gelu, say)?;
+        if config.device == "auto" {
+            // A run that is resumed computes where it began.
+            config.device = if matches!(device, Device::Cpu) { "cpu" } else { "cuda" }.into();
+        }
+        config.notes.iter().for_each(|note| progress.say(format!("note: {note}")));
         let read = |sources: &[config::DataSource]| {
             let corpus = Corpus::read(sources, config.missing_share)?;
             for report in corpus.sets.iter().map(|s| &s.report).filter(|r| r.has_warnings()) {
@@ -221,7 +229,6 @@ impl Job {
         let tokenize = start.tokenize();
         let longest = corpus.captions().map(|c| tokenize(c).len()).max().unwrap_or(2);
         let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length);
-        let (device, precision) = engine::place(&config.device, config.dtype.as_deref(), config.vit_gelu)?;
         Ok(Job { command, config, corpus, validation, start, length, plan, device, precision, longest })
     }
 

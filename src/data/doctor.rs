@@ -5,18 +5,15 @@
 //! the diagonal profile, where every other caption of the batch counts as wrong for it.
 
 use super::files::quoted;
-use super::{Dataset, Order, Report};
-use crate::{Error, Result};
+use super::{Dataset, Image, Order, Report};
+use crate::Result;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-const OPERATION: &str = "check data";
 const EXAMPLES: usize = 5;
 
 /// What to check with.
@@ -102,7 +99,7 @@ pub fn doctor(
 ) -> Result<Diagnosis> {
     let report = data.report.clone();
     let hashes: Vec<Result<blake3::Hash>> =
-        data.samples.par_iter().map(|s| hash_and_open(&s.image, checks, &open)).collect();
+        data.samples.par_iter().map(|s| hash_and_open(&s.image(), checks, &open)).collect();
     let (tokens, captions) = check_captions(data, tokenize)?;
 
     let listed = report.pictures + report.missing;
@@ -124,19 +121,12 @@ pub fn doctor(
 }
 
 fn hash_and_open(
-    path: &Path,
+    image: &Image,
     checks: &Checks,
     open: &impl Fn(&Path, &[u8]) -> Result<()>,
 ) -> Result<blake3::Hash> {
-    let failed = |e| Error::io(OPERATION, path, &e);
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(checks.max_picture_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > checks.max_picture_bytes {
-        let expected = format!("at most {} bytes", checks.max_picture_bytes);
-        return Err(Error::file(OPERATION, path, expected, "a larger file"));
-    }
-    open(path, &bytes)?;
+    let bytes = image.read(checks.max_picture_bytes)?;
+    open(&image.path(), &bytes)?;
     Ok(blake3::hash(&bytes))
 }
 
@@ -157,7 +147,7 @@ fn duplicates(data: &Dataset, hashes: &[Result<blake3::Hash>]) -> Finding {
     for (sample, hash) in data.samples.iter().zip(hashes) {
         let Ok(hash) = hash else { continue };
         // One file listed under several image ids is no copy.
-        if !names.insert(&sample.image) {
+        if !names.insert(sample.image().path()) {
             continue;
         }
         match first.entry(hash) {

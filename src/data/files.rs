@@ -55,8 +55,6 @@ pub(crate) fn read_text(operation: &str, path: &Path, limit: u64) -> Result<Stri
 pub(crate) struct Root {
     operation: &'static str,
     folder: PathBuf,
-    /// Names are taken as they are: nobody will open the files.
-    names_only: bool,
 }
 
 impl Root {
@@ -65,12 +63,7 @@ impl Root {
         if !folder.is_dir() {
             return Err(Error::file(operation, &folder, "a folder of pictures", "something else"));
         }
-        Ok(Root { operation, folder, names_only: false })
-    }
-
-    /// The door where pictures themselves are not needed.
-    pub(crate) fn of_names(operation: &'static str) -> Self {
-        Root { operation, folder: PathBuf::new(), names_only: true }
+        Ok(Root { operation, folder })
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -91,9 +84,6 @@ impl Root {
         }
         if !Path::new(name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
             return Err(refuse(&format!("{}, which climbs out of it", quoted(name))));
-        }
-        if self.names_only {
-            return Ok(Some(PathBuf::from(name)));
         }
         self.inside(&self.folder.join(name))
             .map_err(|target| refuse(&format!("{}, a link to {}", quoted(name), target.display())))

@@ -6,34 +6,40 @@
 //!
 //! Refused as a whole (an error): text that is not UTF-8, broken JSON or CSV, ids that are not whole
 //! numbers or strings, names that leave the folder of pictures, an annotation id used for two different
-//! captions, more missing pictures than allowed, no caption at all. Skipped and counted: empty captions,
-//! missing pictures, repetitions. Cut and counted: captions above 64 KiB.
+//! captions, more missing pictures than allowed, no caption at all. Skipped and counted: empty and null captions,
+//! missing pictures, repetitions. Cut and counted: captions above 64 KiB. Found under another name and counted: COCO's
+//! numbered pictures.
 
+mod captions;
 mod doctor;
 mod files;
 mod folder;
-mod json;
+mod image;
 mod loader;
 mod order;
 pub mod random;
-mod table;
+mod shards;
+mod sources;
 
 pub use doctor::{Checks, Diagnosis, Finding, Tokens, doctor};
 pub(crate) use files::{quoted, read_text};
 pub use folder::{pictures, walk};
+pub use image::Image;
 pub use loader::{Bad, Batch, Loader, Options};
 pub use order::Order;
 
-use crate::{Error, Kind, Result};
+use crate::Result;
+use captions::{Door, Want};
 use files::Root;
+use image::Place;
 use serde::Serialize;
+use sources::Source;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 const OPERATION: &str = "read captions";
 /// Bounds of one annotation file; larger collections are several files.
-const MAX_FILE: u64 = 1 << 30;
 const MAX_ENTRIES: usize = 10_000_000;
 /// A longer caption is cut here (at a whole character): far above any text the model reads.
 const MAX_CAPTION: usize = 64 << 10;
@@ -44,14 +50,22 @@ const EXAMPLES: usize = 5;
 pub struct Sample {
     /// The name as the annotation file has it, relative to the folder of pictures.
     pub name: String,
-    /// The file itself, links followed.
-    pub image: PathBuf,
+    pub(crate) place: Place,
     /// The file's id of the picture; its name where the file gives none.
     pub image_id: String,
     /// At least one, none of them blank.
     pub captions: Vec<String>,
-    /// The annotation id of each caption; empty where the file gives none.
-    pub annotation_ids: Vec<String>,
+}
+
+impl Sample {
+    fn new(name: String, image_id: String) -> Sample {
+        Sample { name, place: Place::Nowhere, image_id, captions: Vec::new() }
+    }
+
+    /// The picture itself.
+    pub fn image(&self) -> Image {
+        self.place.image(&self.name)
+    }
 }
 
 /// What reading found, in numbers, with the first few examples of what was left out.
@@ -72,6 +86,11 @@ pub struct Report {
     pub unlisted: usize,
     /// Pictures without any caption, skipped.
     pub uncaptioned: usize,
+    /// Pictures found under another of COCO's names.
+    pub renamed: usize,
+    /// What else there is to know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     pub examples: Vec<String>,
 }
 
@@ -84,7 +103,8 @@ impl Report {
 
     /// True where something was skipped or cut: the caller should show the line as a warning.
     pub fn has_warnings(&self) -> bool {
-        self.empty + self.cut + self.missing + self.repeated + self.unlisted + self.uncaptioned > 0
+        let skipped = self.empty + self.missing + self.repeated + self.unlisted + self.uncaptioned;
+        skipped + self.cut + self.renamed > 0 || !self.notes.is_empty()
     }
 }
 
@@ -103,7 +123,11 @@ impl fmt::Display for Report {
             self.unlisted,
             self.uncaptioned,
             self.cut
-        )
+        )?;
+        if self.renamed > 0 {
+            write!(f, "; found under another COCO name: {} pictures", self.renamed)?;
+        }
+        self.notes.iter().try_for_each(|note| write!(f, "; {note}"))
     }
 }
 
@@ -122,22 +146,48 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads captions: a LAVIS list or COCO/STAIR file (.json), a table (.csv, .tsv) or a folder of pictures
-    /// with a .txt beside each. `images` is the folder that names are relative to (a folder of captions is its own).
-    /// More than `missing_share` of the pictures missing (0.01 is usual) is an error.
+    /// Reads captions: a file in one of the forms of `captions::formats`, a folder of pictures with a .txt or .caption
+    /// beside each or with Hugging Face's metadata file in it, or tar shards that hold both. `images` is the folder that names
+    /// are relative to (a folder of captions is its own), or shards. FILE#train is one split of Karpathy's file. More than
+    /// `missing_share` of the pictures missing (0.01 is usual) is an error.
     pub fn read(captions: &Path, images: &Path, missing_share: f64) -> Result<Dataset> {
-        if captions.is_dir() {
-            return folder::read(captions, missing_share);
+        match Source::of(captions)? {
+            Some(Source::Folder(folder)) => return folder::read(&folder, missing_share),
+            Some(Source::Shards(shards)) => return shards::read(captions, &shards, missing_share),
+            _ => {}
         }
-        read_file(captions, Builder::new(captions, Root::new(OPERATION, images)?), missing_share)
+        let (file, split) = with_split(captions);
+        let door = match Source::of(images)? {
+            Some(Source::Shards(shards)) => Door::Members(shards::members(&shards)?),
+            _ => Door::Folder { root: Root::new(OPERATION, images)?, given: absolute(images) },
+        };
+        captions::read(&file, door, Want::All(split.as_deref()), missing_share)
     }
 
     /// The same of captions alone, to compare others with: whether the pictures are there does not matter.
     pub fn read_captions(captions: &Path) -> Result<Dataset> {
-        if captions.is_dir() {
-            return folder::read(captions, 1.0);
+        match Source::of(captions)? {
+            Some(Source::Folder(folder)) => return folder::read(&folder, 1.0),
+            Some(Source::Shards(shards)) => return shards::read(captions, &shards, 1.0),
+            _ => {}
         }
-        read_file(captions, Builder::new(captions, Root::of_names(OPERATION)), 1.0)
+        let (file, split) = with_split(captions);
+        captions::read(&file, Door::Names, Want::All(split.as_deref()), 1.0)
+    }
+
+    /// What a model wrote, to be judged: the first caption of each picture. Two different ones are an error.
+    pub fn read_results(results: &Path) -> Result<Dataset> {
+        let data = captions::read(results, Door::Names, Want::Best, 1.0)?;
+        let mut known: HashMap<&str, &Sample> = HashMap::new();
+        for sample in &data.samples {
+            if let Some(first) = known.insert(&sample.name, sample)
+                && first.captions != sample.captions
+            {
+                let caption = |s: &Sample| s.captions.first().cloned().unwrap_or_default();
+                return Err(captions::twice(results, &sample.name, &caption(first), &caption(sample)));
+            }
+        }
+        Ok(data)
     }
 
     /// What training walks over: every caption with its picture, in the file's order of pictures.
@@ -151,109 +201,32 @@ impl Dataset {
     /// A number for each sample's image id, counted in order of first appearance as LAVIS does: samples
     /// with the same id have the same number.
     pub fn image_numbers(&self) -> Vec<u32> {
-        let mut numbers = HashMap::new();
-        let number = |s: &Sample| -> u32 {
+        let mut numbers: HashMap<&str, u32> = HashMap::new();
+        let number = |s| {
             let next = numbers.len() as u32;
-            *numbers.entry(s.image_id.clone()).or_insert(next)
+            *numbers.entry(s).or_insert(next)
         };
-        self.samples.iter().map(number).collect()
+        self.samples.iter().map(|s| s.image_id.as_str()).map(number).collect()
     }
 }
 
-fn read_file(captions: &Path, mut builder: Builder, missing_share: f64) -> Result<Dataset> {
-    let text = files::read_text(OPERATION, captions, MAX_FILE)?;
-    let extension = captions.extension().map(|e| e.to_string_lossy().to_lowercase());
-    match extension.as_deref() {
-        Some("csv") => table::read(&text, b',', &mut builder)?,
-        Some("tsv") => table::read(&text, b'\t', &mut builder)?,
-        _ => json::read(&text, &mut builder)?,
-    }
-    drop(text);
-    builder.finish(missing_share)
+/// Whether captions bring their pictures along: a folder of both, or shards.
+pub fn holds_pictures(captions: &Path) -> bool {
+    matches!(Source::of(captions), Ok(Some(_)))
 }
 
-/// Collects entries of any form of file into samples.
-struct Builder<'a> {
-    source: &'a Path,
-    root: Root,
-    samples: Vec<Sample>,
-    /// By name and image id; `None` for a picture that is missing.
-    known: HashMap<(String, String), Option<usize>>,
-    report: Report,
+/// A file of captions and the split that is asked for behind a `#`, unless that is part of the file's name.
+fn with_split(captions: &Path) -> (PathBuf, Option<String>) {
+    let whole = (captions.to_owned(), None);
+    match captions.to_str().and_then(|text| text.rsplit_once('#')) {
+        Some((file, split)) if !captions.exists() && !split.contains('/') && Path::new(file).is_file() => {
+            (file.into(), Some(split.to_owned()))
+        }
+        _ => whole,
+    }
 }
 
-impl<'a> Builder<'a> {
-    fn new(source: &'a Path, root: Root) -> Self {
-        let report = Report { source: source.display().to_string(), ..Report::default() };
-        Builder { source, root, samples: Vec::new(), known: HashMap::new(), report }
-    }
-
-    /// The sample of this picture, made on first sight; `None` if the file is missing.
-    fn sample(&mut self, name: &str, image_id: &str) -> Result<Option<usize>> {
-        let key = (name.to_owned(), image_id.to_owned());
-        if let Some(known) = self.known.get(&key) {
-            return Ok(*known);
-        }
-        let image = self.root.find(self.source, name)?;
-        Ok(self.found(key, image))
-    }
-
-    /// Notes where a picture lies, or that it lies nowhere.
-    fn found(&mut self, key: (String, String), image: Option<PathBuf>) -> Option<usize> {
-        let (name, image_id) = key.clone();
-        let place = match image {
-            Some(image) => {
-                let (captions, annotation_ids) = (Vec::new(), Vec::new());
-                self.samples.push(Sample { name, image, image_id, captions, annotation_ids });
-                Some(self.samples.len() - 1)
-            }
-            None => {
-                self.report.missing += 1;
-                self.report.note(|| format!("missing picture {}", quoted(&name)));
-                None
-            }
-        };
-        self.known.insert(key, place);
-        place
-    }
-
-    /// Adds a caption to a sample, unless it is blank.
-    fn caption(&mut self, sample: usize, caption: &str, annotation_id: Option<&str>) {
-        let Some(sample) = self.samples.get_mut(sample) else { return };
-        if caption.trim().is_empty() {
-            self.report.empty += 1;
-            self.report.note(|| format!("empty caption of {}", quoted(&sample.name)));
-            return;
-        }
-        let kept = &caption[..caption.floor_char_boundary(MAX_CAPTION)];
-        if kept.len() < caption.len() {
-            self.report.cut += 1;
-            self.report.note(|| format!("caption of {} bytes of {}", caption.len(), quoted(&sample.name)));
-        }
-        sample.captions.push(kept.to_owned());
-        sample.annotation_ids.extend(annotation_id.map(str::to_owned));
-        self.report.captions += 1;
-    }
-
-    /// The last checks: too much missing, nothing left.
-    fn finish(mut self, missing_share: f64) -> Result<Dataset> {
-        let listed = self.samples.len() + self.report.missing;
-        if self.report.missing as f64 > missing_share * listed as f64 {
-            let expected = format!("at most {} % of the pictures missing", missing_share * 100.0);
-            let got = format!("{} of {listed}: {}", self.report.missing, self.report.examples.join(", "));
-            return Err(Error::new(Kind::Data, OPERATION)
-                .about(self.report.source)
-                .expected(expected)
-                .got(got)
-                .fix(format!("check that the names are relative to {}", self.root.folder().display())));
-        }
-        let before = self.samples.len();
-        self.samples.retain(|s| !s.captions.is_empty());
-        self.report.uncaptioned += before - self.samples.len();
-        self.report.pictures = self.samples.len();
-        if self.samples.is_empty() {
-            return Err(Error::new(Kind::Data, OPERATION).expected("at least one caption").got(&self.report));
-        }
-        Ok(Dataset { samples: self.samples, report: self.report })
-    }
+/// As a path of a list of captions would have it: links are left as they are.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

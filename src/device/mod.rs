@@ -24,9 +24,27 @@ pub enum Device {
 }
 
 impl Device {
-    /// `cpu`, `cuda`, `cuda:1`, .. or `host`.
+    /// `auto`, `cpu`, `cuda`, `cuda:1`, .. or `host`.
     pub fn open(name: &str) -> crate::Result<Device> {
-        if name == "cpu" { Ok(Device::Cpu) } else { gpu::Gpu::open(name).map(Device::Gpu) }
+        match name {
+            "auto" => Ok(Device::auto().0),
+            "cpu" => Ok(Device::Cpu),
+            name => gpu::Gpu::open(name).map(Device::Gpu),
+        }
+    }
+
+    /// A GPU if this build has kernels for one and one answers, else the CPU; and in words which it is, and why.
+    pub fn auto() -> (Device, String) {
+        if cfg!(not(feature = "cuda")) {
+            return (Device::Cpu, "device: CPU (this build has no CUDA kernels)".into());
+        }
+        match gpu::Gpu::open("cuda") {
+            Ok(gpu) => {
+                let line = format!("device: {}", gpu.name());
+                (Device::Gpu(gpu), line)
+            }
+            Err(e) => (Device::Cpu, format!("device: CPU ({e})")),
+        }
     }
 
     /// An error unless there will be results: a plan only counts.

@@ -253,7 +253,7 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         warmup_steps: run.warmup_steps,
         max_epoch: run.max_epoch,
     };
-    let hyper = Hyper { betas: run.betas, eps: run.eps, weight_decay: run.weight_decay };
+    let hyper = Hyper { betas: run.betas, eps: run.eps, weight_decay: run.weight_decay, ..Hyper::default() };
     let mut optimizer = AdamW::new(&params, hyper)?;
     let steps = case.shape("outputs.losses")?.first().copied().unwrap_or(0);
     let batches = (0..).take_while(|k| case.has(&format!("inputs.{k}.image"))).count().max(1);

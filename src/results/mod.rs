@@ -3,13 +3,11 @@
 mod arrays;
 mod captions;
 mod page;
-mod read;
 mod sidecar;
 
 pub use arrays::{Array, Spool, write_npy, write_safetensors};
 pub use captions::{CaptionFile, Captioned, Format, Rated, csv_header, parse, render};
 pub use page::{Hit, data, escape, page};
-pub use read::{Of, read_results};
 pub use sidecar::SideCars;
 
 /// Text without the spaces between Japanese words, as Japanese is written; spaces between two other words stay.

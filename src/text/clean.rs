@@ -4,15 +4,18 @@
 /// Words that are kept.
 const WORDS: usize = 50;
 
-/// Cleans a caption: lower case; each of `. ! " ( ) * # : ; ~` becomes a space; two or more white-space characters
-/// become one space; line feeds at the end and spaces at both ends go; 50 words between single spaces stay. Full-width
-/// punctuation stays, and so does a single tab or ideographic space.
+/// Cleans a caption as [`clean_text`] does, and keeps its first 50 words between single spaces.
 pub fn clean_caption(caption: &str) -> String {
-    let lower = caption.to_lowercase().replace(|c| r#".!"()*#:;~"#.contains(c), " ");
-    let joined = join_white_space(&lower);
-    let trimmed = joined.trim_end_matches('\n').trim_matches(' ');
+    let trimmed = clean_text(caption);
     let end = trimmed.match_indices(' ').nth(WORDS - 1).map_or(trimmed.len(), |(at, _)| at);
     trimmed.get(..end).unwrap_or_default().to_string()
+}
+
+/// Lower case; each of `. ! " ( ) * # : ; ~` becomes a space; two or more white-space characters become one space; line
+/// feeds at the end and spaces at both ends go. Full-width punctuation stays, and so does a single tab or ideographic space.
+pub fn clean_text(text: &str) -> String {
+    let lower = text.to_lowercase().replace(|c| r#".!"()*#:;~"#.contains(c), " ");
+    join_white_space(&lower).trim_end_matches('\n').trim_matches(' ').to_string()
 }
 
 /// `re.sub(r"\s{2,}", " ", text)`

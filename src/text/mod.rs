@@ -17,7 +17,7 @@ mod subword;
 mod train;
 pub mod vocabulary;
 
-pub use clean::clean_caption;
+pub use clean::{clean_caption, clean_text};
 pub use settings::{Dictionary, Settings, Subwords};
 pub use vocabulary::Special;
 

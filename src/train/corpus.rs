@@ -6,13 +6,12 @@ use super::cache::Cache;
 use super::config::{Config, DataSource};
 use super::trainer::Micro;
 use crate::data::random::Draws;
-use crate::data::{Batch, Dataset, Order, Pair, Sample};
+use crate::data::{Batch, Dataset, Image, Order, Pair, Sample};
 use crate::nn;
 use crate::tensor::{Device, Tensor};
 use crate::vision::{self, Augment, Crop, Normalise, Resampling, Turn};
 use crate::{Error, Kind, Result};
 use rayon::prelude::*;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Of the draws of [`Order`], of the cache and these, each site has its own: crops of a run, and of views that are kept.
@@ -168,10 +167,10 @@ impl Loading {
         let image = match &self.cache {
             Some(cache) => {
                 let view = cache.choose(self.seed, micro, index);
-                let named = |e: Error| e.about(entry.sample.image.display().to_string());
+                let named = |e: Error| e.about(entry.sample.image().path().display().to_string());
                 cache.load(entry.picture * cache.views() + view).map_err(named)?
             }
-            None => self.pixels(&entry.sample.image, [SITE_CROP, micro as u32, index as u32])?,
+            None => self.pixels(&entry.sample.image(), [SITE_CROP, micro as u32, index as u32])?,
         };
         let text = (self.tokenize)(entry.caption);
         Ok(Item { image, text, image_id: entry.image_id, name: entry.sample.name.clone() })
@@ -185,12 +184,12 @@ impl Loading {
                 .expected("one of the data")
                 .got(picture)
         })?;
-        self.pixels(&sample.image, [SITE_VIEW, view as u32, picture as u32])
+        self.pixels(&sample.image(), [SITE_VIEW, view as u32, picture as u32])
     }
 
     /// `draw`: which random crop.
-    fn pixels(&self, path: &Path, draw: [u32; 3]) -> Result<Vec<u8>> {
-        let picture = vision::load(path, Turn::AsStored)?;
+    fn pixels(&self, image: &Image, draw: [u32; 3]) -> Result<Vec<u8>> {
+        let picture = image.load(Turn::AsStored)?;
         let (crop, how) = match &self.augment {
             None => (Crop::whole(&picture), Resampling::Exact),
             Some((augment, how)) => {

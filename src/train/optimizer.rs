@@ -2,6 +2,8 @@
 //!   p -= lr wd p;   m = b1 m + (1-b1) g;   v = b2 v + (1-b2) g^2
 //!   p -= lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 //! No weight decay on parameters of fewer than two axes or with "bias" in their name (LAVIS's groups).
+//! Of an image encoder of L blocks that is trained with layer decay d, block i learns at lr d^(L - i), what stands before
+//! the blocks at lr d^(L + 1); everything else at lr.
 
 use crate::device::cpu;
 use crate::device::launch::Arg;
@@ -15,11 +17,12 @@ pub struct Hyper {
     pub betas: [f64; 2],
     pub eps: f64,
     pub weight_decay: f64,
+    pub vit_layer_decay: f64,
 }
 
 impl Default for Hyper {
     fn default() -> Hyper {
-        Hyper { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.05 }
+        Hyper { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.05, vit_layer_decay: 1.0 }
     }
 }
 
@@ -29,6 +32,15 @@ pub struct Moments {
     pub exp_avg: Buffer,
     pub exp_avg_sq: Buffer,
     decay: bool,
+    /// What the learning rate is multiplied by.
+    scale: f64,
+}
+
+/// The block of the image encoder that a parameter belongs to, counted from 1; 0 is what stands before the blocks.
+fn vit_block(name: &str) -> Option<usize> {
+    let rest = name.strip_prefix("visual_encoder.")?;
+    let number = rest.strip_prefix("blocks.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    Some(number.map_or(0, |n| n + 1))
 }
 
 pub struct AdamW {
@@ -52,14 +64,20 @@ impl AdamW {
         if !(hyper.weight_decay.is_finite() && hyper.weight_decay >= 0.0) {
             return wrong("weight_decay", "a finite number, at least 0", hyper.weight_decay);
         }
+        if !(hyper.vit_layer_decay > 0.0 && hyper.vit_layer_decay <= 1.0) {
+            return wrong("vit_layer_decay", "a number above 0, at most 1", hyper.vit_layer_decay);
+        }
         let trained = params.iter().filter(|(_, spec, _)| spec.trained);
         let zeros = |value: &crate::tensor::Tensor| match params.device() {
             Device::Gpu(gpu) => gpu.zeros("AdamW", Storage::F32, value.len()).map(Buffer::Gpu),
             Device::Cpu => Ok(Buffer::zeros(value.dtype(), value.len())),
         };
+        let last = params.specs().iter().filter_map(|s| vit_block(&s.name)).max().unwrap_or(0);
         let moments = trained.map(|(id, spec, value)| {
             let decay = spec.shape.len() >= 2 && !spec.name.contains("bias");
-            Ok(Moments { id, exp_avg: zeros(value)?, exp_avg_sq: zeros(value)?, decay })
+            let below = vit_block(&spec.name).map_or(0, |block| last + 1 - block);
+            let scale = hyper.vit_layer_decay.powf(below as f64);
+            Ok(Moments { id, exp_avg: zeros(value)?, exp_avg_sq: zeros(value)?, decay, scale })
         });
         Ok(AdamW { hyper, steps: 0, moments: moments.collect::<Result<_>>()? })
     }
@@ -78,9 +96,11 @@ impl AdamW {
         }
         let [b1, b2] = self.hyper.betas;
         let t = self.steps as f64;
-        let (step_size, root) = (lr / (1.0 - b1.powf(t)), (1.0 - b2.powf(t)).sqrt());
+        let root = (1.0 - b2.powf(t)).sqrt();
         for m in &mut self.moments {
             let Some(g) = grads.get(m.id.0) else { continue };
+            let lr = lr * m.scale;
+            let step_size = lr / (1.0 - b1.powf(t));
             let keep = if m.decay { 1.0 - lr * self.hyper.weight_decay } else { 1.0 };
             let name = params.specs()[m.id.0].name.clone();
             let value = params.get_mut(m.id);
@@ -107,22 +127,29 @@ impl AdamW {
     ) -> Result<()> {
         let [b1, b2] = self.hyper.betas;
         let t = self.steps as f64;
-        let by = [
-            lr / (1.0 - b1.powf(t)),
-            (1.0 - b2.powf(t)).sqrt(),
-            1.0 - b1,
-            b2,
-            1.0 - b2,
-            self.hyper.eps,
-            1.0 - lr * self.hyper.weight_decay,
-            unscale,
-        ];
-        // A launch for each storage of the copies that products use.
+        // A launch for each learning rate, and each storage of the copies that products use.
         let storage = |m: &Moments| {
             params.copy(m.id).and_then(crate::tensor::Tensor::array).map_or(Storage::F32, |a| a.storage())
         };
-        for kind in [Storage::F32, Storage::F16, Storage::BF16] {
-            let table = Slots::new(gpu, params, grads, self.moments.iter().filter(|m| storage(m) == kind))?;
+        let mut scales: Vec<f64> = self.moments.iter().map(|m| m.scale).collect();
+        scales.sort_by(f64::total_cmp);
+        scales.dedup();
+        let launches =
+            scales.iter().flat_map(|s| [Storage::F32, Storage::F16, Storage::BF16].map(|kind| (*s, kind)));
+        for (scale, kind) in launches {
+            let lr = lr * scale;
+            let by = [
+                lr / (1.0 - b1.powf(t)),
+                (1.0 - b2.powf(t)).sqrt(),
+                1.0 - b1,
+                b2,
+                1.0 - b2,
+                self.hyper.eps,
+                1.0 - lr * self.hyper.weight_decay,
+                unscale,
+            ];
+            let own = self.moments.iter().filter(|m| m.scale == scale && storage(m) == kind);
+            let table = Slots::new(gpu, params, grads, own)?;
             // p, m and v are read and written, g is read, the copy written.
             let bytes = table.elements * (7 * 4 + if kind == Storage::F32 { 0 } else { kind.bytes() });
             let own = crate::args![table.memory(bytes), &table.chunks];

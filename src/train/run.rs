@@ -232,8 +232,9 @@ impl<'a> Going<'a> {
         let corpus: &Corpus = &self.run.loading.corpus;
         for b in fresh {
             self.state.bad.insert(b.index);
-            let picture =
-                corpus.get(b.index).map_or_else(String::new, |e| e.sample.image.display().to_string());
+            let picture = corpus
+                .get(b.index)
+                .map_or_else(String::new, |e| e.sample.image().path().display().to_string());
             self.bad.insert(picture, b.reason.to_string());
         }
         let path = self.run.out.join(BAD);

@@ -77,7 +77,10 @@ pub fn settings(
     if let Some(c) = config.cache() {
         all["cache"] = json!({ "views": c.views, "dtype": c.storage.name() });
     }
-    // Only where it is another than the one of all runs that do not speak of it.
+    // Only where they are others than those of all runs that do not speak of them.
+    if config.hyper.vit_layer_decay < 1.0 {
+        all["vit_layer_decay"] = config.hyper.vit_layer_decay.into();
+    }
     if precision.vit_gelu != Gelu::Exact {
         all["vit_gelu"] = precision.vit_gelu.name().into();
     }

@@ -102,7 +102,8 @@ fn a_plan_is_refused_where_numbers_are_wanted() {
 #[test]
 fn names_of_devices() {
     let error = |name: &str| super::tiny::error(Device::open(name));
-    let unknown = "device: name: expected cpu, cuda (or cuda:1, ..), host or plan (plan:80 has 80 GB), got ";
+    let unknown =
+        "device: name: expected auto, cpu, cuda (or cuda:1, ..), host or plan (plan:80 has 80 GB), got ";
     assert_eq!(error("gpu"), format!("{unknown}gpu"));
     assert_eq!(error("cuda:x"), format!("{unknown}cuda:x"));
     if !cfg!(feature = "cuda") {

@@ -30,7 +30,7 @@ fn annotation_files_that_are_wrong_are_refused() {
         (with(json!({"image": "/etc/secret.png", "caption": "猫"})), &["absolute path", "/etc/secret.png"]),
         (
             coco(
-                "{\"id\": 1, \"image_id\": 1, \"caption\": \"猫\"}, {\"id\": 1, \"image_id\": 1, \"caption\": \"犬\"}",
+                "{\"id\": 7, \"image_id\": 1, \"caption\": \"猫\"}, {\"id\": 7, \"image_id\": 1, \"caption\": \"犬\"}",
             ),
             &["猫", "犬"],
         ),

@@ -113,7 +113,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads);
     let pool = threads.build().map_err(|e| Error::argument("bench", "--threads", "threads to start", e))?;
-    let place = args.place.open()?;
+    let place = args.place.open(|line| eprintln!("{line}"))?;
     if args.what == "kernels" {
         return kernels::run(args, &place);
     }

@@ -71,7 +71,10 @@ pub(super) fn open(name: &str) -> Result<Box<dyn Driver>> {
         #[cfg(feature = "cuda")]
         "cuda" => crate::device::cuda::open(number),
         #[cfg(not(feature = "cuda"))]
-        "cuda" => Err(Error::argument("device", "cuda", "a build with CUDA kernels", "one without")
+        "cuda" => Err(Error::new(crate::Kind::Device, "device")
+            .about("cuda")
+            .expected("a build with CUDA kernels")
+            .got("one without")
             .fix("build with `cargo build --release --features cuda`, or use --device cpu")),
         #[cfg(feature = "host-kernels")]
         "host" if number == 0 => Ok(Box::new(super::host::Host::default())),
@@ -88,5 +91,10 @@ pub(super) fn open(name: &str) -> Result<Box<dyn Driver>> {
 }
 
 fn unknown(name: &str) -> Error {
-    Error::argument("device", "name", "cpu, cuda (or cuda:1, ..), host or plan (plan:80 has 80 GB)", name)
+    Error::argument(
+        "device",
+        "name",
+        "auto, cpu, cuda (or cuda:1, ..), host or plan (plan:80 has 80 GB)",
+        name,
+    )
 }

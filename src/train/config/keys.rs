@@ -89,13 +89,15 @@ const KEYS: &[Key] = &[
         |c| json!(c.warmup_steps), |c, v| { c.warmup_steps = Some(whole(v, 0)?); Ok(()) }),
     key("weight_decay", "run.weight_decay", "decoupled; none on biases, norms and scalars",
         |c| json!(c.hyper.weight_decay), |c, v| { c.hyper.weight_decay = rate(v)?; Ok(()) }),
+    key("vit_layer_decay", "run.lr_layer_decay", "of a trained image encoder: each block's learning rate is this times that of the block after it",
+        |c| json!(c.hyper.vit_layer_decay), |c, v| { c.hyper.vit_layer_decay = values::number(v, 0.01, 1.0)?; Ok(()) }),
     key("beta1", "", "of AdamW",
         |c| json!(c.hyper.betas[0]), |c, v| { c.hyper.betas[0] = values::number(v, 0.0, 0.999_999)?; Ok(()) }),
     key("beta2", "run.beta2", "of AdamW",
         |c| json!(c.hyper.betas[1]), |c, v| { c.hyper.betas[1] = values::number(v, 0.0, 0.999_999)?; Ok(()) }),
     key("eps", "", "of AdamW",
         |c| json!(c.hyper.eps), |c, v| { c.hyper.eps = rate(v)?; Ok(()) }),
-    key("device", "", "where to compute: cpu, cuda (cuda:1, ..) or host (the GPU's kernels emulated on the CPU)",
+    key("device", "", "where to compute: auto (a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..) or host (the GPU's kernels emulated on the CPU)",
         |c| json!(c.device), |c, v| { c.device = text(v)?; Ok(()) }),
     key("dtype", "", "how a GPU stores what dense layers work on: f32, f16 (with loss scaling), bf16 (its default) or bf16-vit (the image encoder, too)",
         |c| json!(c.dtype), |c, v| { c.dtype = Some(choice(v, &DTYPES)?.into()); Ok(()) }),
@@ -162,40 +164,51 @@ type Take = fn(&mut Config, &Value) -> Read<()>;
 /// LAVIS settings that ask for something (`Err` says what is possible here) or mean nothing here (a note).
 #[rustfmt::skip]
 const LAVIS: &[(&str, Take)] = &[
-    ("model.arch", |_, v| choice(v, &[("blip2", ()), ("blip2_qformer", ()), ("pretrain", ())])),
-    ("model.model_type", |_, v| choice(v, &[("pretrain", ())])),
-    ("model.load_pretrained", |_, v| flag(v).map(|_| ())),
-    ("model.load_finetuned", |_, v| never(v, "False (give the model as start: DIR)")),
-    ("model.pretrained", |c, v| pretrained(c, v)),
-    ("model.finetuned", |c, v| pretrained(c, v)),
+    ("model.arch", |_, v| choice(v, &[("blip2", ()), ("blip2_qformer", ()), ("blip2_Japanese", ()), ("pretrain", ()), ("finetune", ()), ("coco", ())])
+        .map_err(|names| format!("{names} (others train through a language model or another network)"))),
+    ("model.model_type", |_, v| choice(v, &[("pretrain", ()), ("finetune", ()), ("coco", ())])),
+    ("model.load_pretrained", |c, v| { c.weights.load_pretrained = Some(flag(v)?); Ok(()) }),
+    ("model.load_finetuned", |c, v| { c.weights.load_finetuned = Some(flag(v)?); Ok(()) }),
+    ("model.pretrained", |c, v| { c.weights.pretrained = weights(v)?; Ok(()) }),
+    ("model.finetuned", |c, v| { c.weights.finetuned = weights(v)?; Ok(()) }),
     ("model.freeze_vit", |c, v| { c.train_vit = Some(!flag(v)?); Ok(()) }),
-    ("model.vit_model", |_, v| choice(v, &[("eva_clip_g", ())])),
     ("model.drop_path_rate", |_, v| values::number(v, 0.0, 0.0).map(|_| ())),
-    ("model.use_grad_checkpoint", |c, v| { if flag(v)? { note(c, "use_grad_checkpoint has no effect here"); } Ok(()) }),
-    ("model.vit_precision", |c, _| { note(c, "vit_precision: numbers are f32 here"); Ok(()) }),
-    ("run.task", |_, v| choice(v, &[("image_text_pretrain", ())])),
+    ("model.vit_model", |_, v| choice(v, &[("eva_clip_g", ())])),
+    ("model.use_grad_checkpoint", |c, v| { if flag(v)? { note(c, "use_grad_checkpoint: activations are kept; the numbers are the same"); } Ok(()) }),
+    ("model.vit_precision", |c, _| { note(c, "vit_precision: dtype says it here (f32 on a CPU; on a GPU f16, with bf16-vit bf16)"); Ok(()) }),
+    ("run.task", |_, v| choice(v, &[("image_text_pretrain", ()), ("retrieval", ()), ("captioning", ())])),
     ("run.runner", |_, v| choice(v, &[("runner_base", ())])),
     ("run.lr_sched", |_, v| choice(v, &[("linear_warmup_cosine_lr", ())])),
     ("run.warmup_steps", |c, v| { c.warmup_iterations = Some(whole(v, 0)?); Ok(()) }),
     ("run.train_dataset_ratios", |c, v| ratios(c, v)),
     ("run.train_splits", |_, v| splits(v)),
-    ("run.evaluate", |_, v| never(v, "False (use qformer evaluate)")),
+    ("run.evaluate", |_, v| never(v, "False (qformer evaluate CONFIG does that)")),
     ("run.resume_ckpt_path", |_, _| Err("null (use --resume: the newest whole checkpoint of the run is found)".into())),
-    ("run.amp", |c, v| { if flag(v)? { note(c, "amp: numbers are f32 here"); } Ok(()) }),
-    ("run.device", |c, v| { if text(v)? != "cpu" { note(c, "device: the training runs on the CPU"); } Ok(()) }),
+    ("run.amp", |c, v| { if flag(v)? { note(c, "amp: dtype says it here (bf16 on a GPU unless set; f32 on a CPU)"); } Ok(()) }),
+    ("run.device", |c, v| { c.device = lavis_device(v)?; Ok(()) }),
     ("run.world_size", |_, v| whole(v, 0).and_then(|n| if n <= 1 { Ok(()) } else { Err("1".into()) })),
     ("run.distributed", |_, _| Ok(())),
     ("run.dist_url", |_, _| Ok(())),
     ("run.dist_backend", |_, _| Ok(())),
     ("run.gpu", |_, _| Ok(())),
     ("run.rank", |_, _| Ok(())),
-    ("run.valid_splits", |_, _| Ok(())),
+    ("run.valid_splits", |c, v| { if !v.is_null() { note(c, "valid_splits: give validation: {images: DIR, captions: FILE}"); } Ok(()) }),
     ("run.test_splits", |_, _| Ok(())),
     ("run.batch_size_eval", |_, _| Ok(())),
     ("run.log_freq", |_, _| Ok(())),
     ("run.use_dist_eval_sampler", |_, _| Ok(())),
     ("run.lr_decay_rate", |_, _| Ok(())),
+    ("run.k_test", |_, _| Ok(())),
+    ("run.max_len", |_, _| Ok(())),
+    ("run.min_len", |_, _| Ok(())),
+    ("run.num_beams", |_, _| Ok(())),
 ];
+
+/// LAVIS's `cuda` is its default, not a demand.
+pub fn lavis_device(v: &Value) -> Read<String> {
+    let name = text(v)?;
+    Ok(if name == "cuda" { "auto".into() } else { name })
+}
 
 fn never(v: &Value, want: &str) -> Read<()> {
     if flag(v)? { Err(want.to_string()) } else { Ok(()) }
@@ -205,15 +218,12 @@ fn note(c: &mut Config, text: &str) {
     c.notes.push(text.to_string());
 }
 
-/// LAVIS's path of weights: a directory of ours is taken, a file must be converted first.
-fn pretrained(c: &mut Config, v: &Value) -> Read<()> {
-    let Some(given) = v.as_str().filter(|s| !s.is_empty()) else { return Ok(()) };
-    if std::path::Path::new(given).is_dir() {
-        c.start = Some(given.into());
-        return Ok(());
+/// LAVIS's path of weights.
+fn weights(v: &Value) -> Read<Option<String>> {
+    match v {
+        Value::String(given) => Ok(Some(given.clone()).filter(|g| !g.is_empty())),
+        _ => Err("a path".into()),
     }
-    let file = if values::is_url(given) { "the downloaded file" } else { given };
-    Err(format!("a model directory: convert {file} with qformer convert, and give the directory as start"))
 }
 
 fn splits(v: &Value) -> Read<()> {
@@ -249,7 +259,7 @@ pub fn apply(c: &mut Config, entry: &Entry) -> Result<()> {
     let Entry { path, value, place } = entry;
     let done = find(c, path, value, place).ok_or_else(|| unknown(path, place))?;
     done.map_err(|want| {
-        let got = crate::data::quoted(&value.to_string());
+        let got = crate::data::quoted(&value.as_str().map_or_else(|| value.to_string(), str::to_owned));
         Error::argument(OPERATION, format!("{path} ({place})"), want, got)
     })
 }

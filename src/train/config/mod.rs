@@ -9,7 +9,7 @@ mod sources;
 mod values;
 pub mod yaml;
 
-pub use keys::{describe, resolved};
+pub use keys::{describe, lavis_device, resolved};
 pub use sources::DataSource;
 
 use super::cache;
@@ -86,6 +86,33 @@ pub struct Config {
     pub eval_pictures: usize,
     /// What was said of LAVIS settings that mean nothing here.
     pub notes: Vec<String>,
+    weights: LavisWeights,
+}
+
+/// What LAVIS would begin with: a file it loads, unless its flags say otherwise.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct LavisWeights {
+    load_pretrained: Option<bool>,
+    load_finetuned: Option<bool>,
+    pretrained: Option<String>,
+    finetuned: Option<String>,
+}
+
+impl LavisWeights {
+    /// The file, or what stands for LAVIS's own, if weights are to be loaded. Without flags a file that is named is meant.
+    fn wanted(&self) -> Option<&str> {
+        let own = "the published weights of LAVIS";
+        let finetuned = self.finetuned.as_deref();
+        let pretrained = self.pretrained.as_deref();
+        match (self.load_finetuned, self.load_pretrained) {
+            (Some(true), _) => Some(finetuned.unwrap_or(own)),
+            (_, Some(true)) => Some(pretrained.unwrap_or(own)),
+            (Some(false), Some(false)) => None,
+            (None, Some(false)) => finetuned,
+            (Some(false), None) => pretrained,
+            (None, None) => finetuned.or(pretrained),
+        }
+    }
 }
 
 impl Default for Config {
@@ -117,7 +144,7 @@ impl Default for Config {
             warmup_steps: None,
             warmup_iterations: None,
             hyper: Hyper::default(),
-            device: "cpu".into(),
+            device: "auto".into(),
             dtype: None,
             cache: None,
             cache_views: 1,
@@ -134,6 +161,7 @@ impl Default for Config {
             eval_every: 0,
             eval_pictures: 1000,
             notes: Vec::new(),
+            weights: LavisWeights::default(),
         }
     }
 }
@@ -175,62 +203,79 @@ impl Config {
 
     pub fn from_entries(entries: &[Entry]) -> Result<Config> {
         let mut config = Config::default();
-        for entry in entries {
-            keys::apply(&mut config, entry)?;
+        let mut refused: Vec<Error> =
+            entries.iter().filter_map(|entry| keys::apply(&mut config, entry).err()).collect();
+        config.begin();
+        refused.extend(config.wrong_together());
+        let sources = config.data.iter_mut().chain(&mut config.validation);
+        refused.extend(sources.filter_map(|source| source.check().err()));
+        match refused.as_slice() {
+            [] => Ok(config),
+            [one] => Err(one.clone()),
+            several => Err(all_of(several)),
         }
-        config.check()?;
-        Ok(config)
     }
 
-    fn check(&mut self) -> Result<()> {
-        let wrong = |key: &str, want: &str, got: String| Error::argument(OPERATION, key, want, got);
+    /// Settles where a training begins that LAVIS's settings speak of.
+    fn begin(&mut self) {
+        let Some(wanted) = self.weights.wanted() else { return };
+        let wanted = wanted.to_owned();
+        match &self.start {
+            Some(start) => {
+                let note = format!("{wanted}: the training begins with {} instead", start.display());
+                self.notes.push(note);
+            }
+            None if Path::new(&wanted).is_dir() => self.start = Some(wanted.into()),
+            None => {}
+        }
+    }
+
+    /// Settings that do not go together.
+    fn wrong_together(&self) -> Vec<Error> {
+        let mut refused = Vec::new();
+        let mut wrong = |key: &str, want: &str, got: String, fix: &str| {
+            let error = Error::argument(OPERATION, key, want, got);
+            refused.push(if fix.is_empty() { error } else { error.fix(fix) });
+        };
         if self.min_lr > self.init_lr {
             let got = format!("{} above init_lr {}", self.min_lr, self.init_lr);
-            return Err(wrong("min_lr", "at most init_lr", got));
+            wrong("min_lr", "at most init_lr", got, "");
         }
         if self.contrast == Contrast::Accumulated && self.trains_vit() {
-            return Err(wrong(
-                "contrast",
-                "micro-batch where the image encoder is trained",
-                "accumulated".into(),
-            )
-            .fix("set train_vit: false (with a start directory), or contrast: micro-batch"));
+            let fix = "set train_vit: false (with a start directory), or contrast: micro-batch";
+            wrong("contrast", "micro-batch where the image encoder is trained", "accumulated".into(), fix);
         }
         if self.cache.is_some() && self.trains_vit() {
-            return Err(wrong("cache", "a frozen image encoder", "one that is trained".into())
-                .fix("start from a model directory (start) and leave train_vit out, or leave cache out"));
+            let fix = "start from a model directory (start) and leave train_vit out, or leave cache out";
+            wrong("cache", "a frozen image encoder", "one that is trained".into(), fix);
         }
         if self.vit_gelu == Gelu::Tanh && self.trains_vit() {
-            return Err(wrong("vit_gelu", "exact where the image encoder is trained", "tanh".into())
-                .fix("set train_vit: false (with a start directory), or vit_gelu: exact"));
+            let fix = "set train_vit: false (with a start directory), or vit_gelu: exact";
+            wrong("vit_gelu", "exact where the image encoder is trained", "tanh".into(), fix);
         }
-        if self.start.is_none() && self.train_vit == Some(false) {
+        if self.hyper.vit_layer_decay < 1.0 && !self.trains_vit() {
+            let got = self.hyper.vit_layer_decay.to_string();
+            let fix = "set train_vit: true (LAVIS: freeze_vit: False), or leave it out";
+            wrong("vit_layer_decay", "1 where the image encoder is frozen", got, fix);
+        }
+        if let (None, Some(weights)) = (&self.start, self.weights.wanted()) {
+            let file = if values::is_url(weights) { "the downloaded file" } else { weights };
+            let fix = format!("convert {file} with qformer convert, and give --start DIR");
+            wrong("start", "a model directory to begin with", format!("LAVIS's {weights}"), &fix);
+        } else if self.start.is_none() && self.train_vit == Some(false) {
             let fix = "convert the image encoder and the text model into a directory (qformer convert) and give it as start, \
                        or train the encoder too: train_vit: true (LAVIS: freeze_vit: False)";
-            return Err(wrong(
-                "train_vit",
-                "a start directory, whose image encoder is frozen",
-                "none".into(),
-            )
-            .fix(fix));
+            wrong("train_vit", "a start directory, whose image encoder is frozen", "none".into(), fix);
         }
         if self.start.is_some() && self.vocab.is_some() {
-            return Err(wrong("vocab", "the start directory's own", "another".into())
-                .fix("leave vocab out, or leave start out"));
+            let fix = "leave vocab out, or leave start out";
+            wrong("vocab", "the start directory's own", "another".into(), fix);
         }
-        self.data.iter_mut().try_for_each(DataSource::check)?;
         let ratios = self.data.iter().filter(|d| d.ratio.is_some()).count();
         if ratios > 0 && ratios < self.data.len() {
-            return Err(wrong(
-                "ratio",
-                "one for each data set, or none",
-                format!("{ratios} of {}", self.data.len()),
-            ));
+            wrong("ratio", "one for each data set, or none", format!("{ratios} of {}", self.data.len()), "");
         }
-        match &mut self.validation {
-            Some(v) => v.check(),
-            None => Ok(()),
-        }
+        refused
     }
 
     /// What decides how a picture is cropped and turned, besides the seed.
@@ -329,6 +374,18 @@ impl Config {
     pub fn ratios(&self) -> Option<Vec<f64>> {
         self.data.iter().map(|d| d.ratio).collect()
     }
+}
+
+/// All refusals of a configuration as one error.
+fn all_of(refused: &[Error]) -> Error {
+    let lines = refused.iter().map(|e| {
+        let text = e.to_string();
+        let text = text.strip_prefix(OPERATION).map_or(text.as_str(), |rest| rest.trim_start_matches(": "));
+        format!("\n  {text}")
+    });
+    let text: String = lines.collect();
+    Error::new(crate::Kind::Argument, OPERATION)
+        .got(format!("{} settings cannot be used:{text}", refused.len()))
 }
 
 const DEFAULT_EPOCHS: u64 = 10;

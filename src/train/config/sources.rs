@@ -41,10 +41,10 @@ impl DataSource {
         match (&self.images, &self.captions) {
             (Some(_), Some(_)) => Ok(()),
             (Some(folder), None) => {
-                self.captions = Some(folder.clone()); // pictures with a .txt beside each
+                self.captions = Some(folder.clone()); // beside the pictures, or inside with them
                 Ok(())
             }
-            (None, Some(captions)) if captions.is_dir() => {
+            (None, Some(captions)) if crate::data::holds_pictures(captions) => {
                 self.images = Some(captions.clone());
                 Ok(())
             }
