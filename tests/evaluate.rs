@@ -276,3 +276,106 @@ fn what_is_missing_is_counted() {
     place.fails(2, &["evaluate", "--captions", "val.json"]);
     place.fails(2, &["evaluate", "--captions", "val.json", "--model", "model"]);
 }
+
+/// One caption of each picture is judged: of a list the first, of two entries neither.
+#[test]
+fn results_with_two_captions_of_a_picture_are_refused_by_its_name() {
+    let place = Place::new(24);
+    place.write(
+        "val.json",
+        r#"[{"image": "a.png", "caption": "赤い丸が一つ"}, {"image": "b.png", "caption": "青い四角が二つ"}]"#,
+    );
+    let evaluate = ["evaluate", "--captions", "val.json", "--json", "--results"];
+    let entry = |name: &str, caption: &str| format!("{{\"image\": \"{name}\", \"caption\": {caption}}}\n");
+    let (a, b) = (entry("a.png", "[\"赤い丸が一つ\", \"緑の星\"]"), entry("b.png", "\"青い四角が二つ\""));
+    place.write("r.jsonl", format!("{a}{b}{}", entry("a.png", "\"赤い丸が一つ\"")));
+    assert!(json(&place.ok(&[&evaluate[..], &["r.jsonl"]].concat()))["bleu_1"].as_f64().unwrap() > 0.999_99);
+    place.write("r.jsonl", format!("{a}{b}{}", entry("a.png", "\"緑の星\"")));
+    let error = place.fails(3, &[&evaluate[..], &["r.jsonl"]].concat());
+    assert!(error.contains("\"a.png\"") && error.contains("緑の星"), "{error}");
+    place.write("r.json", r#"[{"image": "a.png", "image_id": 1, "caption": "x"}, {"image": "a.png", "image_id": 2, "caption": "y"}]"#);
+    assert!(place.fails(3, &[&evaluate[..], &["r.json"]].concat()).contains("\"a.png\""));
+    // Ranked lines, as `caption` writes them.
+    place
+        .write("r.csv", "image,rank,caption\na.png,1,赤い丸が一つ\na.png,2,緑の星\nb.png,1,青い四角が二つ\n");
+    assert!(json(&place.ok(&[&evaluate[..], &["r.csv"]].concat()))["bleu_1"].as_f64().unwrap() > 0.999_99);
+}
+
+/// LAVIS's own files: results by image id, ground truth whose annotations carry their image's id and whose images have no
+/// names; captions beyond 50 words, written with spaces or without.
+#[test]
+fn results_are_judged_against_lavis_ground_truth_and_to_their_end() {
+    let place = Place::new(25);
+    let long = "二匹 の 犬 が 道路 で フリスビー を し て いる ".repeat(8);
+    let joined = long.replace(' ', "");
+    let truth = serde_json::json!({
+        "annotations": [
+            {"image_id": 9, "caption": joined, "id": 9}, {"image_id": 25, "caption": "青い四角", "id": 25},
+            {"image_id": 9, "caption": "犬", "id": 9}, {"image_id": 25, "caption": "四角", "id": 25}],
+        "images": [{"id": 9}, {"id": 25}]
+    });
+    place.write("gt.json", truth.to_string());
+    let results = |id: serde_json::Value, caption: &str| {
+        serde_json::json!([{"image_id": id, "caption": caption}, {"caption": "青い 四角", "image_id": 25}])
+            .to_string()
+    };
+    for (id, caption) in
+        [(serde_json::json!(9), &long), (serde_json::json!("9"), &joined), (serde_json::json!(9.0), &long)]
+    {
+        place.write("r.json", results(id, caption));
+        let report = json(&place.ok(&["evaluate", "--results", "r.json", "--captions", "gt.json", "--json"]));
+        assert!(report["bleu_4"].as_f64().unwrap() > 0.999_99, "{report}");
+        assert_eq!((report["pictures"].as_u64(), report["captions"].as_u64()), (Some(2), Some(4)));
+    }
+}
+
+/// The settings of LAVIS's ret_coco_eval.yaml become flags; flags that are given win; what cannot be is refused at once.
+#[test]
+fn an_evaluation_of_lavis_is_configured_by_its_own_file() {
+    let place = Place::new(26);
+    place.pictures("p", 4);
+    annotations(&place, 4);
+    let side = place.open().model.config.image_size;
+    let config = format!(
+        "model:\n  arch: blip2_Japanese\n  model_type: pretrain\n  use_grad_checkpoint: False\ndatasets:\n  coco_retrieval:\n    vis_processor:\n        \
+         train:\n          name: \"blip_image_train\"\n          image_size: {side}\n        eval:\n          name: \"blip_image_eval\"\n          \
+         image_size: {side}\n    text_processor:\n        train:\n          name: \"blip_caption\"\n        eval:\n          name: \"blip_caption\"\n    \
+         build_info:\n        images:\n            storage: p\n        annotations:\n          test:\n            storage: [val.json]\nrun:\n  task: retrieval\n  \
+         num_workers: 4\n  batch_size_train: 16\n  batch_size_eval: 2\n  train_splits: [\"train\"]\n  valid_splits: [\"val\"]\n  test_splits: [\"test\"]\n  \
+         device: \"cuda\"\n  world_size: 1\n  dist_url: \"env://\"\n  distributed: True\n  use_dist_eval_sampler: False\n  k_test: 3\n  seed: 42\n  \
+         output_dir: \"output\"\n  evaluate: True\n"
+    );
+    place.write("ret.yaml", &config);
+    let by_file = json(&place.ok(&["evaluate", "ret.yaml", "--model", "model", "--json", "-q"]));
+    let flags = [
+        "evaluate",
+        "--model",
+        "model",
+        "--images",
+        "p",
+        "--captions",
+        "val.json",
+        "--only",
+        "retrieval",
+        "--k-test",
+        "3",
+        "--json",
+        "-q",
+    ];
+    assert_eq!(by_file, json(&place.ok(&flags)));
+    assert!(by_file["k_test"] == 3 && by_file.get("bleu_1").is_none());
+    let other =
+        json(&place.ok(&["evaluate", "ret.yaml", "--model", "model", "--json", "-q", "--k-test", "2"]));
+    assert_eq!(other["k_test"], 2);
+    place.write("ret.yaml", config.replace(&format!("image_size: {side}"), "image_size: 364"));
+    assert!(place.fails(2, &["evaluate", "ret.yaml", "--model", "model", "-q"]).contains("364"));
+    place.write(
+        "ret.yaml",
+        config.replace("task: retrieval", "task: vqa").replace("blip2_Japanese", "blip2_opt"),
+    );
+    let error = place.fails(2, &["evaluate", "ret.yaml", "--model", "model", "-q"]);
+    assert!(
+        error.contains("2 settings") && error.contains("\"vqa\"") && error.contains("\"blip2_opt\""),
+        "{error}"
+    );
+}

@@ -12,6 +12,11 @@ mod flat;
 mod forms;
 #[path = "train/pages.rs"]
 mod pages;
+#[path = "train/shards.rs"]
+mod shards;
+#[cfg(feature = "parquet")]
+#[path = "train/tables.rs"]
+mod tables;
 #[path = "train/world.rs"]
 mod world;
 

@@ -2,6 +2,7 @@
 
 use super::caption::{Spaces, caption};
 use super::engine::{self, RunArgs, Seen, Stream, Texts};
+use super::evaluation;
 use super::generation::Generation;
 use super::inputs::Picture;
 use super::output;
@@ -15,8 +16,9 @@ use crate::text::{self, Tokenizer};
 use crate::{Error, Kind, Result};
 use serde::Serialize;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const OPERATION: &str = "evaluate";
@@ -30,19 +32,23 @@ const OPERATION: &str = "evaluate";
 #[command(after_help = "Examples:
   qformer evaluate --model runs/stair --captions val.json --images images/
   qformer evaluate --model runs/stair --captions val.json --images images/ --k-test 256 --json
-  qformer evaluate --results captions.json --captions val.json")]
+  qformer evaluate --results captions.json --captions val.json
+  qformer evaluate ret_coco_eval.yaml --model runs/stair --captions val.json --images images/")]
 pub struct Args {
+    /// LAVIS's configuration of an evaluation: its settings hold where no flag says otherwise
+    config: Option<PathBuf>,
     /// Folder of a trained model, as `train` writes it
-    #[arg(long, value_name = "DIR", required_unless_present = "results", conflicts_with = "results")]
+    #[arg(long, value_name = "DIR", conflicts_with = "results")]
     model: Option<PathBuf>,
-    /// Captions to judge instead of a model's: .json, .jsonl or .csv as `caption` writes them, or COCO results
+    /// Captions to judge instead of a model's: as `caption` writes them, or COCO results. Two of one picture are an error
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
-    /// What people wrote: a LAVIS or COCO/STAIR .json, a .csv, or a folder of pictures with .txt files
+    /// What people wrote: LAVIS, COCO/STAIR or Karpathy .json (FILE#test), JSON lines, a table, tar shards, or a folder of
+    /// pictures with .txt files
     #[arg(long, value_name = "FILE")]
-    captions: PathBuf,
-    /// Folder that the pictures' names are relative to
-    #[arg(long, value_name = "FOLDER", required_unless_present = "results")]
+    captions: Option<PathBuf>,
+    /// Folder (or tar shards) that the pictures' names are relative to
+    #[arg(long, value_name = "FOLDER")]
     images: Option<PathBuf>,
     /// Only one of the two
     #[arg(long, value_enum)]
@@ -63,6 +69,9 @@ pub struct Args {
     run: RunArgs,
     #[command(flatten)]
     generation: Generation,
+    /// What a configuration's picture processor was told.
+    #[arg(skip)]
+    image_size: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -107,22 +116,48 @@ struct Captioning {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    let with_config = args.config.as_deref().map(|file| configured(file, args.run.quiet)).transpose()?;
+    let args = with_config.as_ref().unwrap_or(args);
+    let missing = |what: &str, fix: &str| Error::argument(OPERATION, what, "a path", "none").fix(fix);
+    let captions = args.captions.as_deref().ok_or_else(|| missing("--captions", "give --captions FILE"))?;
     match (&args.results, &args.model, &args.images) {
-        (Some(results), _, _) => of_results(args, results),
-        (None, Some(model), Some(images)) => of_model(args, model, images),
-        _ => Err(Error::argument(OPERATION, "model", "--model and --images, or --results", "neither")),
+        (Some(results), _, _) => of_results(args, results, captions),
+        (None, Some(model), Some(images)) => of_model(args, model, captions, images),
+        (None, None, _) => Err(missing("--model", "give --model DIR, or --results FILE")),
+        (None, Some(_), None) => Err(missing("--images", "give --images DIR")),
     }
 }
 
-fn of_results(args: &Args, path: &std::path::Path) -> Result<()> {
+/// The arguments with a configuration's in front of them.
+fn configured(file: &Path, quiet: bool) -> Result<Args> {
+    #[derive(clap::Parser)]
+    #[command(args_override_self = true)]
+    struct Evaluate {
+        #[command(flatten)]
+        args: Args,
+    }
+    let asked = evaluation::read(file)?;
+    if !quiet {
+        asked.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    }
+    let own = std::env::args_os().skip_while(|arg| arg != OPERATION).skip(1);
+    let all = [OPERATION.into()].into_iter().chain(asked.flags.into_iter().map(OsString::from)).chain(own);
+    let parsed = <Evaluate as clap::Parser>::try_parse_from(all);
+    parsed.map(|e| Args { image_size: asked.image_size, ..e.args }).map_err(|e| {
+        let first = e.to_string().lines().next().unwrap_or_default().to_owned();
+        Error::file(OPERATION, file, "settings that go with the flags given", first)
+    })
+}
+
+fn of_results(args: &Args, path: &Path, captions: &Path) -> Result<()> {
     if args.only == Some(Task::Retrieval) {
         return Err(
             Error::argument(OPERATION, "only", "captions with --results", "retrieval").fix("give --model")
         );
     }
     let data = match &args.images {
-        Some(images) => Dataset::read(&args.captions, images, args.missing)?,
-        None => Dataset::read_captions(&args.captions)?,
+        Some(images) => Dataset::read(captions, images, args.missing)?,
+        None => Dataset::read_captions(captions)?,
     };
     let given = Dataset::read_results(path)?;
     // Results name a picture, or give its id alone: then both are the id.
@@ -164,16 +199,25 @@ fn of_results(args: &Args, path: &std::path::Path) -> Result<()> {
         .fix("caption the others, too"))
 }
 
-fn of_model(args: &Args, folder: &std::path::Path, images: &std::path::Path) -> Result<()> {
+fn of_model(args: &Args, folder: &Path, captions: &Path, images: &Path) -> Result<()> {
     if args.k_test == 0 {
         return Err(Error::argument(OPERATION, "k-test", "at least 1", 0));
     }
-    let data = Dataset::read(&args.captions, images, args.missing)?;
+    let data = Dataset::read(captions, images, args.missing)?;
     if data.report.has_warnings() && !args.run.quiet {
         eprintln!("{}", data.report);
     }
     let model = Arc::new(engine::open(folder, &args.run)?);
     let config = &model.model.config;
+    if let Some(size) = args.image_size.filter(|size| *size != config.image_size) {
+        return Err(Error::argument(
+            OPERATION,
+            "image_size",
+            format!("{}, as the model has it", config.image_size),
+            size,
+        )
+        .fix("convert the model to that size (qformer convert --image-size), or change the configuration"));
+    }
     let options = args.generation.options(config.vocab, config.max_pos)?;
     let pictures =
         data.samples.iter().map(|s| Picture { name: s.name.clone(), path: s.image().path() }).collect();

@@ -151,6 +151,8 @@ fn read_list(list: &Path) -> Result<Vec<PathBuf>> {
             Error::file("read a list of pictures", list, expected, "more").fix("split it into several lists")
         );
     }
+    // Editors on Windows put a byte order mark before a text.
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
     let separator = if bytes.contains(&0) { 0 } else { b'\n' };
     let lines = bytes.split(|b| *b == separator);
     let lines = lines.map(|l| if separator == b'\n' { l.strip_suffix(b"\r").unwrap_or(l) } else { l });
@@ -265,6 +267,8 @@ mod tests {
         std::fs::write(&list, "a.jpg\r\n\nb c.jpg\n").unwrap();
         let at = PathBuf::from(format!("@{}", list.display()));
         assert_eq!(names(&inputs(&[&at]).find().unwrap()), ["a.jpg", "b c.jpg"]);
+        std::fs::write(&list, "\u{feff}a.jpg\r\nb.jpg\r\n").unwrap();
+        assert_eq!(names(&inputs(&[&at]).find().unwrap()), ["a.jpg", "b.jpg"]);
         std::fs::write(&list, "a\nb.jpg\0c.jpg\0").unwrap();
         let found = Inputs { list: vec![list], ..inputs(&[]) }.find().unwrap();
         assert_eq!(names(&found), ["a\nb.jpg", "c.jpg"]);

@@ -8,6 +8,7 @@ mod dictionary;
 mod doctor;
 mod engine;
 mod evaluate;
+mod evaluation;
 mod features;
 mod generation;
 mod inputs;

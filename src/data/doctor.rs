@@ -74,6 +74,12 @@ impl fmt::Display for Diagnosis {
             "{}: {} pictures, {} captions",
             self.report.source, self.report.pictures, self.report.captions
         )?;
+        if self.report.renamed > 0 {
+            writeln!(f, "  {} pictures are found under another COCO name", self.report.renamed)?;
+            let examples = self.report.examples.iter().filter(|e| e.contains("is taken for"));
+            examples.take(1).try_for_each(|example| writeln!(f, "     {example}"))?;
+        }
+        self.report.notes.iter().try_for_each(|note| writeln!(f, "  {note}"))?;
         let share = 100.0 * self.unknown_tokens as f64 / self.tokens.max(1) as f64;
         writeln!(f, "  tokens            {} ({share:.2} % [UNK])", self.tokens)?;
         for finding in &self.findings {

@@ -19,6 +19,8 @@ pub(crate) enum Place {
     /// Here: links are followed.
     At(Box<Path>),
     Inside(Box<Member>),
+    #[cfg(feature = "parquet")]
+    Row(Box<Row>),
 }
 
 /// A part of a file.
@@ -30,6 +32,21 @@ pub struct Member {
     pub(crate) bytes: u64,
 }
 
+/// A row of a table.
+#[cfg(feature = "parquet")]
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub(super) table: Arc<super::parquet::Table>,
+    pub(super) row: u64,
+}
+
+#[cfg(feature = "parquet")]
+impl PartialEq for Row {
+    fn eq(&self, other: &Row) -> bool {
+        (&self.table.path, self.row) == (&other.table.path, other.row)
+    }
+}
+
 impl Place {
     /// The picture of the sample of this name.
     pub fn image(&self, name: &str) -> Image {
@@ -38,6 +55,8 @@ impl Place {
             Place::Under(folder) => Image::File(folder.join(name)),
             Place::At(path) => Image::File(path.to_path_buf()),
             Place::Inside(member) => Image::Inside(member.clone()),
+            #[cfg(feature = "parquet")]
+            Place::Row(row) => Image::Row(row.clone()),
         }
     }
 }
@@ -47,6 +66,8 @@ impl Place {
 pub enum Image {
     File(PathBuf),
     Inside(Box<Member>),
+    #[cfg(feature = "parquet")]
+    Row(Box<Row>),
 }
 
 impl Image {
@@ -54,7 +75,7 @@ impl Image {
     pub fn load(&self, turn: Turn) -> Result<Picture> {
         match self {
             Image::File(path) => vision::load(path, turn),
-            Image::Inside(_) => vision::decode(&self.read(vision::MAX_FILE)?, self.path(), turn),
+            _ => vision::decode(&self.read(vision::MAX_FILE)?, self.path(), turn),
         }
     }
 
@@ -83,6 +104,11 @@ impl Image {
                 file.read_exact_at(&mut bytes, member.offset).map_err(failed)?;
                 Ok(bytes)
             }
+            #[cfg(feature = "parquet")]
+            Image::Row(row) => {
+                let bytes = row.table.picture(row.row)?;
+                if bytes.len() as u64 > limit { Err(too_large()) } else { Ok(bytes) }
+            }
         }
     }
 
@@ -91,6 +117,8 @@ impl Image {
         match self {
             Image::File(path) => path.clone(),
             Image::Inside(member) => member.shard.join(&*member.name),
+            #[cfg(feature = "parquet")]
+            Image::Row(row) => row.table.path.join(row.row.to_string()),
         }
     }
 
@@ -99,6 +127,8 @@ impl Image {
         match self {
             Image::File(path) => path,
             Image::Inside(member) => &member.shard,
+            #[cfg(feature = "parquet")]
+            Image::Row(row) => &row.table.path,
         }
     }
 }

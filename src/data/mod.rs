@@ -17,6 +17,8 @@ mod folder;
 mod image;
 mod loader;
 mod order;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub mod random;
 mod shards;
 mod sources;
@@ -154,7 +156,10 @@ impl Dataset {
         match Source::of(captions)? {
             Some(Source::Folder(folder)) => return folder::read(&folder, missing_share),
             Some(Source::Shards(shards)) => return shards::read(captions, &shards, missing_share),
-            _ => {}
+            Some(Source::Tables(tables)) => {
+                return read_tables(captions, &tables, Some(images), missing_share);
+            }
+            None => {}
         }
         let (file, split) = with_split(captions);
         let door = match Source::of(images)? {
@@ -169,7 +174,8 @@ impl Dataset {
         match Source::of(captions)? {
             Some(Source::Folder(folder)) => return folder::read(&folder, 1.0),
             Some(Source::Shards(shards)) => return shards::read(captions, &shards, 1.0),
-            _ => {}
+            Some(Source::Tables(tables)) => return read_tables(captions, &tables, None, 1.0),
+            None => {}
         }
         let (file, split) = with_split(captions);
         captions::read(&file, Door::Names, Want::All(split.as_deref()), 1.0)
@@ -208,6 +214,15 @@ impl Dataset {
         };
         self.samples.iter().map(|s| s.image_id.as_str()).map(number).collect()
     }
+}
+
+#[cfg(feature = "parquet")]
+use parquet::read as read_tables;
+
+#[cfg(not(feature = "parquet"))]
+fn read_tables(captions: &Path, _: &[PathBuf], _: Option<&Path>, _: f64) -> Result<Dataset> {
+    let fix = "build qformer with the feature parquet, or write its captions as JSON lines";
+    Err(crate::Error::file(OPERATION, captions, "captions as text", "a parquet file").fix(fix))
 }
 
 /// Whether captions bring their pictures along: a folder of both, or shards.

@@ -99,7 +99,10 @@ fn lavis_own_file_works_or_says_what_to_change() {
     ] {
         assert!(text.contains(line), "no {line:?} in {text}");
     }
-    assert!(shown.errors().contains("RandAugment is left out") && shown.errors().contains("runs on the CPU"));
+    let errors = shown.errors();
+    assert!(errors.starts_with("device: CPU"), "{errors}");
+    assert!(errors.contains("amp: dtype says it here"), "{errors}");
+    assert!(text.contains("device: \"cpu\""), "what auto is stands in the settings: {text}");
     assert!(!exists(world.path("output")), "a dry run writes nothing");
     dry(&[&scratch[..4], &["--set", "model.image_size=56"]].concat())
         .refused(2, &["image_size of data set coco_caption", "line 12", "expected 56, got 28"]);
@@ -120,10 +123,117 @@ fn lavis_own_file_works_or_says_what_to_change() {
     broken("linear_warmup_cosine_lr", "constant_lr").refused(2, &["expected linear_warmup_cosine_lr"]);
     broken("init_lr: 1e-4", "init_lr: fast").refused(2, &["run.init_lr", "a number", "fast"]);
     broken("world_size: 1", "world_size: 8").refused(2, &["world_size"]);
+    // Texts in quotes, not in two pairs of them; all that is wrong in one run.
+    let several = broken("arch: blip2", "arch: blip2_opt\n  vit_model: \"clip_L\"");
+    several.refused(2, &["2 settings cannot be used", "got \"blip2_opt\"", "got \"clip_L\"", "eva_clip_g"]);
+    assert!(!several.errors().contains("\\\""), "{}", several.errors());
     broken("load_pretrained: False", "pretrained: 'https://x/y.pth'")
         .refused(2, &["qformer convert", "start"]);
     broken("            storage: 'images'", "            url: 'images'").refused(2, &["url"]);
     broken("freeze_vit: True", "freeze_vit: [").refused(3, &["stage1.yaml"]);
+}
+
+/// What LAVIS's retrieval_coco_ft.yaml and the second stage of the Japanese BLIP-2 say, each key with their values.
+#[test]
+fn files_for_fine_tuning_and_for_the_second_stage_begin_with_a_model() {
+    let world = World::new();
+    world.run(&["convert", "--random", "tiny", "--out", "start"]).good();
+    let data = [
+        "--images",
+        "images",
+        "--captions",
+        "captions.json",
+        "--start",
+        "start",
+        "--batch",
+        "6",
+        "--dry-run",
+    ];
+    let dry = |name: &str, more: &[&str]| world.run(&[&["train", name], &data[..], more].concat());
+    let sets = |name: &str, size: usize| {
+        format!(
+            "datasets:\n  {name}:\n    vis_processor:\n        train:\n          name: \"blip2_image_train\"\n          image_size: {size}\n        \
+             eval:\n          name: \"blip_image_eval\"\n          image_size: {size}\n    text_processor:\n        train:\n          name: \"blip_caption\"\n        \
+             eval:\n          name: \"blip_caption\"\n"
+        )
+    };
+    let run = |task: &str, rest: &str| {
+        format!(
+            "run:\n  task: {task}\n  lr_sched: \"linear_warmup_cosine_lr\"\n{rest}  weight_decay: 0.05\n  num_workers: 4\n  seed: 42\n  output_dir: \"out\"\n  \
+             amp: True\n  resume_ckpt_path: null\n  evaluate: False\n  train_splits: [\"train\"]\n  device: \"cuda\"\n  world_size: 1\n  dist_url: \"env://\"\n"
+        )
+    };
+    let retrieval = format!(
+        "model:\n  arch: blip2\n  model_type: coco\n  load_pretrained: True\n  load_finetuned: False \n  freeze_vit: False\n{}{}",
+        sets("coco_retrieval", 28),
+        run(
+            "retrieval",
+            "  init_lr: 1e-5\n  min_lr: 0\n  warmup_lr: 1e-8\n  warmup_steps: 1000\n  max_epoch: 5\n  batch_size_train: 14\n  batch_size_eval: 16\n  \
+             lr_layer_decay: 0.95\n  accum_grad_iters: 1\n  valid_splits: [\"test\"]\n  k_test: 128\n  use_dist_eval_sampler: False\n",
+        )
+    );
+    world.write("retrieval.yaml", &retrieval);
+    let shown = dry("retrieval.yaml", &[]).good();
+    for line in [
+        "vit_layer_decay: 0.95",
+        "train_vit: true",
+        "warmup_steps: 1000",
+        "init_lr: 0.00001",
+        "start: \"start\"",
+    ] {
+        assert!(shown.text().contains(line), "no {line} in {}", shown.text());
+    }
+    assert!(shown.errors().contains("LAVIS: the training begins with start instead"), "{}", shown.errors());
+    // Without a model to begin with there is nothing to fine-tune.
+    let none = world.run(&[
+        "train",
+        "retrieval.yaml",
+        "--images",
+        "images",
+        "--captions",
+        "captions.json",
+        "--dry-run",
+    ]);
+    none.refused(2, &["a model directory to begin with", "published weights", "--start DIR"]);
+    world.write("retrieval.yaml", retrieval.replace("freeze_vit: False", "freeze_vit: True"));
+    dry("retrieval.yaml", &[]).refused(2, &["vit_layer_decay", "freeze_vit: False"]);
+
+    let second = |model_type: &str| {
+        format!(
+            "model:\n  arch: blip2_Japanese\n  model_type: {model_type}\n  load_pretrained: True\n  pretrained: \"./lavis/pretrained_stage1/blip2_pretrained.pth\"\n  \
+             freeze_vit: True\n{}{}",
+            sets("coco_caption", 28),
+            run(
+                "image_text_pretrain",
+                "  init_lr: 1e-4\n  min_lr: 1e-5\n  warmup_lr: 1e-6\n  max_epoch: 10\n  batch_size_train: 25\n  batch_size_eval: 16\n  warmup_steps: 2000\n",
+            )
+        )
+    };
+    for model_type in ["pretrain", "finetune"] {
+        world.write("stage2.yaml", second(model_type));
+        let shown = dry("stage2.yaml", &[]).good();
+        assert!(shown.text().contains("warmup_steps: 2000") && shown.text().contains("train_vit: false"));
+    }
+    let none = world.run(&[
+        "train",
+        "stage2.yaml",
+        "--images",
+        "images",
+        "--captions",
+        "captions.json",
+        "--dry-run",
+    ]);
+    none.refused(2, &["convert ./lavis/pretrained_stage1/blip2_pretrained.pth with qformer convert"]);
+    // A path that LAVIS would not load is no reason to refuse.
+    world.write(
+        "scratch.yaml",
+        second("pretrain")
+            .replace("load_pretrained: True", "load_pretrained: False")
+            .replace("freeze_vit: True", "freeze_vit: False"),
+    );
+    let small =
+        ["--images", "images", "--captions", "captions.json", "--size", "tiny", "--batch", "6", "--dry-run"];
+    world.run(&[&["train", "scratch.yaml"], &small[..]].concat()).good();
 }
 
 #[test]

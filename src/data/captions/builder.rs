@@ -125,7 +125,11 @@ impl<'a> Builder<'a> {
 
     /// A sample whose picture is found already.
     pub fn found(&mut self, name: &str, place: Place) -> Result<usize> {
-        let at = self.sample(Some(name), None)?;
+        self.placed(name, None, place)
+    }
+
+    pub fn placed(&mut self, name: &str, id: Option<&Id>, place: Place) -> Result<usize> {
+        let at = self.sample(Some(name), id)?;
         if let Some(sample) = self.samples.get_mut(at) {
             sample.place = place;
         }

@@ -153,10 +153,6 @@ fn foreign(path: &Path) -> Result<()> {
             let fix = format!("name it as the pictures, too: --images {}", path.display());
             Err(Error::file(OPERATION, path, "captions as text", "a tar file (webdataset)").fix(fix))
         }
-        None if start.starts_with(b"PAR1") => {
-            let fix = "build qformer with the feature parquet, or write its captions as JSON lines";
-            Err(Error::file(OPERATION, path, "captions as text", "a parquet file").fix(fix))
-        }
         None => Ok(()),
     }
 }

@@ -18,10 +18,11 @@ mod table;
 mod text;
 
 pub use builder::{Builder, Door, Want, twice};
+pub use entry::{CAPTIONS, Captions, IDS, Id, NAMES, rank};
 
 use super::Dataset;
 use crate::Result;
-use entry::{Captions, Entry};
+use entry::Entry;
 use std::path::Path;
 
 const OPERATION: &str = super::OPERATION;

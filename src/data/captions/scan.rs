@@ -26,7 +26,7 @@ impl Text {
     }
 
     /// Takes this byte, which must come next.
-    pub fn expect(&mut self, byte: u8) -> Result<()> {
+    pub fn take_byte(&mut self, byte: u8) -> Result<()> {
         match self.peek()? {
             Some(b) if b == byte => {
                 self.done(1);
@@ -41,7 +41,7 @@ impl Text {
 
     /// Goes through a list from `[` to `]`.
     pub fn list(&mut self, mut each: impl FnMut(&mut Text) -> Result<()>) -> Result<()> {
-        self.expect(b'[')?;
+        self.take_byte(b'[')?;
         if self.peek()? == Some(b']') {
             self.done(1);
             return Ok(());
@@ -52,26 +52,26 @@ impl Text {
                 self.done(1);
                 return Ok(());
             }
-            self.expect(b',')?;
+            self.take_byte(b',')?;
         }
     }
 
     /// Goes through an object from `{` to `}`: `each` takes the value of the key.
     pub fn object(&mut self, mut each: impl FnMut(&mut Text, String) -> Result<()>) -> Result<()> {
-        self.expect(b'{')?;
+        self.take_byte(b'{')?;
         if self.peek()? == Some(b'}') {
             self.done(1);
             return Ok(());
         }
         loop {
             let key: String = self.value()?;
-            self.expect(b':')?;
+            self.take_byte(b':')?;
             each(self, key)?;
             if self.peek()? == Some(b'}') {
                 self.done(1);
                 return Ok(());
             }
-            self.expect(b',')?;
+            self.take_byte(b',')?;
         }
     }
 
