@@ -175,11 +175,13 @@ impl Table {
 
     /// The values of a column of texts or whole numbers, a list for each row.
     fn column(&self, column: usize, mut each: impl FnMut(Vec<Option<String>>) -> Result<()>) -> Result<()> {
+        let schema = self.reader.metadata().file_metadata().schema_descr();
+        let most = schema.columns().get(column).map_or(0, |c| c.max_def_level());
         for group in 0..self.reader.num_row_groups() {
             let mut reader =
                 guarded(&self.path, || self.reader.get_row_group(group)?.get_column_reader(column))?;
             loop {
-                let rows = guarded(&self.path, || some_rows(&mut reader))?;
+                let rows = guarded(&self.path, || some_rows(&mut reader, most))?;
                 if rows.is_empty() {
                     break;
                 }
@@ -215,20 +217,19 @@ impl Table {
     }
 }
 
-/// The next rows of a column.
-fn some_rows(reader: &mut ColumnReader) -> Result<Vec<Vec<Option<String>>>, ParquetError> {
+/// The next rows of a column whose values are there at definition level `most`.
+fn some_rows(reader: &mut ColumnReader, most: i16) -> Result<Vec<Vec<Option<String>>>, ParquetError> {
     let (mut defined, mut repeated): (Vec<i16>, Vec<i16>) = (Vec::new(), Vec::new());
     macro_rules! read {
         ($reader:expr, $text:expr) => {{
-            let most = $reader.max_def_level();
             let mut values = Vec::new();
             $reader.read_records(ROWS, Some(&mut defined), Some(&mut repeated), &mut values)?;
             let values: Vec<String> = values.into_iter().map($text).collect::<Result<_, ParquetError>>()?;
-            (most, values)
+            values
         }};
     }
     let text = |v: ByteArray| v.as_utf8().map(str::to_owned);
-    let (most, values): (i16, Vec<String>) = match reader {
+    let values: Vec<String> = match reader {
         ColumnReader::ByteArrayColumnReader(r) => read!(r, text),
         ColumnReader::Int32ColumnReader(r) => read!(r, |n: i32| Ok(n.to_string())),
         ColumnReader::Int64ColumnReader(r) => read!(r, |n: i64| Ok(n.to_string())),

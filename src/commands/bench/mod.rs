@@ -1,5 +1,6 @@
 //! `qformer bench`: a training step or captioning on random weights and inputs, timed.
 
+mod data;
 mod kernels;
 mod plan;
 
@@ -15,7 +16,7 @@ use crate::train::schedule::Schedule;
 use crate::train::trainer::{Contrast, Micro, Options, Trainer};
 use crate::{Error, Kind, Result};
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Time a training step or captioning on random weights and inputs
@@ -25,16 +26,18 @@ use std::time::Instant;
 /// GFLOP/s (2mnk of every matrix product that is computed, nothing else), the share of that in the rate a plain product
 /// reaches on the same threads in the same run, and the peak of memory.
 ///
+/// `data` reads a data set: captions a second, the peak of memory, and with --images pictures a second, read and decoded.
+///
 /// `--device plan` computes nothing: it counts what a run launches, moves and holds on a GPU, and says what the roofline
 /// of an H200 makes of it. `kernels` times the kernels of a GPU one by one (--device cuda, or host with --config tiny): GB/s or TFLOP/s of the bytes
 /// and operations they cannot do without, and the share of that in what a copy or a large product reaches in the same run.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  qformer bench step --config base --batch 8\n  qformer bench caption --config base --batch 1 --json\n  qformer bench kernels --device cuda --batch 128"
+    after_help = "Examples:\n  qformer bench step --config base --batch 8\n  qformer bench caption --config base --batch 1 --json\n  qformer bench kernels --device cuda --batch 128\n  qformer bench data --captions captions.json --images photos"
 )]
 pub struct Args {
     /// What to time
-    #[arg(value_parser = ["step", "caption", "kernels"])]
+    #[arg(value_parser = ["step", "caption", "kernels", "data"])]
     what: String,
     /// Sizes: tiny, heads, base (ViT-B/16 and the full Q-Former), full (BLIP-2), or a config.json
     #[arg(long, default_value = "base")]
@@ -62,6 +65,12 @@ pub struct Args {
     /// On a GPU, one more run, in which the time of every kernel is taken, beside what the roofline of an H200 says
     #[arg(long)]
     profile: bool,
+    /// In `data`: a file of captions, tar shards, parquet files or a folder
+    #[arg(long, value_name = "FILE")]
+    captions: Option<PathBuf>,
+    /// In `data`: where the pictures lie
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
     /// One JSON object instead of lines
     #[arg(long)]
     json: bool,
@@ -113,6 +122,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads);
     let pool = threads.build().map_err(|e| Error::argument("bench", "--threads", "threads to start", e))?;
+    if args.what == "data" {
+        return pool.install(|| data::run(args));
+    }
     let place = args.place.open(|line| eprintln!("{line}"))?;
     if args.what == "kernels" {
         return kernels::run(args, &place);
