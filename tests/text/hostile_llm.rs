@@ -121,6 +121,14 @@ fn models_that_lie() {
     }
 }
 
+#[test]
+fn a_piece_with_a_meaning_comes_before_text_of_its_name() {
+    let twice = [piece("<s>".as_bytes(), -1.0, 1), piece(b"<s>", 0.0, 3)].concat();
+    let sp = SentencePiece::parse(&model(&twice)).unwrap();
+    assert_eq!((sp.id("<s>"), sp.control("<s>"), sp.control("犬")), (Some(3), Some(3), None));
+    assert_eq!(sp.encode("<s>").last(), Some(&2));
+}
+
 /// Arrays that lead out of themselves, in a circle, to no text, or deeper than any rule.
 #[test]
 fn arrays_that_lead_nowhere() {

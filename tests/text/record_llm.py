@@ -27,7 +27,7 @@ HARD = [
     "\u202e逆", "a" * 64, "犬" * 40, "ああ" * 20, "<s>x</s>", "<unk>", "<0x41>", "<pad>", "<img>", "<img><img>犬", "x<img> y",
     " <img> ", "<cap>", "犬 猫犬 猫", "犬  猫", "ﾊﾞ", "[CLS]犬[SEP]", "https://example.com/?q=犬&x=1", "1234567890", "3.14", "1,000円",
     "don't we'll I'm", "DON'T", "foo_bar", "C++", "…―〜～ー-−", "「犬」『猫』", "犬!!??", "\x7f\x01\x1b", "\u2028\u2029",
-    "<|endoftext|>", "<|endoftext|> 犬 <|endoftext|>", "  <|endoftext|>", "aaaa aaaa", "の の の", "abcABC", "ÀÉÎõü", "ǆ", "ſ", "K",
+    "<|endoftext|>", "<|endoftext|> 犬 <|endoftext|>", "  <|endoftext|>", "aaaa aaaa", "の の の", "abcABC", "ÀÉÎõü", "ǆ", "ſ", "K", "абв", "<img>犬", "aaaaaa", "犬猫",
     "\u1100\u1161\u11a8", "\u0915\u094d\u0937", "x̧̌", "a\u0315\u0300b", "\u0344", "ガ゛", "゛", "ﾞ", "ﾊﾟﾞ", "\ud7a3", "\U0010FFFF",
 ]
 WHO = "犬 猫 男性 女の子 シェフ キリンの親子 二人の子供 青い鳥 スーツ姿の人 馬 トラック 赤い傘 Ａさん サーファー".split()
@@ -78,34 +78,77 @@ def sentencepieces(out, pieces, small):
     """Name -> options of the trainer, and a change of the trained model."""
     own = dict(normalization_rule_tsv=rules(out))
     official = (lambda name: own) if small else (lambda name: dict(normalization_rule_name=name))
-    symbols = dict(user_defined_symbols=["<img>", "犬 猫", "ﾊﾞ", "aaaa"], control_symbols=["<cap>"])
+    symbols = dict(user_defined_symbols=["<img>", "犬 猫", "ﾊﾞ", "aaaa", "aa"], control_symbols=["<cap>"])
     return {
         "unigram-nfkc": (dict(model_type="unigram", **official("nfkc")), None),
-        "unigram-bytes-symbols": (dict(model_type="unigram", byte_fallback=True, character_coverage=0.98, **symbols, **official("nmt_nfkc")), None),
+        "unigram-bytes-symbols": (dict(model_type="unigram", byte_fallback=True, character_coverage=0.98, **symbols, **official("nmt_nfkc")), own_scores),
+        "unigram-steep": (dict(model_type="unigram", normalization_rule_name="identity"), steep),
         "unigram-suffix": (dict(model_type="unigram", treat_whitespace_as_suffix=True, split_by_whitespace=False, allow_whitespace_only_pieces=True, remove_extra_whitespaces=False, normalization_rule_name="identity"), None),
         "unigram-ties-unused": (dict(model_type="unigram", unk_surface="?", unk_piece="[UNK]", pad_id=3, **official("nfkc_cf")), ties),
         "bpe-llama": (dict(model_type="bpe", byte_fallback=True, split_digits=True, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, normalization_rule_name="identity", character_coverage=0.99), None),
-        "bpe-symbols": (dict(model_type="bpe", **symbols, **official("nmt_nfkc_cf")), None),
+        "bpe-symbols": (dict(model_type="bpe", **symbols, **official("nmt_nfkc_cf")), beyond_symbols),
         "bpe-unused": (dict(model_type="bpe", add_dummy_prefix=False, **official("nfkc")), unused),
-        "char": (dict(model_type="char", **symbols, **official("nmt_nfkc")), None),
+        "char": (dict(model_type="char", **symbols, **official("nmt_nfkc")), unused_characters),
         "word": (dict(model_type="word", hard_vocab_limit=False, **official("nfkc_cf")), None),
         "denormalized": (dict(model_type="unigram", normalization_rule_name="identity", denormalization_rule_tsv=rules(out)), None),
     }
 
 
 def ties(model):
-    """Scores on a coarse grid, so that many ways are equal; some pieces without use."""
+    """Scores of whole numbers, so that many ways are equal; pieces without use, some of one character among them."""
+    random_ = random.Random(5)
     for i, piece in enumerate(model.pieces):
         if piece.type == 1:
-            piece.score = round(piece.score * 2) / 2
-            if i % 7 == 0 and len(piece.piece) > 1:
+            piece.score = -random_.randrange(1, 20)
+            if i % 4 == 0:
                 piece.type = 5
+    # аб and в are better than an unknown а and бв, but would not be if an unknown character cost as much as a known one.
+    put(model, {"аб": -19, "в": -19, "бв": -12, "а": None, "б": None, "абв": None})
+
+
+def put(model, scores):
+    """Sets the scores of pieces, new ones too; None: without use."""
+    known = {piece.piece: piece for piece in model.pieces}
+    for text, score in scores.items():
+        piece = known.get(text)
+        if piece is None:
+            if score is None:
+                continue
+            piece = model.pieces.add(piece=text)
+        piece.type = 5 if score is None else 1
+        piece.score = score or 0
+
+
+def beyond_symbols(model):
+    """Pieces that hold a user-defined symbol and more: they are never made."""
+    put(model, {"<img>犬": -0.5, "aa犬": -0.25})
+
+
+def steep(model):
+    """Scores so low that sums are soon counted anew, and so close that their rounding decides."""
+    random_ = random.Random(6)
+    for piece in model.pieces:
+        if piece.type == 1:
+            piece.score = -20000 * len(piece.piece) - random_.randrange(8) * 0.004
+    put(model, {"a": -20000.004, "aa": -40000, "aaa": -60000.02, "あ": -20000.01, "ああ": -40000.02, "あああ": -60000.004})
+
+
+def own_scores(model):
+    """Scores of user-defined symbols that nobody may read."""
+    for piece in model.pieces:
+        if piece.type == 4:
+            piece.score = -50
 
 
 def unused(model):
     for i, piece in enumerate(model.pieces):
         if piece.type == 1 and i % 5 == 0 and len(piece.piece) > 1:
             piece.type = 5
+
+
+def unused_characters(model):
+    for piece in model.pieces[20::5]:
+        piece.type = 5 if piece.type == 1 else piece.type
 
 
 def record_sentencepiece(out, options, size, small):
