@@ -7,6 +7,7 @@ mod commands;
 mod dictionary;
 #[path = "text/hostile_llm.rs"]
 mod hostile_llm;
+#[cfg(feature = "tokenizer-json")]
 #[path = "text/llm.rs"]
 mod llm;
 #[cfg(feature = "tokenizer-json")]
