@@ -1,11 +1,11 @@
-//! Builds the kernels in `kernels/*.cu`, for as many of two targets as there are features switched on:
+//! Builds what stands between us and libjpeg, and the kernels in `kernels/*.cu`, for as many of two targets as there are features switched on:
 //!
 //! - `host-kernels`: as C++ with the system's compiler, for the emulator in `kernels/host` (see `src/device/host.rs`);
 //!   `host-check` adds the memory checker.
 //! - `cuda`: with nvcc to one cubin per architecture and one PTX text per file, in parallel, warnings as errors.
 //!   The table of registers, shared memory and spills is left where `tests/registers.rs` finds it.
 //!
-//! Without these features nothing is needed and nothing is done.
+//! Without these features there is `src/vision/jpeg.c` alone, for any C compiler.
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
@@ -25,6 +25,8 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed=src/vision/jpeg.c");
+    println!("cargo::rerun-if-changed=src/vision/jpeg_lanes.h");
     if let Err(message) = build() {
         for line in message.lines() {
             println!("cargo::error={line}");
@@ -34,6 +36,7 @@ fn main() {
 
 fn build() -> Outcome<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    build_jpeg()?;
     if env::var_os("CARGO_FEATURE_HOST_KERNELS").is_some() {
         build_host()?;
     }
@@ -41,6 +44,17 @@ fn build() -> Outcome<()> {
         build_cuda(&out)?;
     }
     Ok(())
+}
+
+/// `src/vision/jpeg.c` with the headers of the libjpeg that mozjpeg-sys built.
+fn build_jpeg() -> Outcome<()> {
+    let headers = env::var_os("DEP_JPEG_INCLUDE").ok_or("mozjpeg-sys does not say where its headers are")?;
+    let mut shim = cc::Build::new();
+    shim.file("src/vision/jpeg.c")
+        .includes(env::split_paths(&headers))
+        .opt_level(3)
+        .warnings_into_errors(true);
+    shim.try_compile("qformer_jpeg").map_err(|e| format!("JPEGs need a C compiler: {e}"))
 }
 
 /// The files of `folder` with one of these extensions, sorted by name.

@@ -3,7 +3,7 @@ import json, re, subprocess, sys
 
 ALLOWED = {
     "Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MPL-2.0", "NAIST-2003", "Unicode-3.0", "Zlib", "0BSD",
-    "BSL-1.0", "Unlicense", "Apache-2.0 WITH LLVM-exception", "MIT-0",
+    "BSL-1.0", "Unlicense", "Apache-2.0 WITH LLVM-exception", "MIT-0", "IJG",
 }
 
 

@@ -378,3 +378,49 @@ fn a_signal_saves_what_is_done() {
     place.ok(&["caption", "--model", "model", "p", "--txt", "--out", "c.json", "--num-beams", "5", "-q"]);
     assert_eq!(captions(&place.read("c.json")).len(), 60);
 }
+
+/// A picture that a camera marked as turned: taken as it is stored, as LAVIS does, unless asked to turn it upright.
+#[test]
+fn exif_orientation_is_used_when_asked_for() {
+    let place = Place::new(1);
+    let pixels: Vec<u8> = (0..30 * 20 * 3).map(|i| (i * 37 % 251) as u8).collect();
+    let stored = qformer::vision::encode_png(30, 20, &pixels).unwrap();
+    // Orientation 6: the stored picture's last row is the upright one's first column.
+    let exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    let crc = crc32fast::hash(&[&b"eXIf"[..], exif].concat()).to_be_bytes();
+    let chunk = [&(exif.len() as u32).to_be_bytes()[..], b"eXIf", exif, &crc].concat();
+    place.write("turned/a.png", [&stored[..33], &chunk, &stored[33..]].concat());
+    let upright: Vec<u8> = (0..30)
+        .flat_map(|y| (0..20).flat_map(move |x| [0, 1, 2].map(|c| ((19 - x) * 30 + y) * 3 + c)))
+        .map(|i| pixels[i])
+        .collect();
+    place.write("upright/a.png", qformer::vision::encode_png(20, 30, &upright).unwrap());
+    place.write("stored/a.png", &stored);
+    let features = |folder: &str, more: &[&str]| {
+        let out = format!("{folder}{}.safetensors", more.len());
+        let args = ["features", "--model", "model", "--mode", "image", folder, "--out", &out, "-q"];
+        place.ok(&[&args[..], more].concat());
+        std::fs::read(place.path(&out)).unwrap()
+    };
+    let asked = ["--exif-orientation"];
+    assert!(features("turned", &[]) == features("stored", &[]));
+    assert!(features("turned", &asked) == features("upright", &asked));
+    assert!(features("turned", &asked) != features("stored", &asked));
+}
+
+#[test]
+fn pictures_of_other_kinds_are_counted() {
+    let place = Place::new(1);
+    place.pictures("p", 1);
+    for name in ["p/IMG_1.HEIC", "p/in/IMG_2.heic", "p/b.avif", "p/c.tif", "p/notes.txt"] {
+        place.write(name, b"\0\0\0\x18ftypheic");
+    }
+    let ran = place.run(&["caption", "--model", "model", "p"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    for part in ["4 files", "2 .heic", "1 .avif", "1 .tif", "JPEG or PNG"] {
+        assert!(ran.err.contains(part), "no {part:?} in {}", ran.err);
+    }
+    // One that is named is refused.
+    let refused = place.fails(3, &["caption", "--model", "model", "p/IMG_1.HEIC"]);
+    assert!(refused.contains("HEIC"), "{refused}");
+}

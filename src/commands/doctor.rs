@@ -4,7 +4,7 @@ use super::output::Output;
 use crate::data::{self, Checks, Dataset, Tokens};
 use crate::model;
 use crate::text::{Settings, Tokenizer, clean_caption, vocabulary};
-use crate::vision::{self, Turn};
+use crate::vision::{Photo, Turn};
 use crate::{Error, Kind, Result};
 use std::path::PathBuf;
 
@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
         let unknown = ids.iter().filter(|id| **id == special.unk).count();
         Ok(Tokens { total: ids.len().saturating_sub(2), unknown, cut: ids.len() > max_txt_len })
     };
-    let open = |path: &std::path::Path, bytes: &[u8]| vision::decode(bytes, path, Turn::AsStored).map(drop);
+    let open = |path: &std::path::Path, bytes: &[u8]| Photo::new(bytes, path, Turn::AsStored)?.check();
     let checks = Checks { batch: args.batch, seed: args.seed, ..Checks::default() };
     let mut diagnosis = data::doctor(&data, &checks, open, tokenize)?;
     if args.profile == "lavis-image-id" {

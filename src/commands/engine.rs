@@ -12,7 +12,7 @@ use crate::pretrained::Pretrained;
 use crate::tensor::{Device, Tensor};
 use crate::train::progress::Progress;
 use crate::train::signals::Stop;
-use crate::vision::{self, Turn};
+use crate::vision::{self, Photo, Resampling, Turn};
 use crate::{Error, Kind, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +36,21 @@ pub struct RunArgs {
     /// No progress on standard error
     #[arg(long, short, help_heading = "Running")]
     pub quiet: bool,
+    #[command(flatten)]
+    pub orientation: OrientationArgs,
+}
+
+#[derive(clap::Args)]
+pub struct OrientationArgs {
+    /// Turn pictures upright as their EXIF orientation says, also for a model that was trained without (LAVIS's are)
+    #[arg(long, help_heading = "Running")]
+    exif_orientation: bool,
+}
+
+impl OrientationArgs {
+    pub fn apply(&self, model: &mut Pretrained) {
+        model.model.config.exif_orientation |= self.exif_orientation;
+    }
 }
 
 #[derive(clap::Args)]
@@ -88,23 +103,32 @@ pub fn open(folder: &Path, run: &RunArgs) -> Result<Pretrained> {
     };
     let (device, precision) = run.place.open(say)?;
     device.check_computes("open model")?;
-    Pretrained::open(folder)?.to(&device, precision)
+    let mut model = Pretrained::open(folder)?;
+    run.orientation.apply(&mut model);
+    model.to(&device, precision)
 }
 
 /// A picture as the model sees it.
 pub struct Seen {
     /// [1,3,S,S]
     pub pixels: Tensor,
-    /// Of the decoded pixels: tells pictures apart where numbers are drawn, wherever the file lies.
+    /// Of the pixels: tells pictures apart where numbers are drawn, wherever the file lies.
     pub identity: u32,
 }
 
 /// Decodes and resizes a picture.
 pub fn see(model: &Pretrained, path: &Path) -> Result<Seen> {
-    seen(model, vision::load(path, Turn::AsStored)?)
+    seen(model, &Photo::open(path, turn(model))?)
 }
 
-pub fn seen(model: &Pretrained, picture: vision::Picture) -> Result<Seen> {
+/// How the model sees a picture that a camera marked as turned.
+pub fn turn(model: &Pretrained) -> Turn {
+    Turn::upright(model.model.config.exif_orientation)
+}
+
+pub fn seen(model: &Pretrained, photo: &Photo) -> Result<Seen> {
+    let side = model.model.config.image_size;
+    let picture = photo.resized(&photo.whole(), side, side, Resampling::Exact)?;
     let identity = identity_of(&picture);
     Ok(Seen { pixels: model.pixels(&[picture])?, identity })
 }

@@ -67,19 +67,23 @@ impl Inputs {
         let mut paths = Vec::new();
         let mut folders = Vec::new();
         let mut files = 0;
+        let mut unread = data::Unread::default();
         for given in &self.given {
             if given.is_dir() {
                 folders.push(given.as_path());
-                paths.extend(data::walk(given)?);
+                paths.extend(data::walk(given, &mut unread)?);
             } else if given.exists() {
                 files += 1;
                 paths.push(given.clone());
             } else {
-                paths.extend(absent(given)?);
+                paths.extend(absent(given, &mut unread)?);
             }
         }
         for list in &self.list {
             paths.extend(read_list(list)?);
+        }
+        if let Some(told) = unread.told() {
+            eprintln!("{told}");
         }
         let only_folder = match folders[..] {
             [folder] if self.given.len() == 1 && self.list.is_empty() => Some(folder),
@@ -101,19 +105,19 @@ impl Inputs {
 }
 
 /// An argument that is no path of the disk: standard input, a list or a pattern.
-fn absent(given: &Path) -> Result<Vec<PathBuf>> {
+fn absent(given: &Path, unread: &mut data::Unread) -> Result<Vec<PathBuf>> {
     let bytes = given.as_os_str().as_bytes();
     match bytes {
         b"-" => read_list(given),
         [b'@', list @ ..] => read_list(Path::new(OsStr::from_bytes(list))),
-        _ if bytes.iter().any(|b| b"*?[".contains(b)) => pattern(given),
+        _ if bytes.iter().any(|b| b"*?[".contains(b)) => pattern(given, unread),
         _ => Err(Error::file(OPERATION, given, "a picture or a folder", "nothing of this name")
             .fix("check the path")),
     }
 }
 
 /// The files that a pattern fits, sorted.
-fn pattern(given: &Path) -> Result<Vec<PathBuf>> {
+fn pattern(given: &Path, unread: &mut data::Unread) -> Result<Vec<PathBuf>> {
     let wrong =
         |got: String| Error::argument(OPERATION, given.display().to_string(), "a pattern of paths", got);
     let text = given.to_str().ok_or_else(|| wrong("one that is not UTF-8".into()))?;
@@ -122,7 +126,7 @@ fn pattern(given: &Path) -> Result<Vec<PathBuf>> {
     for path in found {
         let path = path.map_err(|e| Error::io(OPERATION, e.path(), e.error()))?;
         if path.is_dir() {
-            files.extend(data::walk(&path)?);
+            files.extend(data::walk(&path, unread)?);
         } else {
             files.push(path);
         }

@@ -5,7 +5,7 @@ use crate::index::Index;
 use crate::model::{Images, mean_cosine};
 use crate::pretrained::Pretrained;
 use crate::tensor::Tensor;
-use crate::vision::{self, Turn};
+use crate::vision::Photo;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -164,10 +164,10 @@ fn by_itc(model: &Pretrained, index: &Index, query: &Query) -> Result<Vec<Found>
 
 /// The features of a picture of the index, if its file is as it was.
 fn picture(model: &Pretrained, known: &crate::index::Picture) -> Result<Images> {
-    let (picture, hash) = vision::load_hashed(&known.path, Turn::AsStored)?;
-    if hash.to_hex().as_str() != known.hash {
+    let photo = Photo::open(&known.path, engine::turn(model))?;
+    if photo.hash().to_hex().as_str() != known.hash {
         return Err(Error::file("search", &known.path, "the picture as it was indexed", "another")
             .fix("run `search index` again"));
     }
-    Ok(engine::look(model, &[&engine::seen(model, picture)?])?.remove(0))
+    Ok(engine::look(model, &[&engine::seen(model, &photo)?])?.remove(0))
 }

@@ -8,7 +8,7 @@ use crate::files::RealDisk;
 use crate::index::{self, Index};
 use crate::pretrained::Pretrained;
 use crate::results::{Hit, page};
-use crate::vision::{self, Turn};
+use crate::vision::{self, Photo, Turn};
 use crate::{Error, Kind, Result, files};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,6 +82,8 @@ struct QueryArgs {
     model: Option<PathBuf>,
     #[command(flatten)]
     place: engine::PlaceArgs,
+    #[command(flatten)]
+    orientation: engine::OrientationArgs,
     /// How many pictures to show
     #[arg(long, short = 'k', default_value_t = 10, value_name = "K")]
     top_k: usize,
@@ -219,12 +221,12 @@ fn read(
 ) -> Result<Read> {
     let mut entry = stat(picture)?;
     // The same bytes are hashed and decoded, even if the file is written to at this moment.
-    let decoded = vision::load_hashed(&picture.path, Turn::AsStored)?;
-    entry.hash = decoded.1.to_hex().to_string();
+    let photo = Photo::open(&picture.path, engine::turn(model))?;
+    entry.hash = photo.hash().to_hex().to_string();
     if known.get(&entry.path) == Some(&entry.hash) {
         return Ok(Read::Same(entry));
     }
-    Ok(Read::New(entry, engine::seen(model, decoded.0)?))
+    Ok(Read::New(entry, engine::seen(model, &photo)?))
 }
 
 fn find(args: &QueryArgs) -> Result<()> {
@@ -235,10 +237,11 @@ fn find(args: &QueryArgs) -> Result<()> {
     let folder = args.model.clone().unwrap_or_else(|| PathBuf::from(&index.identity().folder));
     let (device, precision) = args.place.open(|line| eprintln!("{line}"))?;
     device.check_computes("search")?;
-    let model = Pretrained::open(&folder).map_err(|e| match args.model {
+    let mut model = Pretrained::open(&folder).map_err(|e| match args.model {
         Some(_) => e,
         None => e.fix("say with --model where the index's model is now"),
     })?;
+    args.orientation.apply(&mut model);
     let model = model.to(&device, precision)?;
     index.check(&engine::identity(&model, &folder))?;
     if index.is_empty() {
@@ -294,8 +297,7 @@ fn show(args: &QueryArgs, query: &Query, index: &Index, hits: &[query::Found]) -
 
 fn write_page(path: &Path, query: &Query, index: &Index, hits: &[query::Found]) -> Result<()> {
     const SIDE: usize = 360;
-    let small =
-        |path: &Path| vision::load(path, Turn::AsStored).and_then(|p| vision::thumbnail(&p, SIDE)).ok();
+    let small = |path: &Path| Photo::open(path, Turn::Upright).and_then(|p| vision::thumbnail(&p, SIDE)).ok();
     let hit = |h: &query::Found| {
         let p = index.picture(h.picture);
         Hit {

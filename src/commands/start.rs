@@ -34,7 +34,8 @@ impl Start {
                 Tokenizer::new(vocabulary::train(captions, config.vocab_size)?, Settings::default())?
             }
         };
-        let sizes = sizes.map_or_else(|| config.model_sizes(tokenizer.len()), Ok)?;
+        let mut sizes = sizes.map_or_else(|| config.model_sizes(tokenizer.len()), Ok)?;
+        sizes.exif_orientation = config.exif_orientation.unwrap_or(sizes.exif_orientation);
         if sizes.vocab != tokenizer.len() {
             let got = format!("{} tokens in the vocabulary", tokenizer.len());
             return Err(Error::argument("train", "vocab", sizes.vocab, got)

@@ -18,6 +18,7 @@ use crate::train::signals::Stop;
 use crate::train::state::{self, Identity};
 use crate::train::trainer::Trainer;
 use crate::train::validate::Validation;
+use crate::vision::Turn;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -84,6 +85,10 @@ pub struct Args {
     /// of its own, off by up to 5e-4 per activation
     #[arg(long)]
     vit_gelu: Option<String>,
+    /// Turn pictures upright as their EXIF orientation says; kept in the model, so that every command does so with it. LAVIS
+    /// takes pictures as they are stored
+    #[arg(long)]
+    exif_orientation: bool,
     /// Any setting: --set init_lr=5e-5 --set model.hidden=128
     #[arg(long = "set", value_name = "NAME=VALUE")]
     sets: Vec<String>,
@@ -178,6 +183,9 @@ impl Args {
             ("vit_gelu", &self.vit_gelu),
         ] {
             text.iter().for_each(|s| add(name, s.as_str().into()));
+        }
+        if self.exif_orientation {
+            add("exif_orientation", true.into());
         }
         // A run that goes on has its settings in its folder.
         let own = self.out.as_ref().map(|out| out.join(CONFIG)).filter(|file| file.is_file());
@@ -286,8 +294,9 @@ impl Job {
             corpus: Arc::clone(corpus),
             tokenize: self.start.tokenize(),
             image_size: self.start.model.config.image_size,
+            turn: Turn::upright(self.start.model.config.exif_orientation),
             seed: self.config.seed,
-            augment: train.then_some((self.config.augment, self.config.resize)),
+            augment: train.then_some((self.config.augment, self.config.resize, self.config.rand_augment)),
             cache: None,
         }
     }

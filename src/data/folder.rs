@@ -4,6 +4,7 @@
 //! Folders inside are walked too (links to folders are not), names starting with a dot are passed over,
 //! and the order is that of the sorted names, so it does not depend on the file system.
 
+use super::Unread;
 use super::captions::{self, Builder, Door, Want};
 use super::files::{Root, read_text};
 use super::image::Place;
@@ -11,7 +12,7 @@ use super::{Dataset, MAX_ENTRIES, OPERATION};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-const EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "gif", "bmp"];
+const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp"];
 /// Bounds of one file of captions and of the walk.
 const MAX_TEXT: u64 = 1 << 20;
 const MAX_DEPTH: usize = 64;
@@ -19,9 +20,9 @@ const MAX_DEPTH: usize = 64;
 const MAX_LOOK: usize = 10_000;
 
 /// Every picture under a folder, links followed but never out of it, sorted by path.
-pub fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
+pub fn pictures(folder: &Path, unread: &mut Unread) -> Result<Vec<PathBuf>> {
     let root = Root::new(OPERATION, folder)?;
-    let found = walk(root.folder())?;
+    let found = walk(root.folder(), unread)?;
     for path in &found {
         root.inside(path).map_err(|target| {
             Error::file(
@@ -36,8 +37,9 @@ pub fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Every file under a folder that is named like a picture, wherever links to files lead, sorted by path.
-pub fn walk(top: &Path) -> Result<Vec<PathBuf>> {
+/// Every file under a folder that is named like a picture, wherever links to files lead, sorted by path; `unread` counts those
+/// of kinds that are not read.
+pub fn walk(top: &Path, unread: &mut Unread) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut open = vec![(top.to_owned(), 0)];
     while let Some((folder, depth)) = open.pop() {
@@ -56,6 +58,8 @@ pub fn walk(top: &Path) -> Result<Vec<PathBuf>> {
                 open.push((path, depth + 1));
             } else if is_picture(&path) {
                 found.push(path);
+            } else {
+                unread.note(&path);
             }
         }
         if found.len() > MAX_ENTRIES {
@@ -101,7 +105,8 @@ pub(super) fn read(folder: &Path, missing_share: f64) -> Result<Dataset> {
     }
     let top = root.folder().to_owned();
     let mut builder = Builder::new(folder, Door::Folder { given: top.clone(), root }, Want::All(None));
-    for path in pictures(folder)? {
+    let mut unread = Unread::default();
+    for path in pictures(folder, &mut unread)? {
         let name = path.strip_prefix(&top).unwrap_or(&path).to_string_lossy().into_owned();
         let Some(text) = beside(&path)? else {
             builder.report.uncaptioned += 1;
@@ -116,6 +121,7 @@ pub(super) fn read(folder: &Path, missing_share: f64) -> Result<Dataset> {
             builder.caption(sample, caption.to_owned());
         }
     }
+    builder.report.notes.extend(unread.told());
     builder.finish(missing_share)
 }
 

@@ -2,7 +2,7 @@
 //! are needed, by position, so that any number of threads may read one file.
 
 use super::OPERATION;
-use crate::vision::{self, Picture, Turn};
+use crate::vision::{self, Photo, Turn};
 use crate::{Error, Result};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -71,11 +71,11 @@ pub enum Image {
 }
 
 impl Image {
-    /// The picture, decoded.
-    pub fn load(&self, turn: Turn) -> Result<Picture> {
+    /// The picture, looked at and not decoded yet.
+    pub fn photo(&self, turn: Turn) -> Result<Photo<'static>> {
         match self {
-            Image::File(path) => vision::load(path, turn),
-            _ => vision::decode(&self.read(vision::MAX_FILE)?, self.path(), turn),
+            Image::File(path) => Photo::open(path, turn),
+            _ => Photo::owned(self.read(vision::MAX_FILE)?, self.path(), turn),
         }
     }
 

@@ -22,6 +22,7 @@ mod parquet;
 pub mod random;
 mod shards;
 mod sources;
+mod unread;
 
 pub use doctor::{Checks, Diagnosis, Finding, Tokens, doctor};
 pub(crate) use files::{quoted, read_text};
@@ -29,6 +30,7 @@ pub use folder::{pictures, walk};
 pub use image::Image;
 pub use loader::{Bad, Batch, Loader, Options};
 pub use order::Order;
+pub use unread::Unread;
 
 use crate::Result;
 use captions::{Door, Want};

@@ -27,6 +27,9 @@ pub struct Config {
     pub embed_dim: usize,
     /// Text positions the model has embeddings for.
     pub max_pos: usize,
+    /// Pictures are turned upright as their EXIF orientation says; LAVIS takes them as they are stored.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exif_orientation: bool,
 }
 
 impl Config {
@@ -61,6 +64,7 @@ impl Config {
             max_txt_len: 32,
             embed_dim: 256,
             max_pos: 512,
+            exif_orientation: false,
         }
     }
 
@@ -83,6 +87,7 @@ impl Config {
             max_txt_len: 32,
             embed_dim: 64,
             max_pos: 64,
+            exif_orientation: false,
         }
     }
 
@@ -105,6 +110,7 @@ impl Config {
             max_txt_len: 12,
             embed_dim: 24,
             max_pos: 64,
+            exif_orientation: false,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::OPERATION;
 use crate::data::{quoted, read_text};
-use crate::vision::{self, Turn};
+use crate::vision::{self, Photo, Turn};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::{Component, Path, PathBuf};
@@ -21,7 +21,7 @@ pub struct Sample {
 impl Sample {
     /// A picture file with what was said of it.
     pub fn new(name: String, captions: Vec<String>, path: &Path) -> Sample {
-        let thumbnail = vision::load(path, Turn::Upright).and_then(|p| vision::thumbnail(&p, SIDE));
+        let thumbnail = Photo::open(path, Turn::Upright).and_then(|p| vision::thumbnail(&p, SIDE));
         Sample { name, captions, thumbnail: thumbnail.map_err(|e| e.to_string()) }
     }
 }

@@ -73,6 +73,9 @@ impl Settings {
         for (name, value) in config.crops() {
             all[name] = value;
         }
+        if model.exif_orientation {
+            all["exif_orientation"] = true.into();
+        }
         all
     }
 }

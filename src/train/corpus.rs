@@ -9,7 +9,7 @@ use crate::data::random::Draws;
 use crate::data::{Batch, Dataset, Image, Order, Pair, Sample};
 use crate::nn;
 use crate::tensor::{Device, Tensor};
-use crate::vision::{self, Augment, Crop, Normalise, Resampling, Turn};
+use crate::vision::{self, Augment, Normalise, RandAugment, Resampling, Turn};
 use crate::{Error, Kind, Result};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use std::sync::Arc;
 /// Of the draws of [`Order`], of the cache and these, each site has its own: crops of a run, and of views that are kept.
 const SITE_CROP: u32 = 3;
 const SITE_VIEW: u32 = 5;
+/// Draws of RandAugment stand behind those of the crop, which are fewer than this.
+const FIRST_CHANGE: u32 = 64;
 
 /// Caption to ids, [CLS] to [SEP], cut to the model's length.
 pub type Tokenize = Arc<dyn Fn(&str) -> Vec<u32> + Send + Sync>;
@@ -149,11 +151,12 @@ pub struct Loading {
     pub corpus: Arc<Corpus>,
     pub tokenize: Tokenize,
     pub image_size: usize,
+    pub turn: Turn,
     pub seed: u64,
     /// Where batches are put.
     pub device: Device,
     /// None: whole pictures, resized exactly, as in evaluation.
-    pub augment: Option<(Augment, Resampling)>,
+    pub augment: Option<(Augment, Resampling, Option<RandAugment>)>,
     /// Where image tokens are taken from instead of pictures.
     pub cache: Option<Arc<Cache>>,
 }
@@ -189,20 +192,28 @@ impl Loading {
 
     /// `draw`: which random crop.
     fn pixels(&self, image: &Image, draw: [u32; 3]) -> Result<Vec<u8>> {
-        let picture = image.load(Turn::AsStored)?;
-        let (crop, how) = match &self.augment {
-            None => (Crop::whole(&picture), Resampling::Exact),
-            Some((augment, how)) => {
-                let draws = Draws::new(self.seed, draw);
-                let mut n = 0;
-                let word = || {
-                    n += 1;
-                    draws.bits(n) as u32
-                };
-                (vision::random_crop(picture.width, picture.height, augment, word)?, *how)
-            }
+        let photo = image.photo(self.turn)?;
+        let Some((augment, how, changes)) = &self.augment else {
+            return Ok(photo
+                .resized(&photo.whole(), self.image_size, self.image_size, Resampling::Exact)?
+                .rgb);
         };
-        let small = vision::resize_crop(&picture, &crop, self.image_size, self.image_size, how)?;
+        let draws = Draws::new(self.seed, draw);
+        let mut n = 0;
+        let word = || {
+            n += 1;
+            draws.bits(n) as u32
+        };
+        let (width, height) = photo.size();
+        let crop = vision::random_crop(width, height, augment, word)?;
+        let mut small = photo.resized(&crop, self.image_size, self.image_size, *how)?;
+        if let Some(changes) = changes {
+            let mut n = FIRST_CHANGE;
+            changes.apply(&mut small, || {
+                n += 1;
+                draws.unit(n)
+            });
+        }
         Ok(small.rgb)
     }
 

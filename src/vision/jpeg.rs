@@ -1,71 +1,97 @@
-//! JPEG: the segments are walked here, the picture is decoded by zune-jpeg in strict mode, and CMYK is converted as
-//! libjpeg and Pillow do it.
+//! JPEG: the segments are walked here, libjpeg decodes row by row, and CMYK is converted as Pillow does it.
 //!
-//! The walk finds size, kind and colour space before anything is decoded, insists on the end marker (a file cut off
-//! anywhere is an error, as in Pillow), and hands the decoder only what pixels need: no profiles, thumbnails, comments
-//! or second pictures, so nothing in those can do harm.
+//! The walk finds size, kind and orientation before anything is decoded, insists on the end marker (a file cut off anywhere
+//! is an error, as in Pillow) and bounds the scans and the data of each picture. libjpeg gets the file up to that marker, so
+//! nothing behind it (a second picture, a film) is looked at. Everything about the pixels is its own: colour spaces,
+//! upsampling, the inverse transform.
 //!
-//! Colour space, by libjpeg's rules: three components are RGB if an Adobe marker says so and no JFIF marker contradicts,
-//! or if they are named R, G, B; otherwise YCbCr. Four are YCCK if an Adobe marker says so, otherwise CMYK.
 //! Pillow takes CMYK files as inverted, always:   rgb = k - round(k * (255 - c) / 255) for stored c, k.
 
-use super::Picture;
-use super::decode::{Decoded, Source};
+use super::c::Jpeg;
+use super::decode::{Facts as Kind, Header, MAX_MEMORY, Rows, Source};
+use super::exif::{self, Orientation};
 use crate::{Error, Result};
-use image::metadata::Orientation;
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
+
+/// More scans than this only slow a decoder down; encoders write about ten.
+const MOST_SCANS: usize = 100;
 
 /// What the segments say.
 #[derive(Default)]
-struct Facts {
+pub struct Facts {
     width: usize,
     height: usize,
-    /// Name, horizontal and vertical sampling of each component; empty before the frame header.
-    components: Vec<(u8, usize, usize)>,
+    /// Horizontal and vertical sampling of each component; empty before the frame header.
+    components: Vec<(usize, usize)>,
+    /// Their names, until a scan has data of them.
+    missing: Vec<u8>,
     progressive: bool,
+    /// Arithmetic coding may spend less than a bit on a block.
+    arithmetic: bool,
     /// A scan without all components, so that coefficients must be kept.
     partial_scans: bool,
     scans: usize,
     /// Bytes of all scans' data.
     coded: usize,
-    jfif: bool,
-    /// The colour transform an Adobe marker names.
-    adobe: Option<u8>,
-    orientation: Option<Orientation>,
-    /// The file without what pixels do not need.
-    lean: Vec<u8>,
+    exif: Option<Orientation>,
+    xmp: Option<Orientation>,
+    /// Where the picture ends.
+    end: usize,
 }
 
-pub(super) fn decode(source: &Source) -> Result<Decoded> {
+pub fn look(source: &Source) -> Result<Header> {
     let facts = walk(source)?;
-    let count = facts.components.len();
-    source.check_size(facts.width, facts.height, facts.bytes_per_pixel())?;
-    let options = DecoderOptions::default().set_strict_mode(true);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&facts.lean[..]), options);
-    let broken = |e: &dyn std::fmt::Debug| broken(source, format!("{e:?}"));
-    decoder.decode_headers().map_err(|e| broken(&e))?;
-    // Asking for the file's own colour space gives the components as they are.
-    let asked = match (count, decoder.input_colorspace()) {
-        (4, _) => ColorSpace::CMYK,
-        (3, Some(own)) if facts.is_rgb() => own,
-        _ => ColorSpace::RGB,
-    };
-    decoder.set_options(options.jpeg_set_out_colorspace(asked));
-    let mut pixels = decoder.decode().map_err(|e| broken(&e))?;
-    if count == 4 {
-        let ycck = facts.adobe.is_some_and(|transform| transform != 0);
-        pixels = cmyk_to_rgb(pixels, ycck);
+    Ok(Header {
+        width: facts.width,
+        height: facts.height,
+        orientation: facts.exif.or(facts.xmp).unwrap_or(Orientation::UPRIGHT),
+        kept: facts.kept_per_pixel(),
+        facts: Kind::Jpeg(facts),
+    })
+}
+
+pub struct JpegRows<'a> {
+    source: &'a Source<'a>,
+    reader: Jpeg<'a>,
+    channels: usize,
+    /// A row of one or four values a pixel.
+    line: Vec<u8>,
+}
+
+pub fn rows<'a>(source: &'a Source, facts: &Facts) -> Result<JpegRows<'a>> {
+    let channels = facts.components.len();
+    let file = source.bytes.get(..facts.end).unwrap_or(source.bytes);
+    let reader = Jpeg::open(file, (facts.width, facts.height), channels, MAX_MEMORY)
+        .map_err(|why| source.broken("JPEG", why))?;
+    let line = if channels == 3 { Vec::new() } else { vec![0; facts.width * channels] };
+    Ok(JpegRows { source, reader, channels, line })
+}
+
+impl Rows for JpegRows<'_> {
+    fn next(&mut self, row: &mut [u8]) -> Result<()> {
+        let line = if self.channels == 3 { &mut *row } else { &mut self.line[..] };
+        self.reader.row(line).map_err(|why| self.source.broken("JPEG", why))?;
+        match self.channels {
+            1 => row.as_chunks_mut::<3>().0.iter_mut().zip(&self.line).for_each(|(out, v)| *out = [*v; 3]),
+            4 => {
+                let stored = self.line.as_chunks::<4>().0;
+                for (out, &[c, m, y, k]) in row.as_chunks_mut::<3>().0.iter_mut().zip(stored) {
+                    *out = [c, m, y].map(|v| darken(255 - v, k));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
-    let picture = Picture::new(facts.width, facts.height, pixels)
-        .map_err(|_| self::broken(source, "the header names another size than the picture"))?;
-    Ok(Decoded { picture, orientation: facts.orientation.unwrap_or(Orientation::NoTransforms) })
+}
+
+/// k - round(k * ink / 255), with Pillow's division by 255.
+fn darken(ink: u8, k: u8) -> u8 {
+    let product = u32::from(ink) * u32::from(k) + 128;
+    k.saturating_sub((((product >> 8) + product) >> 8) as u8)
 }
 
 fn broken(source: &Source, why: impl std::fmt::Display) -> Error {
-    source.refuse("a whole, valid JPEG file", format!("a broken one ({why})"))
+    source.broken("JPEG", why)
 }
 
 fn cut_off(source: &Source) -> Error {
@@ -75,8 +101,7 @@ fn cut_off(source: &Source) -> Error {
 /// From marker to marker, up to the end of the picture.
 fn walk(source: &Source) -> Result<Facts> {
     let bytes = source.bytes;
-    let mut facts = Facts { lean: Vec::with_capacity(bytes.len()), ..Facts::default() };
-    facts.lean.extend([0xFF, 0xD8]);
+    let mut facts = Facts::default();
     let mut at = 2;
     loop {
         let (marker, start) = next_marker(bytes, at).ok_or_else(|| cut_off(source))?;
@@ -93,22 +118,20 @@ fn walk(source: &Source) -> Result<Facts> {
         }
         let body = bytes.get(at + 2..at + length).ok_or_else(|| cut_off(source))?;
         at += length;
-        if !facts.note(source, marker, body)? {
-            continue;
-        }
-        facts.lean.extend([0xFF, marker]);
-        facts.lean.extend(&bytes[at - length..at]);
+        facts.note(source, marker, body)?;
         if marker == 0xDA {
             let end = entropy_coded(bytes, at).ok_or_else(|| cut_off(source))?;
-            facts.lean.extend(&bytes[at..end]);
             facts.coded += end - at;
             at = end;
         }
     }
-    facts.lean.extend([0xFF, 0xD9]);
+    facts.end = at;
+    if !facts.missing.is_empty() {
+        let got = format!("data of {} components is missing", facts.missing.len());
+        return Err(broken(source, got));
+    }
     if facts.coded < facts.least_coded() {
-        let got = format!("a broken one (no more than {} bytes of pixel data)", facts.coded);
-        return Err(source.refuse("a whole, valid JPEG file", got));
+        return Err(broken(source, format!("no more than {} bytes of pixel data", facts.coded)));
     }
     Ok(facts)
 }
@@ -144,50 +167,49 @@ fn be16(bytes: &[u8], at: usize) -> Option<usize> {
 
 impl Facts {
     /// A block of 8 x 8 takes at least a bit for its DC coefficient and, unless progressive, one for the others: fewer bytes
-    /// mean missing pixels, which the decoder would fill with grey.
+    /// mean missing pixels.
     fn least_coded(&self) -> usize {
-        let most = self.components.iter().fold((1, 1), |m, c| (m.0.max(c.1), m.1.max(c.2)));
-        let blocks = |c: &(u8, usize, usize)| {
-            let (w, h) = ((self.width * c.1).div_ceil(most.0), (self.height * c.2).div_ceil(most.1));
+        if self.arithmetic {
+            return 1;
+        }
+        let most = self.most_sampling();
+        let blocks = |c: &(usize, usize)| {
+            let (w, h) = ((self.width * c.0).div_ceil(most.0), (self.height * c.1).div_ceil(most.1));
             w.div_ceil(8) * h.div_ceil(8)
         };
         let bits = if self.progressive { 1 } else { 2 };
         self.components.iter().map(blocks).sum::<usize>() * bits / 8
     }
 
-    /// Takes note of a segment; true if the decoder needs it.
-    fn note(&mut self, source: &Source, marker: u8, body: &[u8]) -> Result<bool> {
+    fn most_sampling(&self) -> (usize, usize) {
+        self.components.iter().fold((1, 1), |m, c| (m.0.max(c.0), m.1.max(c.1)))
+    }
+
+    fn note(&mut self, source: &Source, marker: u8, body: &[u8]) -> Result<()> {
         match marker {
-            0xC0..=0xC2 => self.frame(source, marker, body)?,
-            0xC3 | 0xC5..=0xC7 | 0xC8..=0xCB | 0xCC..=0xCF => {
-                let got = format!("one of a kind nobody uses (lossless or arithmetic, FF{marker:02X})");
+            0xC0..=0xC2 | 0xC9 | 0xCA => self.frame(source, marker, body)?,
+            0xC3 | 0xC5..=0xC8 | 0xCB | 0xCD..=0xCF => {
+                let got = format!("one of a kind nobody uses (lossless or hierarchical, FF{marker:02X})");
                 return Err(source.refuse("a baseline or progressive JPEG", got));
             }
             0xDA => {
                 let named = body.first().map_or(0, |&n| usize::from(n));
                 self.partial_scans |= named != self.components.len();
                 self.scans += 1;
-            }
-            0xC4 | 0xDB | 0xDD => {}
-            0xE0 => {
-                self.jfif |= body.starts_with(b"JFIF\0");
-                return Ok(body.starts_with(b"AVI1")); // a film's frame: leaves out its tables
-            }
-            0xE1 => {
-                if let Some(exif) = body.strip_prefix(b"Exif\0\0") {
-                    self.orientation = self.orientation.or(Orientation::from_exif_chunk(exif));
+                let listed = body.get(1..).unwrap_or_default().chunks_exact(2).take(named);
+                listed.for_each(|c| self.missing.retain(|name| *name != c[0]));
+                if self.scans > MOST_SCANS {
+                    let got = format!("more than {MOST_SCANS}");
+                    return Err(source.refuse(format!("a JPEG of at most {MOST_SCANS} scans"), got));
                 }
-                return Ok(false);
             }
-            0xEE => {
-                if body.starts_with(b"Adobe") && body.len() >= 12 {
-                    self.adobe = Some(body[11]);
-                }
-                return Ok(false);
+            0xE1 if body.starts_with(b"Exif\0\0") => self.exif = self.exif.or(exif::of_exif(body)),
+            0xE1 if body.starts_with(b"http://ns.adobe.com/xap/1.0/\0") => {
+                self.xmp = self.xmp.or(exif::of_xmp(body));
             }
-            _ => return Ok(false),
+            _ => {}
         }
-        Ok(true)
+        Ok(())
     }
 
     /// The frame header: bits, height, width, count, then name, sampling and table of each component.
@@ -206,65 +228,28 @@ impl Facts {
         if !matches!(count, 1 | 3 | 4) || list.len() != usize::from(count) * 3 {
             return Err(source.refuse("a JPEG of 1, 3 or 4 components", format!("{count} components")));
         }
-        source.check_size(width, height, 3.0)?;
+        source.check_size(width, height, 0.0)?;
         for c in list.chunks_exact(3) {
             let (across, down) = (usize::from(c[1] >> 4), usize::from(c[1] & 15));
             if !(1..=4).contains(&across) || !(1..=4).contains(&down) {
                 return Err(broken(source, format!("a sampling of {across} x {down}")));
             }
-            self.components.push((c[0], across, down));
+            self.components.push((across, down));
+            self.missing.push(c[0]);
         }
-        (self.width, self.height, self.progressive) = (width, height, marker == 0xC2);
+        (self.width, self.height) = (width, height);
+        self.progressive = matches!(marker, 0xC2 | 0xCA);
+        self.arithmetic = matches!(marker, 0xC9 | 0xCA);
         Ok(())
     }
 
-    /// Output, and where needed the coefficients of all components, two bytes each.
-    fn bytes_per_pixel(&self) -> f64 {
-        let output = if self.components.len() == 4 { 4.0 } else { 3.0 };
+    /// Where a picture comes in several scans, the coefficients of all components, two bytes each.
+    fn kept_per_pixel(&self) -> f64 {
         if !self.progressive && !self.partial_scans {
-            return output;
+            return 0.0;
         }
-        let most =
-            |side: fn(&(u8, usize, usize)) -> usize| self.components.iter().map(side).max().unwrap_or(1);
-        let full = most(|c| c.1) * most(|c| c.2);
-        let kept: usize = self.components.iter().map(|c| c.1 * c.2).sum();
-        output + 2.0 * kept as f64 / full as f64
+        let most = self.most_sampling();
+        let kept: usize = self.components.iter().map(|c| c.0 * c.1).sum();
+        2.0 * kept as f64 / (most.0 * most.1) as f64
     }
-
-    fn is_rgb(&self) -> bool {
-        let named = self.components.iter().map(|c| c.0).eq(*b"RGB");
-        match (self.jfif, self.adobe) {
-            (true, _) => false,
-            (false, Some(transform)) => transform == 0,
-            (false, None) => named,
-        }
-    }
-}
-
-/// Four stored components to RGB, in place. YCCK first becomes CMYK by libjpeg's tables.
-fn cmyk_to_rgb(mut pixels: Vec<u8>, ycck: bool) -> Vec<u8> {
-    let count = pixels.len() / 4;
-    for i in 0..count {
-        let [a, b, c, k] = [pixels[i * 4], pixels[i * 4 + 1], pixels[i * 4 + 2], pixels[i * 4 + 3]];
-        let stored = if ycck { ycc_to_rgb(a, b, c).map(|v| 255 - v) } else { [a, b, c] };
-        pixels[i * 3..i * 3 + 3].copy_from_slice(&stored.map(|v| darken(255 - v, k)));
-    }
-    pixels.truncate(count * 3);
-    pixels
-}
-
-/// k - round(k * ink / 255), with Pillow's division by 255.
-fn darken(ink: u8, k: u8) -> u8 {
-    let product = u32::from(ink) * u32::from(k) + 128;
-    k.saturating_sub((((product >> 8) + product) >> 8) as u8)
-}
-
-/// libjpeg's conversion with 16 fractional bits.
-fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
-    const HALF: i32 = 1 << 15;
-    let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
-    let r = y + ((91_881 * cr + HALF) >> 16);
-    let g = y + ((-22_554 * cb - 46_802 * cr + HALF) >> 16);
-    let b = y + ((116_130 * cb + HALF) >> 16);
-    [r, g, b].map(|v| v.clamp(0, 255) as u8)
 }

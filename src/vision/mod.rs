@@ -2,26 +2,37 @@
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `decode` | the door: limits, format by content, orientation; `jpeg` and `raster` decode |
+//! | `decode` | the door: limits, format by content, rows; `jpeg`, `png`, `gif`, `bmp` and `webp` (with `vp8l`) decode |
+//! | `exif` | the orientation that a camera wrote |
+//! | `c`, `jpeg.c` | libjpeg and libwebp, and all of this room's `unsafe` |
 //! | `resize` | Pillow's bicubic resize to the byte, and a fast one within 2/255 |
 //! | `augment` | torchvision's random crop and flip, as a decision apart from the pixels |
+//! | `randaugment` | LAVIS's RandAugment, equal to OpenCV's pixels |
 //! | `normalise` | 8-bit pixels to float planes |
 //! | `encode` | PNG and thumbnails |
 
 mod augment;
+mod bmp;
+mod c;
 mod decode;
 mod encode;
+mod exif;
+mod gif;
 mod jpeg;
 mod normalise;
-mod raster;
+mod png;
+mod randaugment;
 mod resize;
+mod vp8l;
+mod webp;
 
 use crate::{Error, Result};
 
 pub use augment::{Augment, random_crop};
-pub use decode::{MAX_FILE, MAX_MEMORY, MAX_PIXELS, MAX_SIDE, Turn, decode, load, load_hashed};
+pub use decode::{MAX_FILE, MAX_MEMORY, MAX_PIXELS, MAX_SIDE, Photo, Turn, decode, load};
 pub use encode::{encode_png, thumbnail};
 pub use normalise::Normalise;
+pub use randaugment::{Operation, RandAugment};
 pub use resize::{Resampling, resize, resize_crop};
 
 /// A decoded picture: 8-bit RGB, row by row, no padding.

@@ -5,15 +5,17 @@
 //!   f(t) = 3/2 t^3 - 5/2 t^2 + 1 for t < 1,  -1/2 t^3 + 5/2 t^2 - 4t + 2 for t < 2,  else 0     (a = -1/2)
 //!
 //! Along rows first, then along columns, as Pillow 11 does for every shape; 8 bits are kept in between. The crop is cut
-//! out first: nothing outside it is ever looked at. `Fast` is the same filter with coarser weights, within 2/255.
+//! out first: nothing outside it is ever looked at. Rows may come one by one: rows of the new width are all that is kept. `Fast` is the same filter with coarser weights, within 2/255.
 //! Numerics: sum |w| < 1.4 * 2^22, so sums stay below 2^31.
 
-use super::{Crop, MAX_PIXELS, MAX_SIDE, Picture, check_pixels};
+use super::{Crop, Picture, check_pixels};
 use crate::{Error, Result};
 use fast_image_resize::{self as fast, images::TypedImage, pixels::U8x3};
 
 const OPERATION: &str = "resize picture";
 const BITS: u32 = 22;
+/// The longest side of what comes out.
+const MAX_OUT: usize = 16_384;
 
 /// How exactly to follow Pillow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,34 +40,149 @@ pub fn resize_crop(
     height: usize,
     how: Resampling,
 ) -> Result<Picture> {
-    check(picture, crop, width, height)?;
-    let mut rgb = match how {
-        Resampling::Exact => exact(picture, crop, width, height),
-        Resampling::Fast => quick(picture, crop, width, height)
-            .map_err(|e| Error::argument(OPERATION, "picture", "one that can be resized", e))?,
-    };
-    if crop.flip {
-        for row in rgb.chunks_exact_mut(width * 3) {
-            row.as_chunks_mut::<3>().0.reverse();
-        }
+    check_pixels(OPERATION, picture.width, picture.height, &picture.rgb)?;
+    let mut squeeze = Squeeze::new((picture.width, picture.height), crop, width, height, how)?;
+    for (y, row) in picture.rgb.chunks_exact(picture.width * 3).enumerate() {
+        squeeze.row(y, row)?;
     }
-    Ok(Picture { width, height, rgb })
+    squeeze.finish()
 }
 
-fn check(picture: &Picture, crop: &Crop, width: usize, height: usize) -> Result<()> {
-    check_pixels(OPERATION, picture.width, picture.height, &picture.rgb)?;
-    let within = |start: usize, length: usize, size: usize| {
-        length > 0 && start.checked_add(length).is_some_and(|end| end <= size)
-    };
-    if !within(crop.top, crop.height, picture.height) || !within(crop.left, crop.width, picture.width) {
-        let inside = format!("a box inside {} x {} pixels", picture.width, picture.height);
-        return Err(Error::argument(OPERATION, "crop", inside, format!("{crop:?}")));
+/// A crop on its way to another size, given row by row: only rows of the new width are kept.
+pub(super) struct Squeeze {
+    crop: Crop,
+    width: usize,
+    height: usize,
+    how: How,
+    /// Rows of the crop that were given, of the new width.     [crop.height, width, 3]
+    middle: Vec<u8>,
+    /// How many of them are done.
+    done: usize,
+}
+
+enum How {
+    Exact(Taps),
+    /// `fast_image_resize`, and the rows that wait for it.     [up to BAND, crop.width, 3]
+    Fast(fast::Resizer, Vec<u8>),
+}
+
+/// Rows that `fast_image_resize` gets at a time: enough that computing its weights does not count.
+const BAND: usize = 128;
+
+impl Squeeze {
+    pub fn new(
+        (across, down): (usize, usize),
+        crop: &Crop,
+        width: usize,
+        height: usize,
+        how: Resampling,
+    ) -> Result<Squeeze> {
+        let within = |start: usize, length: usize, size: usize| {
+            length > 0 && start.checked_add(length).is_some_and(|end| end <= size)
+        };
+        if !within(crop.top, crop.height, down) || !within(crop.left, crop.width, across) {
+            let inside = format!("a box inside {across} x {down} pixels");
+            return Err(Error::argument(OPERATION, "crop", inside, format!("{crop:?}")));
+        }
+        if width == 0 || height == 0 || width > MAX_OUT || height > MAX_OUT {
+            let expected = format!("sides of 1 to {MAX_OUT}");
+            return Err(Error::argument(OPERATION, "size", expected, format!("{width} x {height}")));
+        }
+        let how = match how {
+            Resampling::Exact => How::Exact(Taps::new(crop.width, width)),
+            Resampling::Fast => How::Fast(fast::Resizer::new(), Vec::new()),
+        };
+        Ok(Squeeze { crop: *crop, width, height, how, middle: Vec::new(), done: 0 })
     }
-    if width == 0 || height == 0 || width > MAX_SIDE || height > MAX_SIDE || width * height > MAX_PIXELS {
-        let expected = format!("sides of 1 to {MAX_SIDE}, at most {MAX_PIXELS} pixels");
-        return Err(Error::argument(OPERATION, "size", expected, format!("{width} x {height}")));
+
+    /// What will be held at a time.
+    pub fn bytes(&self) -> usize {
+        let band = if matches!(self.how, How::Fast(..)) { BAND.min(self.crop.height) } else { 0 };
+        3 * (self.crop.height * self.width + self.width * self.height + band * self.crop.width)
     }
-    Ok(())
+
+    /// Takes row `y` of the whole picture; they come from top to bottom.
+    pub fn row(&mut self, y: usize, row: &[u8]) -> Result<()> {
+        let Crop { top, left, height, width, .. } = self.crop;
+        if y < top || y >= top + height {
+            return Ok(());
+        }
+        let part = &row[left * 3..(left + width) * 3];
+        if self.middle.is_empty() {
+            self.middle.resize(height * self.width * 3, 0);
+        }
+        let to = self.done * self.width * 3;
+        match &mut self.how {
+            _ if width == self.width => {
+                self.middle[to..to + width * 3].copy_from_slice(part);
+                self.done += 1;
+            }
+            How::Exact(taps) => {
+                along_row(part, taps, &mut self.middle[to..to + self.width * 3]);
+                self.done += 1;
+            }
+            How::Fast(resizer, band) => {
+                band.extend_from_slice(part);
+                let rows = band.len() / (width * 3);
+                if rows == BAND || self.done + rows == height {
+                    let out = &mut self.middle[to..to + rows * self.width * 3];
+                    quick(resizer, band, (width, rows), out, (self.width, rows))?;
+                    band.clear();
+                    self.done += rows;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Along columns, when all rows were given.
+    pub fn finish(self) -> Result<Picture> {
+        let Squeeze { crop, width, height, how, mut middle, done } = self;
+        if done != crop.height {
+            return Err(Error::argument(OPERATION, "rows", crop.height, done));
+        }
+        let mut rgb = match how {
+            _ if crop.height == height => middle,
+            How::Exact(_) => {
+                let taps = Taps::new(crop.height, height);
+                let mut rgb = vec![0; height * width * 3];
+                let mut sums = vec![0; width * 3];
+                for (y, out) in rgb.chunks_exact_mut(width * 3).enumerate() {
+                    let (first, weights) = taps.of(y);
+                    along_columns(&middle[first * width * 3..], weights, &mut sums, out);
+                }
+                rgb
+            }
+            How::Fast(mut resizer, _) => {
+                let mut rgb = vec![0; height * width * 3];
+                quick(&mut resizer, &mut middle, (width, crop.height), &mut rgb, (width, height))?;
+                rgb
+            }
+        };
+        if crop.flip {
+            for row in rgb.chunks_exact_mut(width * 3) {
+                row.as_chunks_mut::<3>().0.reverse();
+            }
+        }
+        Ok(Picture { width, height, rgb })
+    }
+}
+
+/// One direction of the fast way: in two calls, so that rows come first here too. Its images all have one type here: the
+/// crate is generic over pixels and views, and every combination is compiled anew.
+fn quick(
+    resizer: &mut fast::Resizer,
+    from: &mut [u8],
+    from_size: (usize, usize),
+    to: &mut [u8],
+    to_size: (usize, usize),
+) -> Result<()> {
+    let failed = |e: String| Error::argument(OPERATION, "picture", "one that can be resized", e);
+    let from = view(from, from_size).map_err(failed)?;
+    let mut to = view(to, to_size).map_err(failed)?;
+    let filter = fast::ResizeAlg::Convolution(fast::FilterType::CatmullRom); // a = -1/2
+    let options = fast::ResizeOptions::new().resize_alg(filter).use_alpha(false);
+    resizer.resize_typed(&from, &mut to, &options).map_err(|e| failed(e.to_string()))
 }
 
 /// For every output position the input positions it is made of, and their integer weights.
@@ -119,27 +236,6 @@ fn bicubic(t: f64) -> f64 {
     }
 }
 
-fn exact(picture: &Picture, crop: &Crop, width: usize, height: usize) -> Vec<u8> {
-    let rows = picture.rgb.chunks_exact(picture.width * 3).skip(crop.top).take(crop.height);
-    let rows = rows.map(|row| &row[crop.left * 3..(crop.left + crop.width) * 3]);
-    let taps = Taps::new(crop.width, width);
-    let mut middle = vec![0; crop.height * width * 3]; // [crop.height, width, 3]
-    for (row, out) in rows.zip(middle.chunks_exact_mut(width * 3)) {
-        if crop.width == width { out.copy_from_slice(row) } else { along_row(row, &taps, out) }
-    }
-    if crop.height == height {
-        return middle;
-    }
-    let taps = Taps::new(crop.height, height);
-    let mut rgb = vec![0; height * width * 3];
-    let mut sums = vec![0; width * 3];
-    for (y, out) in rgb.chunks_exact_mut(width * 3).enumerate() {
-        let (first, weights) = taps.of(y);
-        along_columns(&middle[first * width * 3..], weights, &mut sums, out);
-    }
-    rgb
-}
-
 /// One row of pixels to one row of the new width.
 fn along_row(row: &[u8], taps: &Taps, out: &mut [u8]) {
     let pixels = row.as_chunks::<3>().0;
@@ -174,28 +270,7 @@ fn clip8(sum: i32) -> u8 {
     (sum >> BITS).clamp(0, 255) as u8
 }
 
-/// `fast_image_resize` in two calls, so that rows come first here too. Its images all have one type here: the crate is
-/// generic over pixels and views, and every combination is compiled anew.
-fn quick(picture: &Picture, crop: &Crop, width: usize, height: usize) -> Result<Vec<u8>, String> {
-    let mut part = Vec::with_capacity(crop.width * crop.height * 3);
-    for y in crop.top..crop.top + crop.height {
-        let at = (y * picture.width + crop.left) * 3;
-        part.extend_from_slice(&picture.rgb[at..at + crop.width * 3]);
-    }
-    let mut middle = vec![0; width * crop.height * 3];
-    let mut out = vec![0; width * height * 3];
-    let part = view(&mut part, crop.width, crop.height)?;
-    let mut rows = view(&mut middle, width, crop.height)?;
-    let filter = fast::ResizeAlg::Convolution(fast::FilterType::CatmullRom); // a = -1/2
-    let options = fast::ResizeOptions::new().resize_alg(filter).use_alpha(false);
-    let mut resizer = fast::Resizer::new();
-    resizer.resize_typed(&part, &mut rows, &options).map_err(|e| e.to_string())?;
-    let mut both = view(&mut out, width, height)?;
-    resizer.resize_typed(&rows, &mut both, &options).map_err(|e| e.to_string())?;
-    Ok(out)
-}
-
-fn view(rgb: &mut [u8], width: usize, height: usize) -> Result<TypedImage<'_, U8x3>, String> {
+fn view(rgb: &mut [u8], (width, height): (usize, usize)) -> Result<TypedImage<'_, U8x3>, String> {
     let size = |n: usize| u32::try_from(n).map_err(|e| e.to_string());
     TypedImage::from_buffer(size(width)?, size(height)?, rgb).map_err(|e| e.to_string())
 }

@@ -28,6 +28,7 @@ pub fn config() -> Config {
         max_txt_len: 8,
         embed_dim: 6,
         max_pos: 9,
+        exif_orientation: false,
     }
 }
 

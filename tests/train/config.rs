@@ -103,6 +103,8 @@ fn lavis_own_file_works_or_says_what_to_change() {
     assert!(errors.starts_with("device: CPU"), "{errors}");
     assert!(errors.contains("amp: dtype says it here"), "{errors}");
     assert!(text.contains("device: \"cpu\""), "what auto is stands in the settings: {text}");
+    // By the name of LAVIS's processor.
+    assert!(text.contains("rand_augment: [2,5.0]"), "{text}");
     assert!(!exists(world.path("output")), "a dry run writes nothing");
     dry(&[&scratch[..4], &["--set", "model.image_size=56"]].concat())
         .refused(2, &["image_size of data set coco_caption", "line 12", "expected 56, got 28"]);

@@ -92,7 +92,7 @@ fn images(data: &Dataset) -> Result<Images> {
         some.par_iter().map(|i| i.read(MAX_FILE).map(|b| b.len() as u64)).sum::<Result<u64>>()?;
     let read = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
-    some.par_iter().try_for_each(|i| i.load(Turn::AsStored).map(drop))?;
+    some.par_iter().try_for_each(|i| i.photo(Turn::AsStored)?.check())?;
     let both = begun.elapsed().as_secs_f64();
     let n = some.len() as f64;
     Ok(Images {

@@ -20,7 +20,7 @@ use crate::data;
 use crate::model::{self, Profile};
 use crate::nn::Gelu;
 use crate::tensor::Storage;
-use crate::vision::{Augment, Resampling};
+use crate::vision::{Augment, RandAugment, Resampling};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -75,7 +75,10 @@ pub struct Config {
     pub cache_dtype: Storage,
     pub vit_gelu: Gelu,
     pub augment: Augment,
+    pub rand_augment: Option<RandAugment>,
     pub resize: Resampling,
+    /// Turn pictures upright; none: as the model it starts from does.
+    pub exif_orientation: Option<bool>,
     pub workers: Option<usize>,
     pub prefetch: usize,
     pub save_every: u64,
@@ -151,7 +154,9 @@ impl Default for Config {
             cache_dtype: Storage::F16,
             vit_gelu: Gelu::Exact,
             augment: Augment::default(),
+            rand_augment: None,
             resize: Resampling::Fast,
+            exif_orientation: None,
             workers: None,
             prefetch: 2,
             save_every: 0,
@@ -278,14 +283,16 @@ impl Config {
         refused
     }
 
-    /// What decides how a picture is cropped and turned, besides the seed.
-    pub fn crops(&self) -> [(&'static str, Value); 4] {
-        [
+    /// What decides how a picture is cropped and changed, besides the seed.
+    pub fn crops(&self) -> Vec<(&'static str, Value)> {
+        let mut all = vec![
             ("crop_scale", json!(self.augment.scale)),
             ("crop_ratio", json!(self.augment.ratio)),
             ("flip", json!(self.augment.flip)),
             ("resize", json!(format!("{:?}", self.resize).to_lowercase())),
-        ]
+        ];
+        all.extend(self.rand_augment.map(|r| ("rand_augment", json!([r.count, r.level]))));
+        all
     }
 
     /// How samples are loaded ahead.
@@ -411,6 +418,7 @@ fn small() -> model::Config {
         max_txt_len: 32,
         embed_dim: 128,
         max_pos: 64,
+        exif_orientation: false,
     }
 }
 

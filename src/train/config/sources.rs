@@ -2,6 +2,7 @@
 
 use super::values::{self, Read};
 use super::{Config, OPERATION};
+use crate::vision::RandAugment;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -77,7 +78,7 @@ pub(super) fn set(c: &mut Config, name: &str, key: &str, v: &Value, place: &str)
         c.data.push(DataSource::new(name, place));
         c.data.len() - 1
     });
-    let (source, notes) = (&mut c.data[at], &mut c.notes);
+    let source = &mut c.data[at];
     if v.is_null() && (key.is_empty() || NAMES.contains(&key)) {
         return Some(Ok(()));
     }
@@ -95,7 +96,7 @@ pub(super) fn set(c: &mut Config, name: &str, key: &str, v: &Value, place: &str)
         ["vis_processor", "train", "name"] => match v.as_str() {
             Some("blip2_image_train") => Ok(()),
             Some("blip_image_train") => {
-                notes.push(format!("{place}: pictures are cropped and flipped; RandAugment is left out"));
+                c.rand_augment = Some(RandAugment::default());
                 Ok(())
             }
             _ => Err("blip2_image_train or blip_image_train".to_string()),

@@ -1,5 +1,6 @@
 //! One value of a configuration: its type and range, or what was expected instead.
 
+use crate::vision::RandAugment;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -58,6 +59,15 @@ pub fn pair(v: &Value) -> Read<(f64, f64)> {
         Some([a, b]) => Ok((a.as_f64().ok_or_else(wrong)?, b.as_f64().ok_or_else(wrong)?)),
         _ => Err(wrong()),
     }
+}
+
+/// RandAugment's number of operations and their level.
+pub fn rand_augment(v: &Value) -> Read<Option<RandAugment>> {
+    let wrong = || "[operations, level of 0 to 10]; [0, 0] for none".to_string();
+    let Some([count, level]) = v.as_array().map(Vec::as_slice) else { return Err(wrong()) };
+    let count = count.as_u64().filter(|n| *n <= 10).ok_or_else(wrong)? as usize;
+    let level = level.as_f64().filter(|l| (0.0..=10.0).contains(l)).ok_or_else(wrong)?;
+    Ok((count > 0).then_some(RandAugment { count, level }))
 }
 
 /// One of several names.
