@@ -69,7 +69,7 @@ fn walk(source: &Source, mut chunks: &[u8], frame: Option<(usize, usize)>, found
                 found.note(source, size, 4.5, 0)?;
                 found.note(source, size, 4.5, groups(source, &data[5..], size)?)?;
             }
-            b"VP8X" | b"ANMF" if data.len() >= 12 => {
+            b"VP8X" | b"ANMF" if data.len() >= 10 => {
                 let at = if name == b"VP8X" { 4 } else { 6 };
                 let size = ((bits(at) & 0xFF_FFFF) + 1, (bits(at + 3) & 0xFF_FFFF) + 1);
                 found.note(source, size, 0.0, 0)?;
