@@ -2,7 +2,7 @@
 //! are needed, by position, so that any number of threads may read one file.
 
 use super::OPERATION;
-use crate::vision::{self, Photo, Turn};
+use crate::vision::{self, Photo, Picture, Turn};
 use crate::{Error, Result};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -71,6 +71,11 @@ pub enum Image {
 }
 
 impl Image {
+    /// The picture, decoded.
+    pub fn load(&self, turn: Turn) -> Result<Picture> {
+        self.photo(turn)?.picture()
+    }
+
     /// The picture, looked at and not decoded yet.
     pub fn photo(&self, turn: Turn) -> Result<Photo<'static>> {
         match self {
