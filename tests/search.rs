@@ -216,3 +216,109 @@ fn the_page_holds_everything_and_runs_nothing() {
     );
     assert!(!names(&place.path("")).iter().any(|n| n.ends_with(".partial")));
 }
+
+#[test]
+fn pictures_that_were_moved_or_copied_are_not_computed_again() {
+    let place = Place::new(18);
+    place.pictures("p", 4);
+    let index = |folder: &str| place.run(&["search", "index", "--model", "model", "--out", "x", folder]);
+    let found = || {
+        let found = results(
+            &place.ok(&["search", "query", "--index", "x", "犬", "--json", "--rerank", "0", "-k", "99"]),
+        );
+        let mut paths: Vec<String> = found.iter().map(|h| h["path"].as_str().unwrap().to_owned()).collect();
+        paths.sort();
+        (paths, found.iter().map(|h| h["itc"].clone()).collect::<Vec<_>>())
+    };
+    index("p");
+    let (_, scores) = found();
+    std::fs::rename(place.path("p"), place.path("moved")).unwrap();
+    let ran = index("moved");
+    assert!(ran.err.contains("4 pictures, 0 added or renewed, 4 moved"), "{}", ran.err);
+    let (paths, now) = found();
+    assert!(now == scores && paths.iter().all(|p| p.contains("/moved/")), "{paths:?}");
+    std::fs::create_dir(place.path("copy")).unwrap();
+    std::fs::copy(place.path("moved/p01.png"), place.path("copy/same.png")).unwrap();
+    place.picture("copy/new.png", 30);
+    let ran = index("copy");
+    assert!(ran.err.contains("6 pictures, 2 added or renewed, 1 of them with the features"), "{}", ran.err);
+    assert_eq!(found().0.len(), 6);
+}
+
+#[test]
+fn a_query_never_ranks_with_another_models_numbers() {
+    let place = Place::new(19);
+    place.model("other", 20);
+    place.pictures("p", 40);
+    let query = |index: &str| {
+        place.run(&["search", "query", "--index", index, "犬", "--json", "--rerank", "0", "-k", "99"])
+    };
+    let index = |model: &str, out: &str| {
+        ["search", "index", "--model", model, "--out", out, "p", "-q", "--rebuild"].map(str::to_owned)
+    };
+    let make =
+        |model: &str, out: &str| place.ok(&index(model, out).iter().map(String::as_str).collect::<Vec<_>>());
+    make("model", "x");
+    make("other", "y");
+    let right = [query("x").out, query("y").out];
+    assert_ne!(right[0], right[1]);
+    let folder = place.dir.path().to_owned();
+    let writer = std::thread::spawn(move || {
+        for model in ["other", "model", "other", "model", "other"] {
+            let ran = std::process::Command::new(env!("CARGO_BIN_EXE_qformer"))
+                .current_dir(&folder)
+                .args(["search", "index", "--model", model, "--out", "x", "p", "-q", "--rebuild"])
+                .status();
+            assert!(ran.unwrap().success());
+        }
+    });
+    let mut asked = 0;
+    while !writer.is_finished() {
+        let ran = query("x");
+        assert!(ran.code == 0 && right.contains(&ran.out), "{} {}", ran.out, ran.err);
+        asked += 1;
+    }
+    writer.join().unwrap();
+    assert!(asked > 3, "{asked}");
+    assert_eq!(query("x").out, right[1]);
+    assert_eq!(names(&place.path("x")).iter().filter(|n| n.starts_with("part-")).count(), 1);
+}
+
+#[test]
+fn a_build_that_is_killed_leaves_the_old_index_and_is_continued() {
+    let place = Place::new(26);
+    place.model("other", 27);
+    place.pictures("p", 3);
+    place.ok(&["search", "index", "--model", "model", "--out", "x", "p", "-q"]);
+    let query = || place.ok(&["search", "query", "--index", "x", "犬", "--json", "--rerank", "0"]);
+    let before = query();
+    place.pictures("more", 200);
+    let rebuild = ["search", "index", "--model", "other", "--out", "x", "p", "-q", "--rebuild"];
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_qformer"))
+        .current_dir(place.dir.path())
+        .args(rebuild)
+        .arg("more")
+        .spawn()
+        .unwrap();
+    while !place.path("x/rebuild.json").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(query(), before);
+    // Two writers: one is refused.
+    let lock = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(place.path("x/index.lock"))
+        .unwrap();
+    lock.lock().unwrap();
+    assert!(place.fails(4, &rebuild).contains("another process is writing to it"));
+    drop(lock);
+    assert_eq!(query(), before);
+    place.ok(&rebuild);
+    assert_ne!(query(), before);
+    assert_eq!(names(&place.path("x")), ["index.json", "index.lock", "part-000002.safetensors"]);
+}

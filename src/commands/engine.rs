@@ -265,6 +265,11 @@ impl<T: Send + 'static> Stream<T> {
         }
     }
 
+    /// A message that is shown even if nothing else is.
+    pub fn warn(&self, text: impl std::fmt::Display) {
+        self.progress.warn(text);
+    }
+
     /// A signal asks to stop.
     pub fn stopped(&self) -> bool {
         self.stop.signal().is_some()

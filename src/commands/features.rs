@@ -85,11 +85,10 @@ pub fn run(args: &Args) -> Result<()> {
         }
         _ => {}
     }
-    let folder = files::folder_of(&args.out);
-    files::make_folders(&RealDisk, folder)?;
+    files::make_folders(&RealDisk, files::folder_of(&args.out))?;
     if args.mode == Mode::Text {
         let model = engine::open(&args.model.model, &args.model.run)?;
-        let arrays = of_texts(&model, &texts, folder)?;
+        let arrays = of_texts(&model, &texts, &files::scratch(&args.out))?;
         return write(&args.out, npy, arrays, &serde_json::json!(texts));
     }
     of_pictures(args, &texts, npy)
@@ -142,7 +141,7 @@ fn of_pictures(args: &Args, texts: &[String], npy: bool) -> Result<()> {
     for error in &found.unusable {
         eprintln!("skipped {error}");
     }
-    let folder = files::folder_of(&args.out);
+    let folder = &files::scratch(&args.out);
     let model = Arc::new(engine::open(&args.model.model, &args.model.run)?);
     let c = &model.model.config;
     let ids: Vec<Vec<u32>> = texts.iter().map(|t| model.tokenizer.caption(t, c.max_txt_len)).collect();

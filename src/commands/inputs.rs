@@ -2,11 +2,14 @@
 //!
 //! A picture's name is what the results call it. Of a single folder it is the path inside that folder, as annotation files
 //! have it; otherwise the path as it was given; with `--relative-to` the path inside that folder. Names use `/`,
-//! are UTF-8 and unique: what is named twice is taken once.
+//! are UTF-8 and unique: a file that is given twice, however its path is spelled, is taken once. Two files whose names are
+//! the same in Unicode's composed form cannot be told apart in a result; the second is reported and left out. So is a folder
+//! that cannot be read; the others are walked.
 
 use crate::data;
+use crate::files::{composed, folder_of};
 use crate::{Error, Kind, Result};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -42,7 +45,7 @@ pub struct Picture {
 #[derive(Debug, Default)]
 pub struct Found {
     pub pictures: Vec<Picture>,
-    /// Paths that cannot be named in a result, with the reason.
+    /// Pictures and folders that cannot be used, with the reason.
     pub unusable: Vec<Error>,
     /// One file was named, nothing else: if it is broken there is nothing to go on with.
     pub single: bool,
@@ -65,18 +68,19 @@ impl Inputs {
             .fix("name a folder, or - to read paths from standard input"));
         }
         let mut paths = Vec::new();
+        let mut unusable = Vec::new();
         let mut folders = Vec::new();
         let mut files = 0;
         let mut unread = data::Unread::default();
         for given in &self.given {
             if given.is_dir() {
                 folders.push(given.as_path());
-                paths.extend(data::walk(given, &mut unread)?);
+                walk(given, &mut paths, (&mut unusable, &mut unread))?;
             } else if given.exists() {
                 files += 1;
                 paths.push(given.clone());
             } else {
-                paths.extend(absent(given, &mut unread)?);
+                absent(given, &mut paths, (&mut unusable, &mut unread))?;
             }
         }
         for list in &self.list {
@@ -90,6 +94,7 @@ impl Inputs {
             _ => None,
         };
         let mut found = name(paths, self.relative_to.as_deref().or(only_folder))?;
+        found.unusable.splice(0..0, unusable);
         found.single = files == 1 && self.given.len() == 1 && self.list.is_empty();
         if found.pictures.is_empty() && found.unusable.is_empty() {
             let got =
@@ -104,39 +109,52 @@ impl Inputs {
     }
 }
 
+/// What cannot be used and why, and the files of kinds that are not read.
+type Left<'a> = (&'a mut Vec<Error>, &'a mut data::Unread);
+
+/// The pictures of a folder.
+fn walk(folder: &Path, paths: &mut Vec<PathBuf>, (unusable, unread): Left) -> Result<()> {
+    let found = data::walk(folder, unread)?;
+    paths.extend(found.pictures);
+    unusable.extend(found.failed);
+    Ok(())
+}
+
 /// An argument that is no path of the disk: standard input, a list or a pattern.
-fn absent(given: &Path, unread: &mut data::Unread) -> Result<Vec<PathBuf>> {
+fn absent(given: &Path, paths: &mut Vec<PathBuf>, out: Left) -> Result<()> {
     let bytes = given.as_os_str().as_bytes();
     match bytes {
-        b"-" => read_list(given),
-        [b'@', list @ ..] => read_list(Path::new(OsStr::from_bytes(list))),
-        _ if bytes.iter().any(|b| b"*?[".contains(b)) => pattern(given, unread),
-        _ => Err(Error::file(OPERATION, given, "a picture or a folder", "nothing of this name")
-            .fix("check the path")),
+        b"-" => paths.extend(read_list(given)?),
+        [b'@', list @ ..] => paths.extend(read_list(Path::new(OsStr::from_bytes(list)))?),
+        _ if bytes.iter().any(|b| b"*?[".contains(b)) => pattern(given, paths, out)?,
+        _ => {
+            return Err(Error::file(OPERATION, given, "a picture or a folder", "nothing of this name")
+                .fix("check the path"));
+        }
     }
+    Ok(())
 }
 
 /// The files that a pattern fits, sorted.
-fn pattern(given: &Path, unread: &mut data::Unread) -> Result<Vec<PathBuf>> {
+fn pattern(given: &Path, paths: &mut Vec<PathBuf>, (unusable, unread): Left) -> Result<()> {
     let wrong =
         |got: String| Error::argument(OPERATION, given.display().to_string(), "a pattern of paths", got);
     let text = given.to_str().ok_or_else(|| wrong("one that is not UTF-8".into()))?;
     let found = glob::glob(text).map_err(|e| wrong(e.to_string()))?;
-    let mut files = Vec::new();
+    let before = (paths.len(), unusable.len());
     for path in found {
-        let path = path.map_err(|e| Error::io(OPERATION, e.path(), e.error()))?;
-        if path.is_dir() {
-            files.extend(data::walk(&path, unread)?);
-        } else {
-            files.push(path);
+        match path {
+            Ok(path) if path.is_dir() => walk(&path, paths, (unusable, unread))?,
+            Ok(path) => paths.push(path),
+            Err(e) => unusable.push(Error::io(OPERATION, e.path(), e.error())),
         }
     }
-    if files.is_empty() {
+    if before == (paths.len(), unusable.len()) {
         return Err(
             Error::file(OPERATION, given, "files that the pattern fits", "none").fix("check the pattern")
         );
     }
-    Ok(files)
+    Ok(())
 }
 
 /// The paths of a list; `-` is standard input. A path that does not exist is met later, as a broken picture.
@@ -163,45 +181,72 @@ fn read_list(list: &Path) -> Result<Vec<PathBuf>> {
     Ok(lines.filter(|l| !l.is_empty()).map(|l| PathBuf::from(OsStr::from_bytes(l))).collect())
 }
 
-/// Gives every path its name, the first of each name.
+/// Gives every path its name, the first of each file and of each name.
 fn name(paths: Vec<PathBuf>, root: Option<&Path>) -> Result<Found> {
-    let real = |p: &Path| p.canonicalize().map_err(|e| Error::io(OPERATION, p, &e));
-    let absolute = root.map(real).transpose()?;
+    let absolute = root.map(|p| p.canonicalize().map_err(|e| Error::io(OPERATION, p, &e))).transpose()?;
     let mut found = Found::default();
-    let mut known = HashSet::new();
+    let mut known: HashSet<String> = HashSet::new();
+    let mut places = Places::default();
     if paths.len() > MAX_PICTURES {
         return Err(Error::argument(OPERATION, "PICTURES", format!("at most {MAX_PICTURES}"), paths.len()));
     }
     for path in paths {
+        let real = places.real(&path);
+        if !places.first(real.as_ref().unwrap_or(&path)) {
+            continue;
+        }
         let inside = match (root, &absolute) {
             (Some(root), Some(absolute)) => path
                 .strip_prefix(root)
                 .map(Path::to_owned)
                 .ok()
-                .or_else(|| Some(parent(&path)?.strip_prefix(absolute).ok()?.join(path.file_name()?)))
+                .or_else(|| Some(real?.strip_prefix(absolute).ok()?.to_owned()))
                 .ok_or_else(|| {
                     let got = format!("{}, which lies outside", path.display());
                     Error::argument(OPERATION, "relative-to", format!("pictures in {}", root.display()), got)
                 })?,
             _ => path.clone(),
         };
+        let unusable = |expected, got| Error::file(OPERATION, &path, expected, got).fix("rename the file");
         match joined(&inside) {
-            Some(name) if known.contains(&name) => {}
-            Some(name) => {
-                known.insert(name.clone());
+            Some(name) if known.insert(composed(&name).into_owned()) => {
                 found.pictures.push(Picture { name, path });
             }
-            None => found
-                .unusable
-                .push(Error::file(OPERATION, &path, "a name in UTF-8", "other bytes").fix("rename the file")),
+            Some(_) => {
+                let got = "that of another picture, spelled otherwise in Unicode (NFC and NFD)";
+                found.unusable.push(unusable("a name of its own", got));
+            }
+            None => found.unusable.push(unusable("a name in UTF-8", "other bytes")),
         }
     }
     Ok(found)
 }
 
-/// The real folder a file lies in (the file itself may be a link, under whose name it is known).
-fn parent(path: &Path) -> Option<PathBuf> {
-    crate::files::folder_of(path).canonicalize().ok()
+/// Where files really lie.
+#[derive(Default)]
+struct Places {
+    folders: HashMap<PathBuf, Option<PathBuf>>,
+    known: HashSet<PathBuf>,
+}
+
+impl Places {
+    /// See [`real`]; each folder is looked up once.
+    fn real(&mut self, path: &Path) -> Option<PathBuf> {
+        let folder = folder_of(path);
+        if !self.folders.contains_key(folder) {
+            self.folders.insert(folder.to_owned(), folder.canonicalize().ok());
+        }
+        Some(self.folders.get(folder)?.as_ref()?.join(path.file_name()?))
+    }
+
+    fn first(&mut self, path: &Path) -> bool {
+        self.known.insert(path.to_owned())
+    }
+}
+
+/// The place of a file in the real folder it lies in (the file itself may be a link, under whose name it is known).
+pub fn real(path: &Path) -> Option<PathBuf> {
+    Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?))
 }
 
 /// The parts of a path between slashes, without `.`; `None` if it is not UTF-8.
@@ -262,6 +307,33 @@ mod tests {
         assert!(found.single && found.pictures.len() == 1);
         let found = Inputs { relative_to: Some(dir.path().into()), ..inputs(&[&file]) }.find().unwrap();
         assert_eq!(names(&found), ["z.jpg"]);
+    }
+
+    #[test]
+    fn one_file_is_one_picture_however_it_is_spelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("b")).unwrap();
+        for name in ["z.jpg", "b/y.jpg", "か\u{3099}.jpg"] {
+            std::fs::write(at(name), "x").unwrap();
+        }
+        std::os::unix::fs::symlink("b", at("link")).unwrap();
+        std::os::unix::fs::symlink("z.jpg", at("same.jpg")).unwrap();
+        let given = [at("z.jpg"), at("./z.jpg"), at("b/../z.jpg"), at("b/y.jpg"), at("link/y.jpg")];
+        let found = inputs(&given.iter().map(PathBuf::as_path).collect::<Vec<_>>()).find().unwrap();
+        assert_eq!(
+            found.pictures.iter().map(|p| p.path.clone()).collect::<Vec<_>>(),
+            [at("z.jpg"), at("b/y.jpg")]
+        );
+        // A link to a picture is a picture of its own name; names that are one when composed are not two.
+        assert_eq!(
+            names(&inputs(&[dir.path()]).find().unwrap()),
+            ["b/y.jpg", "same.jpg", "z.jpg", "か\u{3099}.jpg"]
+        );
+        std::fs::write(at("が.jpg"), "other").unwrap();
+        let found = inputs(&[dir.path()]).find().unwrap();
+        assert_eq!((found.pictures.len(), found.unusable.len()), (4, 1));
+        assert!(found.unusable[0].to_string().contains("NFD"), "{}", found.unusable[0]);
     }
 
     #[test]

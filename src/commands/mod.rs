@@ -14,6 +14,7 @@ mod generation;
 mod inputs;
 mod inspect;
 mod output;
+mod outputs;
 mod parity;
 mod query;
 mod report;

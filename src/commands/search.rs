@@ -5,11 +5,12 @@ use super::inputs::{Inputs, Picture};
 use super::output;
 use super::query::{self, Query};
 use crate::files::RealDisk;
-use crate::index::{self, Index};
+use crate::index::{self, Adopted, Index};
 use crate::pretrained::Pretrained;
 use crate::results::{Hit, page};
 use crate::vision::{self, Photo, Turn};
 use crate::{Error, Kind, Result, files};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -35,8 +36,8 @@ enum What {
 
 /// Compute the features of pictures once, and keep them
 ///
-/// An index is a folder. Run again with the same --out it takes only new and changed pictures; what is done stays done when
-/// it is interrupted. It belongs to the model it was made with.
+/// An index is a folder. Run again with the same --out it takes only new and changed pictures; those that were moved or copied
+/// keep their features; what is done stays done when it is interrupted. It belongs to the model it was made with.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   qformer search index --model runs/stair --out photos.index photos/
@@ -53,7 +54,7 @@ struct IndexArgs {
     /// Forget pictures of the index whose files are gone
     #[arg(long)]
     prune: bool,
-    /// Begin anew, with this model
+    /// Begin anew, with this model; until it is complete, searches find the old index
     #[arg(long)]
     rebuild: bool,
 }
@@ -126,7 +127,26 @@ pub fn run(args: &Args) -> Result<()> {
 enum Read {
     /// The file was written again with the same bytes.
     Same(index::Picture),
+    /// The index has a picture of these bytes.
+    Known(index::Picture),
     New(index::Picture, Seen),
+}
+
+/// What threads know of the index.
+struct Known {
+    /// By path.
+    hashes: HashMap<String, String>,
+    sizes: HashSet<u64>,
+    contents: HashSet<String>,
+}
+
+/// How many pictures came into an index, and how.
+#[derive(Default)]
+struct Added {
+    /// Computed, or of the bytes of another.
+    new: usize,
+    moved: usize,
+    copied: usize,
 }
 
 fn make(args: &IndexArgs) -> Result<()> {
@@ -148,12 +168,14 @@ fn make(args: &IndexArgs) -> Result<()> {
     if !run.quiet && !known.is_empty() {
         eprintln!("{} of {all} pictures are in the index and unchanged", known.len());
     }
-    let hashes: std::collections::HashMap<String, String> = todo
-        .iter()
-        .filter_map(|(s, _)| index.find(&s.as_ref().ok()?.path).map(|k| (k.path.clone(), k.hash.clone())))
-        .collect();
+    let hash_of = |s: &Result<index::Picture>| {
+        index.find(&s.as_ref().ok()?.path).map(|k| (k.path.clone(), k.hash.clone()))
+    };
+    let hashes = todo.iter().filter_map(|(s, _)| hash_of(s)).collect();
+    let (sizes, contents) = index.contents();
+    let known = Known { hashes, sizes, contents };
     let loading = model.clone();
-    let load = move |p: &Picture| read(&loading, p, &hashes);
+    let load = move |p: &Picture| read(&loading, p, &known);
     let todo: Vec<Picture> = todo.into_iter().map(|(_, p)| p).collect();
     let nothing = todo.is_empty() && forgotten == 0;
     let mut stream = Stream::start((OPERATION, "indexing"), todo, run, load)?;
@@ -162,29 +184,47 @@ fn make(args: &IndexArgs) -> Result<()> {
         index.save(&RealDisk)?;
     }
     let added = added?;
-    index.tidy(&RealDisk)?;
-    let (rate, end) = stream.end(found.single, found.unusable.len(), "run the same command again to go on");
+    if !stream.stopped() {
+        index.publish(&RealDisk)?;
+        index.tidy(&RealDisk)?;
+    }
+    let (rate, end) =
+        stream.end(found.single, found.unusable.len(), "run the same command again to continue");
     if !run.quiet {
+        let part = |n: usize, what: &str| if n > 0 { format!(", {n} {what}") } else { String::new() };
         let gone = if args.prune { format!(", {forgotten} forgotten") } else { String::new() };
         eprintln!(
-            "{}: {} pictures, {added} added or renewed{gone}, {rate:.2} images/s",
+            "{}: {} pictures, {} added or renewed{}{}{gone}, {rate:.2} images/s",
             args.out.display(),
-            index.len()
+            index.len(),
+            added.new,
+            part(added.copied, "of them with the features of the same bytes"),
+            part(added.moved, "moved"),
         );
     }
     end
 }
 
-fn add_all(model: &Pretrained, stream: &mut Stream<Read>, index: &mut Index) -> Result<usize> {
-    let mut added = 0;
+fn add_all(model: &Pretrained, stream: &mut Stream<Read>, index: &mut Index) -> Result<Added> {
+    let mut added = Added::default();
     while let Some(batch) = stream.next()? {
         for (_, read) in batch {
             match read {
                 Read::Same(picture) => index.touch(&picture),
+                Read::Known(picture) => match index.adopt(&picture, |p| !Path::new(&p.path).exists()) {
+                    Some(Adopted::Moved) => added.moved += 1,
+                    Some(Adopted::Copied) => (added.new, added.copied) = (added.new + 1, added.copied + 1),
+                    // The one of the same bytes has just been replaced.
+                    None => {
+                        let photo = Photo::open(&picture.path, engine::turn(model))?;
+                        let picture = index::Picture { hash: photo.hash().to_hex().to_string(), ..picture };
+                        add(model, index, picture, &engine::seen(model, &photo)?)?;
+                        added.new += 1;
+                    }
+                },
                 Read::New(picture, seen) => {
-                    let features = engine::look(model, &[&seen])?.remove(0).proj.to_f32();
-                    index.add(picture, &features)?;
-                    added += 1;
+                    add(model, index, picture, &seen)?;
+                    added.new += 1;
                 }
             }
             stream.done(1);
@@ -194,6 +234,11 @@ fn add_all(model: &Pretrained, stream: &mut Stream<Read>, index: &mut Index) -> 
         }
     }
     Ok(added)
+}
+
+fn add(model: &Pretrained, index: &mut Index, picture: index::Picture, seen: &Seen) -> Result<()> {
+    let features = engine::look(model, &[seen])?.remove(0).proj.to_f32();
+    index.add(picture, &features)
 }
 
 /// A picture's file as the index knows files, without its hash.
@@ -214,18 +259,21 @@ fn stat(picture: &Picture) -> Result<index::Picture> {
     })
 }
 
-fn read(
-    model: &Pretrained,
-    picture: &Picture,
-    known: &std::collections::HashMap<String, String>,
-) -> Result<Read> {
+fn read(model: &Pretrained, picture: &Picture, known: &Known) -> Result<Read> {
     let mut entry = stat(picture)?;
+    if known.sizes.contains(&entry.bytes) {
+        let failed = |e| Error::io("open picture", &picture.path, &e);
+        entry.hash = files::hash_file(&RealDisk, &picture.path).map_err(failed)?.to_hex().to_string();
+        if known.hashes.get(&entry.path) == Some(&entry.hash) {
+            return Ok(Read::Same(entry));
+        }
+        if known.contents.contains(&entry.hash) {
+            return Ok(Read::Known(entry));
+        }
+    }
     // The same bytes are hashed and decoded, even if the file is written to at this moment.
     let photo = Photo::open(&picture.path, engine::turn(model))?;
     entry.hash = photo.hash().to_hex().to_string();
-    if known.get(&entry.path) == Some(&entry.hash) {
-        return Ok(Read::Same(entry));
-    }
     Ok(Read::New(entry, engine::seen(model, &photo)?))
 }
 
@@ -262,10 +310,12 @@ fn find(args: &QueryArgs) -> Result<()> {
         eprintln!("not looked at again: {gone}");
     }
     let hits: Vec<query::Found> = ranked.found.into_iter().take(args.top_k).collect();
+    // A page that cannot be written does not keep the result from being shown.
+    let shown = show(args, &query, &index, &hits);
     if let Some(path) = &args.html {
         write_page(path, &query, &index, &hits)?;
     }
-    show(args, &query, &index, &hits)
+    shown
 }
 
 fn show(args: &QueryArgs, query: &Query, index: &Index, hits: &[query::Found]) -> Result<()> {

@@ -400,7 +400,12 @@ fn cached(
     let views = format!("{} view{} of a picture", cache.views(), if cache.views() == 1 { "" } else { "s" });
     let (all, missing) = (cache.len(), cache.missing().len());
     let folder = cache.folder().display();
-    progress.say(format!("training on {views}, kept in {folder}: {} of {all} are there", all - missing));
+    let changed = match cache.changed() {
+        0 => String::new(),
+        n => format!("; {n} pictures have changed since and are computed again"),
+    };
+    progress
+        .say(format!("training on {views}, kept in {folder}: {} of {all} are there{changed}", all - missing));
     let how = (config.batch, config.loading());
     cache.fill(&loading, (&trainer.model, &trainer.params), how, stop, progress)?;
     Ok(Arc::new(Loading { cache: Some(Arc::new(cache)), ..Loading::clone(&loading) }))

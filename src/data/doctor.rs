@@ -119,6 +119,13 @@ pub fn doctor(
         known("empty captions", report.empty, written, "they are skipped", "empty caption"),
         known("captions cut to 64 KiB", report.cut, written, "look at the file", "caption of"),
     ];
+    findings.push(Finding {
+        what: "unreadable texts and folders",
+        count: report.unreadable,
+        of: listed + report.unreadable,
+        advice: "save texts as UTF-8, or change the rights",
+        examples: report.unread.clone(),
+    });
     findings.push(broken(data, &hashes));
     findings.push(duplicates(data, &hashes));
     findings.extend(captions);

@@ -1,13 +1,17 @@
 //! Reading what strangers wrote: text files under a size limit, and picture names that may not leave their folder.
 //!
 //! A text file is UTF-8, with or without a byte order mark; anything else is an error that names the
-//! first bad byte. A picture name is relative, has no `..`, and after following links still lies in
-//! the folder of pictures. Memory is bounded by the limit, whatever the file is.
+//! first bad byte. A picture name is relative and has no `..`; a link in the folder of pictures is its owner's, and is followed
+//! wherever it leads. Memory is bounded by the limit, whatever the file is.
 
+use crate::files::composed;
 use crate::{Error, Result};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Text from outside in an error: quoted, control characters escaped, cut to a readable length.
 pub(crate) fn quoted(text: &str) -> String {
@@ -55,6 +59,8 @@ pub(crate) fn read_text(operation: &str, path: &Path, limit: u64) -> Result<Stri
 pub(crate) struct Root {
     operation: &'static str,
     folder: PathBuf,
+    /// Of each folder that was looked into: its names that are not ASCII, by their composed form.
+    spellings: Mutex<HashMap<PathBuf, HashMap<String, OsString>>>,
 }
 
 impl Root {
@@ -63,14 +69,14 @@ impl Root {
         if !folder.is_dir() {
             return Err(Error::file(operation, &folder, "a folder of pictures", "something else"));
         }
-        Ok(Root { operation, folder })
+        Ok(Root { operation, folder, spellings: Mutex::default() })
     }
 
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The file of this name; `None` if there is none. A name that points outside is an error.
+    /// The file of this name, links followed; `None` if there is none. A name that points outside is an error.
     pub(crate) fn find(&self, listed_in: &Path, name: &str) -> Result<Option<PathBuf>> {
         let refuse = |what: &str| {
             Error::file(self.operation, listed_in, "a picture inside the folder of pictures", what)
@@ -85,16 +91,34 @@ impl Root {
         if !Path::new(name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
             return Err(refuse(&format!("{}, which climbs out of it", quoted(name))));
         }
-        self.inside(&self.folder.join(name))
-            .map_err(|target| refuse(&format!("{}, a link to {}", quoted(name), target.display())))
+        Ok(self.spelled(&self.folder.join(name)).and_then(|path| path.canonicalize().ok()))
     }
 
-    /// Follows links; the error is the place outside that they lead to.
-    pub(crate) fn inside(&self, path: &Path) -> Result<Option<PathBuf>, PathBuf> {
-        match path.canonicalize() {
-            Ok(real) if !real.starts_with(&self.folder) => Err(real),
-            Ok(real) if real.is_file() => Ok(Some(real)),
-            _ => Ok(None),
+    /// A regular file under the folder as the disk spells its name: letters composed or taken apart (NFC, NFD) are the same.
+    pub(crate) fn spelled(&self, path: &Path) -> Option<PathBuf> {
+        if path.is_file() {
+            return Some(path.to_owned());
         }
+        let inside = path.strip_prefix(&self.folder).ok()?;
+        if inside.as_os_str().is_ascii() {
+            return None;
+        }
+        let mut at = self.folder.clone();
+        for part in inside.components() {
+            let there = at.join(part);
+            at =
+                if there.exists() { there } else { at.join(self.spelling(&at, part.as_os_str().to_str()?)?) };
+        }
+        at.is_file().then_some(at)
+    }
+
+    fn spelling(&self, folder: &Path, name: &str) -> Option<OsString> {
+        let mut known = self.spellings.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = known.entry(folder.to_owned()).or_insert_with(|| {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            let names = entries.map(|e| e.file_name()).filter(|n| !n.is_ascii());
+            names.filter_map(|n| Some((composed(n.to_str()?).into_owned(), n.clone()))).collect()
+        });
+        names.get(composed(name).as_ref()).cloned()
     }
 }

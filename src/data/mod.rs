@@ -26,13 +26,13 @@ mod unread;
 
 pub use doctor::{Checks, Diagnosis, Finding, Tokens, doctor};
 pub(crate) use files::{quoted, read_text};
-pub use folder::{pictures, walk};
+pub use folder::{Walked, walk};
 pub use image::Image;
 pub use loader::{Bad, Batch, Loader, Options};
 pub use order::Order;
 pub use unread::Unread;
 
-use crate::Result;
+use crate::{Error, Result};
 use captions::{Door, Want};
 use files::Root;
 use image::Place;
@@ -48,11 +48,13 @@ const MAX_ENTRIES: usize = 10_000_000;
 /// A longer caption is cut here (at a whole character): far above any text the model reads.
 const MAX_CAPTION: usize = 64 << 10;
 const EXAMPLES: usize = 5;
+/// Files that cannot be read are all named, up to these.
+const UNREAD: usize = 1000;
 
 /// One picture and what is said of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// The name as the annotation file has it, relative to the folder of pictures.
+    /// The name as the annotation file has it, composed (NFC), relative to the folder of pictures.
     pub name: String,
     pub(crate) place: Place,
     /// The file's id of the picture; its name where the file gives none.
@@ -92,10 +94,14 @@ pub struct Report {
     pub uncaptioned: usize,
     /// Pictures found under another of COCO's names.
     pub renamed: usize,
+    /// Texts and folders that cannot be read, skipped.
+    pub unreadable: usize,
     /// What else there is to know.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     pub examples: Vec<String>,
+    /// The reasons of those that cannot be read.
+    pub unread: Vec<String>,
 }
 
 impl Report {
@@ -105,10 +111,17 @@ impl Report {
         }
     }
 
+    fn unread(&mut self, reason: Error) {
+        self.unreadable += 1;
+        if self.unread.len() < UNREAD {
+            self.unread.push(reason.to_string());
+        }
+    }
+
     /// True where something was skipped or cut: the caller should show the line as a warning.
     pub fn has_warnings(&self) -> bool {
         let skipped = self.empty + self.missing + self.repeated + self.unlisted + self.uncaptioned;
-        skipped + self.cut + self.renamed > 0 || !self.notes.is_empty()
+        skipped + self.cut + self.renamed + self.unreadable > 0 || !self.notes.is_empty()
     }
 }
 
@@ -131,8 +144,18 @@ impl fmt::Display for Report {
         if self.renamed > 0 {
             write!(f, "; found under another COCO name: {} pictures", self.renamed)?;
         }
+        if self.unreadable > 0 {
+            write!(f, "; unreadable: {} ({})", self.unreadable, some(&self.unread))?;
+        }
         self.notes.iter().try_for_each(|note| write!(f, "; {note}"))
     }
+}
+
+/// The first few of a list, and how many more there are.
+fn some(all: &[String]) -> String {
+    let more = all.len().saturating_sub(EXAMPLES);
+    let shown = all[..all.len() - more].join(", ");
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
 /// A picture and one of its captions: places in `samples` and in its `captions`.
@@ -224,7 +247,7 @@ use parquet::read as read_tables;
 #[cfg(not(feature = "parquet"))]
 fn read_tables(captions: &Path, _: &[PathBuf], _: Option<&Path>, _: f64) -> Result<Dataset> {
     let fix = "build qformer with the feature parquet, or write its captions as JSON lines";
-    Err(crate::Error::file(OPERATION, captions, "captions as text", "a parquet file").fix(fix))
+    Err(Error::file(OPERATION, captions, "captions as text", "a parquet file").fix(fix))
 }
 
 /// Whether captions bring their pictures along: a folder of both, or shards.

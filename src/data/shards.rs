@@ -10,6 +10,7 @@ use super::files::quoted;
 use super::folder::is_picture;
 use super::image::{Member, Place};
 use super::{Dataset, MAX_ENTRIES, OPERATION};
+use crate::files::composed;
 use crate::files::{RealDisk, write_atomic};
 use crate::{Error, Kind, Result};
 use rayon::prelude::*;
@@ -91,9 +92,9 @@ pub(super) fn members(shards: &[PathBuf]) -> Result<HashMap<String, Place>> {
     for (name, place) in all {
         let alone = member(&name);
         if count.get(&alone) == Some(&1) {
-            members.insert(alone, place.clone());
+            members.insert(composed(&alone).into_owned(), place.clone());
         }
-        members.insert(name, place);
+        members.insert(composed(&name).into_owned(), place);
     }
     Ok(members)
 }

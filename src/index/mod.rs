@@ -2,11 +2,17 @@
 //!
 //! A folder of `part-N.safetensors`, each holding `image_embeds_proj` [R,Q,E] f32 (the normalised features of R pictures),
 //! and `index.json`: the model they belong to, and for each picture its path, size, time, blake3 and row. A part never
-//! changes once written; the list is replaced whole, after the parts it names. So whatever stops the program, the index
-//! is the last list written and all its parts; what came after is computed again.
+//! changes once written and its number is never used again; it names its model, and the list its key (blake3 of the
+//! features), so parts and lists of different times cannot be mixed up. The list is replaced whole, after the parts it names.
+//! So whatever stops the program, the index is the last list written and all its parts; what came after is computed again.
 //!
-//! One writer at a time (a lock); readers need none.
+//! An index that is built anew has its list in `rebuild.json`, beside the old one, which is searched in until the new one is
+//! complete and takes its name.
+//!
+//! One writer at a time (a lock); a reader opens all parts of a list at once and keeps them, whatever a writer does then.
+//! Pictures of the same bytes share a row, so a picture that was moved or copied is not computed again.
 
+mod list;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -15,16 +21,14 @@ pub use store::Part;
 
 use crate::files::{self, Disk};
 use crate::{Error, Kind, Result};
+use list::{Entry, LIST, List, Listed, REBUILD, part_number};
 use serde::{Deserialize, Serialize};
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-const LIST: &str = "index.json";
 const LOCK: &str = "index.lock";
-const FORMAT: u32 = 1;
-/// Bounds of the list's file.
-const MAX_LIST: u64 = 4 << 30;
 
 /// The model that features belong to: comparing those of two models would be meaningless.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -58,41 +62,53 @@ pub struct Picture {
     pub hash: String,
 }
 
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entry {
-    picture: Picture,
-    part: u32,
-    row: u32,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct List {
-    format: u32,
-    identity: Identity,
-    /// Rows of each part, by its number.
-    parts: BTreeMap<u32, u32>,
-    pictures: Vec<Entry>,
-}
-
 pub struct Index {
     folder: PathBuf,
     list: List,
+    /// The list's file: of an index that is built anew, not yet the one that is searched in.
+    name: &'static str,
+    /// What is searched in until then.
+    published: Option<List>,
     by_path: HashMap<String, usize>,
+    /// Places of the pictures of the same bytes; some may have changed since.
+    by_hash: HashMap<String, Vec<usize>>,
     /// Rows not yet written; entries with the part number 0 point into it.
     pending: Vec<f32>,
+    /// Of a reader: the parts.
+    files: BTreeMap<u32, File>,
     _lock: Option<Box<dyn Any + Send>>,
+}
+
+/// How a picture whose bytes are known came to be in the index.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Adopted {
+    /// Its file was elsewhere and is there no longer.
+    Moved,
+    /// There is another file of the same bytes.
+    Copied,
 }
 
 impl Index {
     /// Opens an index to search in it.
     pub fn read(folder: &Path) -> Result<Index> {
-        Ok(Index::of(folder, read_list(folder)?, None))
+        let mut list = list::read(folder, LIST)?;
+        loop {
+            match open_parts(folder, &list) {
+                Ok(files) => return Ok(Index { files, ..Index::of(folder, list, LIST) }),
+                // A writer may have taken parts away that its new list does not name.
+                Err(e) => {
+                    let now = list::read(folder, LIST)?;
+                    if now.parts == list.parts {
+                        return Err(e);
+                    }
+                    list = now;
+                }
+            }
+        }
     }
 
     /// Opens an index to add to it, or makes an empty one. One that belongs to another model is an error, unless
-    /// `rebuild` says to begin it anew.
+    /// `rebuild` says to begin it anew; it is searched in until [`Index::publish`].
     pub fn own(disk: &dyn Disk, folder: &Path, identity: &Identity, rebuild: bool) -> Result<Index> {
         files::make_folders(disk, folder)?;
         let failed = |e| files::write_error("write index", folder, &e);
@@ -107,30 +123,57 @@ impl Index {
                 .fix("choose another --out"));
         }
         let lock = lock(disk, folder)?;
-        let fresh = || List {
-            format: FORMAT,
-            identity: identity.clone(),
-            parts: BTreeMap::new(),
-            pictures: Vec::new(),
-        };
-        let list = if there { read_list(folder)? } else { fresh() };
-        let other = there && !list.identity.is(identity);
-        if other && !rebuild {
-            return Err(other_model(folder, &list.identity, identity)
+        // Only now nobody else writes.
+        let names = files::retry(|| disk.list(folder)).map_err(failed)?;
+        let there = names.iter().any(|n| n == LIST);
+        let current = if there { Some(list::read(folder, LIST)?) } else { None };
+        if let Some(current) = current.as_ref().filter(|c| !rebuild && !c.identity.is(identity)) {
+            return Err(other_model(folder, &current.identity, identity)
                 .fix("give --rebuild to compute it anew with this model, or choose another --out"));
         }
-        let begin = !there || rebuild;
-        let index = Index::of(folder, if begin { fresh() } else { list }, Some(lock));
-        if begin {
+        let used = names.iter().filter_map(|n| part_number(n)).max().unwrap_or(0);
+        let next = current.as_ref().map_or(1, |c| c.next).max(used.saturating_add(1));
+        let mut index = match current {
+            None => Index::of(folder, List::new(identity, next), LIST),
+            Some(current) if rebuild => {
+                // One that was interrupted is continued.
+                let begun = list::read(folder, REBUILD).ok().filter(|l| l.identity.is(identity));
+                let list = begun.unwrap_or_else(|| List::new(identity, next));
+                Index { published: Some(current), ..Index::of(folder, list, REBUILD) }
+            }
+            Some(current) => Index::of(folder, current, LIST),
+        };
+        index.list.next = index.list.next.max(next);
+        index._lock = Some(lock);
+        if !there || rebuild {
             index.write_list(disk)?;
         }
         index.remove_unlisted(disk)?;
         Ok(index)
     }
 
-    fn of(folder: &Path, list: List, lock: Option<Box<dyn Any + Send>>) -> Index {
-        let by_path = list.pictures.iter().enumerate().map(|(i, e)| (e.picture.path.clone(), i)).collect();
-        Index { folder: folder.to_owned(), list, by_path, pending: Vec::new(), _lock: lock }
+    fn of(folder: &Path, list: List, name: &'static str) -> Index {
+        let mut index = Index {
+            folder: folder.to_owned(),
+            list,
+            name,
+            published: None,
+            by_path: HashMap::new(),
+            by_hash: HashMap::new(),
+            pending: Vec::new(),
+            files: BTreeMap::new(),
+            _lock: None,
+        };
+        index.find_places();
+        index
+    }
+
+    fn find_places(&mut self) {
+        (self.by_path, self.by_hash) = (HashMap::new(), HashMap::new());
+        for (i, e) in self.list.pictures.iter().enumerate() {
+            self.by_path.insert(e.picture.path.clone(), i);
+            self.by_hash.entry(e.picture.hash.clone()).or_default().push(i);
+        }
     }
 
     pub fn identity(&self) -> &Identity {
@@ -181,6 +224,29 @@ impl Index {
         Ok(())
     }
 
+    /// Sizes of the pictures there are, and the hashes of their bytes.
+    pub fn contents(&self) -> (HashSet<u64>, HashSet<String>) {
+        let pictures = || self.list.pictures.iter().map(|e| &e.picture);
+        (pictures().map(|p| p.bytes).collect(), pictures().map(|p| p.hash.clone()).collect())
+    }
+
+    /// Takes a picture in with the features of another of the same bytes: of one whose file is `gone` it takes the place.
+    /// `None` if there is none of these bytes any more.
+    pub fn adopt(&mut self, picture: &Picture, gone: impl Fn(&Picture) -> bool) -> Option<Adopted> {
+        let same = |i: &&usize| self.list.pictures.get(**i).is_some_and(|e| e.picture.hash == picture.hash);
+        let twins: Vec<usize> = self.by_hash.get(&picture.hash)?.iter().filter(same).copied().collect();
+        let new = !self.by_path.contains_key(&picture.path);
+        if let Some(old) = twins.iter().copied().find(|i| new && gone(&self.list.pictures[*i].picture)) {
+            self.by_path.remove(&self.list.pictures[old].picture.path);
+            self.by_path.insert(picture.path.clone(), old);
+            self.list.pictures[old].picture = picture.clone();
+            return Some(Adopted::Moved);
+        }
+        let Entry { part, row, .. } = self.list.pictures[*twins.first()?];
+        self.put(Entry { picture: picture.clone(), part, row });
+        Some(Adopted::Copied)
+    }
+
     /// Notes that a picture's file was written again with the same bytes.
     pub fn touch(&mut self, picture: &Picture) {
         if let Some(i) = self.by_path.get(&picture.path) {
@@ -189,12 +255,12 @@ impl Index {
     }
 
     fn put(&mut self, entry: Entry) {
-        match self.by_path.get(&entry.picture.path) {
-            Some(i) => self.list.pictures[*i] = entry,
-            None => {
-                self.by_path.insert(entry.picture.path.clone(), self.list.pictures.len());
-                self.list.pictures.push(entry);
-            }
+        let place = self.by_path.get(&entry.picture.path).copied().unwrap_or(self.list.pictures.len());
+        self.by_path.insert(entry.picture.path.clone(), place);
+        self.by_hash.entry(entry.picture.hash.clone()).or_default().push(place);
+        match self.list.pictures.get_mut(place) {
+            Some(old) => *old = entry,
+            None => self.list.pictures.push(entry),
         }
     }
 
@@ -202,8 +268,7 @@ impl Index {
     pub fn retain(&mut self, keep: impl Fn(&Picture) -> bool) -> usize {
         let before = self.len();
         self.list.pictures.retain(|e| keep(&e.picture));
-        self.by_path =
-            self.list.pictures.iter().enumerate().map(|(i, e)| (e.picture.path.clone(), i)).collect();
+        self.find_places();
         before - self.len()
     }
 
@@ -228,9 +293,22 @@ impl Index {
         self.write_list(disk)
     }
 
+    /// The index that was built anew takes the place of the old one, if it is one.
+    pub fn publish(&mut self, disk: &dyn Disk) -> Result<()> {
+        if self.published.is_none() {
+            return Ok(());
+        }
+        let (from, to) = (self.folder.join(REBUILD), self.folder.join(LIST));
+        let failed = |e| files::write_error("write index", &to, &e);
+        files::retry(|| disk.rename(&from, &to)).map_err(failed)?;
+        files::retry(|| disk.sync_folder(&self.folder)).map_err(failed)?;
+        (self.name, self.published) = (LIST, None);
+        self.remove_unlisted(disk)
+    }
+
     /// Rewrites the parts when most of their rows belong to no picture any more.
     pub fn tidy(&mut self, disk: &dyn Disk) -> Result<()> {
-        let rows: usize = self.list.parts.values().map(|r| *r as usize).sum();
+        let rows: usize = self.list.parts.values().map(|p| p.rows() as usize).sum();
         if rows <= 2 * self.len() {
             return Ok(());
         }
@@ -254,10 +332,13 @@ impl Index {
 
     /// Writes the waiting rows; the list does not name the part yet.
     fn write_part(&mut self, disk: &dyn Disk) -> Result<()> {
-        let number = self.next_part();
+        let number = self.list.next;
         let rows = self.pending.len() / self.row_size();
-        store::write(disk, &self.part_path(number), &self.shape(rows), &std::mem::take(&mut self.pending))?;
-        self.list.parts.insert(number, rows as u32);
+        let (path, model) = (self.part_path(number), &self.list.identity.model);
+        let key = store::write(disk, &path, &self.shape(rows), &self.pending, model)?;
+        self.pending.clear();
+        self.list.next += 1;
+        self.list.parts.insert(number, Listed::Keyed { rows: rows as u32, key });
         self.list.pictures.iter_mut().filter(|e| e.part == 0).for_each(|e| e.part = number);
         Ok(())
     }
@@ -269,42 +350,58 @@ impl Index {
 
     /// A part's features and the pictures they belong to.
     pub fn part(&self, number: u32) -> Result<Part> {
-        let rows = self.list.parts.get(&number).copied().unwrap_or(0) as usize;
-        let features = store::read(&self.part_path(number), &self.shape(rows))?;
+        let path = self.part_path(number);
+        let listed = self.list.parts.get(&number);
+        let rows = listed.map_or(0, Listed::rows) as usize;
+        let own = listed.and_then(Listed::key).map(|key| (self.list.identity.model.as_str(), key));
+        let features = match self.files.get(&number) {
+            Some(file) => store::read(file, &path, &self.shape(rows), own)?,
+            None => store::read(&store::open(&path)?, &path, &self.shape(rows), own)?,
+        };
         let of = self.list.pictures.iter().enumerate().filter(|(_, e)| e.part == number);
         let mut pictures: Vec<(usize, usize)> = of.map(|(i, e)| (e.row as usize, i)).collect();
         pictures.sort_unstable();
         Ok(Part { features, pictures })
     }
 
-    fn next_part(&self) -> u32 {
-        // Numbers are never used twice while a list that names them may be on the disk.
-        let listed = self.list.parts.keys().next_back().copied().unwrap_or(0);
-        (listed + 1..).find(|n| !self.part_path(*n).exists()).unwrap_or(listed + 1)
-    }
-
     fn part_path(&self, number: u32) -> PathBuf {
-        self.folder.join(format!("part-{number:06}.safetensors"))
+        list::part_path(&self.folder, number)
     }
 
     fn write_list(&self, disk: &dyn Disk) -> Result<()> {
-        let path = self.folder.join(LIST);
-        let text =
-            serde_json::to_vec(&self.list).map_err(|e| Error::new(Kind::Write, "write index").got(e))?;
-        files::write_atomic(disk, &path, text.len() as u64, |to| to.write_all(&text))
+        list::write(disk, &self.folder.join(self.name), &self.list)
     }
 
-    /// Parts that no list names: of a run that was stopped, or no longer needed.
+    /// Parts that no list names: of a run that was stopped, or no longer needed. So is a list that nobody continues.
     fn remove_unlisted(&self, disk: &dyn Disk) -> Result<()> {
         files::remove_leftovers(disk, &self.folder)?;
         let failed = |e| files::write_error("tidy index", &self.folder, &e);
+        let lists = || std::iter::once(&self.list).chain(&self.published);
         for name in files::retry(|| disk.list(&self.folder)).map_err(failed)? {
-            let number = name.strip_prefix("part-").and_then(|n| n.strip_suffix(".safetensors"));
-            if number.and_then(|n| n.parse().ok()).is_some_and(|n| !self.list.parts.contains_key(&n)) {
+            let part = part_number(&name).is_some_and(|n| lists().all(|l| !l.parts.contains_key(&n)));
+            if part || name == REBUILD && self.name != REBUILD {
                 files::retry(|| disk.remove(&self.folder.join(&name))).map_err(failed)?;
             }
         }
         Ok(())
+    }
+}
+
+/// Every part of a list.
+fn open_parts(folder: &Path, list: &List) -> Result<BTreeMap<u32, File>> {
+    allow_files(list.parts.len() as u64);
+    let open = |n: &u32| Ok((*n, store::open(&list::part_path(folder, *n))?));
+    list.parts.keys().map(open).collect()
+}
+
+/// An index of many millions of pictures has more parts than a process may open unless it asks; best effort.
+fn allow_files(number: u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let wanted = number.saturating_add(256);
+    if now.current.is_some_and(|n| n < wanted) {
+        let current = Some(now.maximum.map_or(wanted, |most| most.min(wanted)));
+        let _ = setrlimit(Resource::Nofile, Rlimit { current, ..now });
     }
 }
 
@@ -329,45 +426,4 @@ fn other_model(folder: &Path, has: &Identity, wanted: &Identity) -> Error {
         format!("an index of model {}", short(wanted)),
         format!("one of model {}", short(has)),
     )
-}
-
-/// Reads and checks a list: what it says about parts and rows is believed afterwards.
-fn read_list(folder: &Path) -> Result<List> {
-    let path = folder.join(LIST);
-    let wrong = |got: String| {
-        Error::file("open index", &path, "the list of an index", got)
-            .fix("make the index anew in another folder")
-    };
-    let length = std::fs::metadata(&path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            Error::file("open index", folder, "a folder made by `search index`", "no index.json")
-                .fix("make one: qformer search index --model DIR --out INDEX PICTURES")
-        }
-        _ => Error::io("open index", &path, &e),
-    })?;
-    if length.len() > MAX_LIST {
-        return Err(wrong(format!("{} bytes", length.len())));
-    }
-    let bytes = std::fs::read(&path).map_err(|e| Error::io("open index", &path, &e))?;
-    let list: List = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
-    if list.format != FORMAT {
-        return Err(wrong(format!("format {}, this program knows {FORMAT}", list.format)));
-    }
-    let i = &list.identity;
-    if !(1..=1 << 14).contains(&i.num_query) || !(1..=1 << 14).contains(&i.embed_dim) {
-        return Err(wrong(format!("{} queries of {} numbers", i.num_query, i.embed_dim)));
-    }
-    let mut paths = std::collections::HashSet::new();
-    for e in &list.pictures {
-        if list.parts.get(&e.part).is_none_or(|rows| e.row >= *rows) {
-            return Err(wrong(format!(
-                "{:?} in row {} of part {}, which is not there",
-                e.picture.name, e.row, e.part
-            )));
-        }
-        if !paths.insert(&e.picture.path) {
-            return Err(wrong(format!("{:?} twice", e.picture.path)));
-        }
-    }
-    Ok(list)
 }

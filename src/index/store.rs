@@ -5,9 +5,14 @@ use crate::results::{Array, write_safetensors};
 use crate::{Error, Result};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 const NAME: &str = "image_embeds_proj";
+/// Its metadata: the model, and the blake3 of the features.
+const MODEL: &str = "model";
+const KEY: &str = "key";
 
 /// Features of a part and whose they are.
 pub struct Part {
@@ -17,24 +22,52 @@ pub struct Part {
     pub pictures: Vec<(usize, usize)>,
 }
 
-pub(super) fn write(disk: &dyn Disk, path: &Path, shape: &[usize], features: &[f32]) -> Result<()> {
-    write_safetensors(disk, path, vec![(NAME, Array::new(shape, features))], &BTreeMap::new())
+/// Writes a part and returns its key; the file says which model its features are of.
+pub(super) fn write(
+    disk: &dyn Disk,
+    path: &Path,
+    shape: &[usize],
+    features: &[f32],
+    model: &str,
+) -> Result<String> {
+    let key = blake3::hash(bytemuck::cast_slice(features)).to_hex().to_string();
+    let notes = BTreeMap::from([(MODEL.to_owned(), model.to_owned()), (KEY.to_owned(), key.clone())]);
+    write_safetensors(disk, path, vec![(NAME, Array::new(shape, features))], &notes)?;
+    Ok(key)
 }
 
-/// Exactly an array of this shape, and finite.
-pub(super) fn read(path: &Path, shape: &[usize]) -> Result<Vec<f32>> {
+pub(super) fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| Error::io("read index", path, &e))
+}
+
+/// Exactly an array of this shape, finite, and of this model and key if they are known.
+pub(super) fn read(
+    mut file: &File,
+    path: &Path,
+    shape: &[usize],
+    own: Option<(&str, &str)>,
+) -> Result<Vec<f32>> {
     let wrong = |got: String| {
         Error::file("read index", path, format!("{NAME} {shape:?} in f32"), got)
             .fix("the file was damaged or changed: make the index anew in another folder")
     };
+    let failed = |e| Error::io("read index", path, &e);
     let elements = shape.iter().product::<usize>() as u64;
     let most = elements * 4 + (1 << 16);
-    let length = std::fs::metadata(path).map_err(|e| Error::io("read index", path, &e))?.len();
+    let length = file.metadata().map_err(failed)?.len();
     if length > most {
         return Err(wrong(format!("{length} bytes")));
     }
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read index", path, &e))?;
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.seek(SeekFrom::Start(0)).and_then(|_| file.take(most).read_to_end(&mut bytes)).map_err(failed)?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
+    if let Some((model, key)) = own {
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| wrong(e.to_string()))?;
+        let note = |name: &str| header.metadata().as_ref().and_then(|notes| notes.get(name).cloned());
+        if (note(MODEL).as_deref(), note(KEY).as_deref()) != (Some(model), Some(key)) {
+            return Err(wrong("the part of another index".into()));
+        }
+    }
     let tensor = tensors.tensor(NAME).map_err(|e| wrong(e.to_string()))?;
     if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
         return Err(wrong(format!("{:?} {:?}", tensor.shape(), tensor.dtype())));

@@ -96,6 +96,7 @@ fn another_model_or_a_strangers_folder_is_refused() {
     assert!(e.to_string().contains("--rebuild"), "{e}");
     assert_eq!(contents(&folder).len(), 1, "nothing was lost");
     assert!(Index::own(&RealDisk, &folder, &identity("b"), true).unwrap().is_empty());
+    assert_eq!(contents(&folder).len(), 1, "the old one until the new one is complete");
     std::fs::write(dir.path().join("part-000001.safetensors"), "mine").unwrap();
     let e = Index::own(&RealDisk, dir.path(), &identity("a"), false).err().unwrap();
     assert!(e.to_string().contains("empty or new folder"), "{e}");
@@ -115,11 +116,11 @@ fn damage_is_an_error() {
         assert!(Index::read(dir.path()).unwrap().part(1).is_err(), "cut at {end}");
     }
     std::fs::remove_file(&part).unwrap();
-    assert!(Index::read(dir.path()).unwrap().part(1).is_err());
+    assert!(Index::read(dir.path()).is_err());
     for (from, to) in [
         ("\"row\":0", "\"row\":1"),
         ("\"part\":1", "\"part\":7"),
-        ("\"format\":1", "\"format\":2"),
+        ("\"format\":2", "\"format\":3"),
         ("\"num_query\":2", "\"num_query\":99999999"),
         ("\"bytes\":1", "\"bytes\":-1"),
         ("}", ""),
@@ -127,4 +128,86 @@ fn damage_is_an_error() {
         std::fs::write(&list, good_list.replacen(from, to, 1)).unwrap();
         assert!(Index::read(dir.path()).is_err(), "{to}");
     }
+}
+
+#[test]
+fn an_index_built_anew_is_the_old_one_until_it_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = |model: &str, rebuild| Index::own(&RealDisk, dir.path(), &identity(model), rebuild).unwrap();
+    let mut index = own("a", false);
+    index.add(picture(1), &features(1)).unwrap();
+    index.save(&RealDisk).unwrap();
+    drop(index);
+    let old = Index::read(dir.path()).unwrap();
+    let mut anew = own("b", true);
+    anew.add(picture(1), &features(5)).unwrap();
+    anew.save(&RealDisk).unwrap();
+    assert_eq!(contents(dir.path()), expected(&[(1, 1)]));
+    drop(anew); // interrupted; continued by the same command
+    let mut anew = own("b", true);
+    assert_eq!(anew.len(), 1, "what is done stays done");
+    anew.add(picture(2), &features(6)).unwrap();
+    anew.save(&RealDisk).unwrap();
+    assert!(Index::read(dir.path()).unwrap().check(&identity("a")).is_ok());
+    anew.publish(&RealDisk).unwrap();
+    drop(anew);
+    assert_eq!(contents(dir.path()), expected(&[(1, 5), (2, 6)]));
+    assert!(Index::read(dir.path()).unwrap().check(&identity("b")).is_ok());
+    // Who opened the old one goes on with it, though its files are gone.
+    assert!(old.check(&identity("a")).is_ok() && old.part(1).unwrap().features == features(1));
+    assert_eq!(own("b", false).list.next, 4);
+    // Begun anew and given up: nothing of it stays.
+    let mut anew = own("a", true);
+    anew.add(picture(9), &features(9)).unwrap();
+    anew.save(&RealDisk).unwrap();
+    drop(anew);
+    drop(own("b", false));
+    let mut names = RealDisk.list(dir.path()).unwrap();
+    names.sort();
+    assert_eq!(names, ["index.json", "index.lock", "part-000002.safetensors", "part-000003.safetensors"]);
+    // A number is not used again, even if its part never came into a list.
+    assert_eq!(own("b", true).list.next, 5);
+}
+
+#[test]
+fn a_part_of_another_index_is_not_read() {
+    let make = |model: &str, n: u64| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut index = Index::own(&RealDisk, dir.path(), &identity(model), false).unwrap();
+        index.add(picture(1), &features(n)).unwrap();
+        index.save(&RealDisk).unwrap();
+        dir
+    };
+    let (one, model, time) = (make("a", 1), make("b", 1), make("a", 2));
+    let name = "part-000001.safetensors";
+    for other in [&model, &time] {
+        std::fs::copy(other.path().join(name), one.path().join(name)).unwrap();
+        let e = Index::read(one.path()).unwrap().part(1).err().unwrap();
+        assert!(e.to_string().contains("another index"), "{e}");
+    }
+    // The older form named neither, and is read.
+    let list = std::fs::read_to_string(time.path().join(LIST)).unwrap();
+    let mut list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    (list["format"], list["parts"]) = (1.into(), serde_json::json!({"1": 1}));
+    list.as_object_mut().unwrap().remove("next");
+    std::fs::write(time.path().join(LIST), list.to_string()).unwrap();
+    assert_eq!(contents(time.path()), expected(&[(1, 2)]));
+}
+
+#[test]
+fn pictures_of_known_bytes_share_a_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::own(&RealDisk, dir.path(), &identity("a"), false).unwrap();
+    (1..=2).for_each(|n| index.add(picture(n), &features(n)).unwrap());
+    index.save(&RealDisk).unwrap();
+    let at = |n: u64, path: u64| Picture { path: format!("/p/{path}"), ..picture(n) };
+    assert_eq!(index.adopt(&at(1, 7), |p| p.path == "/p/1"), Some(Adopted::Moved));
+    assert_eq!(index.adopt(&at(2, 8), |_| false), Some(Adopted::Copied));
+    assert_eq!(index.adopt(&at(3, 9), |_| false), None);
+    // A known path whose file now has another's bytes; what it had is not known any more.
+    assert_eq!(index.adopt(&at(1, 8), |_| true), Some(Adopted::Copied));
+    index.add(at(5, 7), &features(5)).unwrap();
+    index.save(&RealDisk).unwrap();
+    drop(index);
+    assert_eq!(contents(dir.path()), expected(&[(2, 2), (7, 5), (8, 1)]));
 }

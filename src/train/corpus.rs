@@ -2,14 +2,15 @@
 //!
 //! A sample depends on (seed, micro-batch, index) alone: crop and flip are drawn from them, never from a thread's state.
 
-use super::cache::Cache;
+use super::cache::{Cache, Source, View};
 use super::config::{Config, DataSource};
 use super::trainer::Micro;
 use crate::data::random::Draws;
 use crate::data::{Batch, Dataset, Image, Order, Pair, Sample};
-use crate::nn;
+use crate::model::Model;
+use crate::nn::{self, Params};
 use crate::tensor::{Device, Tensor};
-use crate::vision::{self, Augment, Normalise, RandAugment, Resampling, Turn};
+use crate::vision::{self, Augment, Normalise, Photo, RandAugment, Resampling, Turn};
 use crate::{Error, Kind, Result};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -72,6 +73,11 @@ impl Corpus {
     /// Pictures of all data sets.
     pub fn pictures(&self) -> usize {
         self.sets.iter().map(|s| s.samples.len()).sum()
+    }
+
+    /// Picture `number` of all, to be read.
+    pub fn picture(&self, number: usize) -> Option<Image> {
+        self.sample(number).map(Sample::image)
     }
 
     /// Picture `number` of all.
@@ -143,6 +149,8 @@ pub struct Item {
     pub text: Vec<u32>,
     pub image_id: i64,
     pub name: String,
+    /// Where the cache's record is damaged: its number and its picture's view, to compute it again.
+    damaged: Option<(usize, View)>,
 }
 
 /// Turns entries of a corpus into samples.
@@ -167,32 +175,54 @@ impl Loading {
         let entry = self.corpus.get(index).ok_or_else(|| {
             Error::new(Kind::Argument, "load samples").about("index").expected("one of the data").got(index)
         })?;
-        let image = match &self.cache {
+        let (image, damaged) = match &self.cache {
             Some(cache) => {
                 let view = cache.choose(self.seed, micro, index);
+                let record = entry.picture * cache.views() + view;
                 let named = |e: Error| e.about(entry.sample.image().path().display().to_string());
-                cache.load(entry.picture * cache.views() + view).map_err(named)?
+                match cache.load(record).map_err(named)? {
+                    Some(tokens) => (tokens, None),
+                    None => (Vec::new(), Some((record, self.view(entry.picture, view)?))),
+                }
             }
-            None => self.pixels(&entry.sample.image(), [SITE_CROP, micro as u32, index as u32])?,
+            None => {
+                let photo = entry.sample.image().photo(self.turn)?;
+                (self.pixels(&photo, [SITE_CROP, micro as u32, index as u32])?, None)
+            }
         };
         let text = (self.tokenize)(entry.caption);
-        Ok(Item { image, text, image_id: entry.image_id, name: entry.sample.name.clone() })
+        Ok(Item { image, text, image_id: entry.image_id, name: entry.sample.name.clone(), damaged })
     }
 
-    /// The pixels of one of the views of a picture that are kept.
-    pub fn view(&self, picture: usize, view: usize) -> Result<Vec<u8>> {
+    /// Computes the tokens of a batch's damaged records again; returns the names of their pictures.
+    pub fn repair(&self, batch: &mut Batch<Item>, encoder: (&Model, &Params)) -> Result<Vec<String>> {
+        let mut again = Vec::new();
+        for item in &mut batch.items {
+            if let (Some(cache), Some((record, view))) = (&self.cache, item.damaged.take()) {
+                item.image = cache.repair(record, &view, self, encoder)?;
+                again.push(item.name.clone());
+            }
+        }
+        Ok(again)
+    }
+
+    /// One of the views of a picture that are kept.
+    pub fn view(&self, picture: usize, view: usize) -> Result<View> {
         let sample = self.corpus.sample(picture).ok_or_else(|| {
             Error::new(Kind::Argument, "load samples")
                 .about("picture")
                 .expected("one of the data")
                 .got(picture)
         })?;
-        self.pixels(&sample.image(), [SITE_VIEW, view as u32, picture as u32])
+        let image = sample.image();
+        let file = Source::file(image.file())?;
+        let photo = image.photo(self.turn)?;
+        let pixels = self.pixels(&photo, [SITE_VIEW, view as u32, picture as u32])?;
+        Ok(View { pixels, source: Source::new(file, photo.hash()) })
     }
 
     /// `draw`: which random crop.
-    fn pixels(&self, image: &Image, draw: [u32; 3]) -> Result<Vec<u8>> {
-        let photo = image.photo(self.turn)?;
+    fn pixels(&self, photo: &Photo, draw: [u32; 3]) -> Result<Vec<u8>> {
         let Some((augment, how, changes)) = &self.augment else {
             return Ok(photo
                 .resized(&photo.whole(), self.image_size, self.image_size, Resampling::Exact)?

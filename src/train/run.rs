@@ -68,14 +68,14 @@ pub fn run(run: &Run, trainer: Trainer, stop: &Stop, progress: &mut Progress) ->
     let mut coming = None;
     while going.trainer.step < run.length.steps && stop.signal().is_none() {
         let begun = Instant::now();
-        let micro = match coming.take().unwrap_or_else(|| going.next(&mut loader)) {
+        let micro = match coming.take().unwrap_or_else(|| going.next(&mut loader, progress)) {
             Ok(micro) => micro,
             Err(e) => return Err(going.after_bad_data(e, &loader, progress)),
         };
         // A GPU looks at the next step's pictures while it trains on these.
         let ahead = matches!(going.trainer.params.device(), Device::Gpu(_));
         if ahead && going.trainer.step + 1 < run.length.steps {
-            coming = Some(going.next(&mut loader));
+            coming = Some(going.next(&mut loader, progress));
         }
         let next = coming.as_ref().and_then(|c| c.as_deref().ok()).unwrap_or_default();
         let report = going.trainer.step_ahead(&micro, next)?;
@@ -148,12 +148,16 @@ impl<'a> Going<'a> {
     }
 
     /// The micro-batches of the next step.
-    fn next(&self, loader: &mut Loader<Item>) -> Result<Vec<Micro>> {
+    fn next(&self, loader: &mut Loader<Item>, progress: &Progress) -> Result<Vec<Micro>> {
         let mut micro = Vec::with_capacity(self.run.config.accumulate);
         for _ in 0..self.run.config.accumulate {
-            let batch = loader.next_batch()?.ok_or_else(|| {
+            let mut batch = loader.next_batch()?.ok_or_else(|| {
                 Error::new(Kind::Data, "train").expected("another batch").got("the end of the data")
             })?;
+            let encoder = (&self.trainer.model, &self.trainer.params);
+            for name in self.run.loading.repair(&mut batch, encoder)? {
+                progress.warn(format!("warning: damaged tokens of {name} in the cache: computed again"));
+            }
             micro.push(self.run.loading.micro(batch)?);
         }
         Ok(micro)

@@ -4,9 +4,10 @@
 
 use super::super::files::{Root, quoted};
 use super::super::image::Place;
-use super::super::{Dataset, MAX_CAPTION, Report, Sample};
+use super::super::{Dataset, MAX_CAPTION, Report, Sample, some};
 use super::entry::{Captions, Id};
 use super::{OPERATION, coco};
+use crate::files::composed;
 use crate::{Error, Kind, Result};
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -105,6 +106,9 @@ impl<'a> Builder<'a> {
             (None, Some(id)) => id,
             (None, None) => "",
         };
+        // As names are compared: a Mac's file system takes letters apart.
+        let name = composed(name);
+        let name = name.as_ref();
         let id = id.as_deref().unwrap_or(name);
         let hash = self.known.hasher.hash_one((name, id));
         let first = self.known.first.get(&hash).copied().unwrap_or(NONE);
@@ -221,6 +225,16 @@ impl<'a> Builder<'a> {
         }
         if self.report.missing as f64 > missing_share * listed as f64 {
             return Err(self.too_many_missing(missing_share, listed));
+        }
+        let texts = listed + self.report.unreadable;
+        if self.report.unreadable as f64 > missing_share * texts as f64 {
+            let expected = format!("at most {} % of the texts unreadable", missing_share * 100.0);
+            let got = format!("{} of {texts}: {}", self.report.unreadable, some(&self.report.unread));
+            return Err(Error::new(Kind::Data, OPERATION)
+                .about(self.report.source)
+                .expected(expected)
+                .got(got)
+                .fix("save them as UTF-8; `qformer doctor` lists them all"));
         }
         self.samples.retain(|s| !matches!(s.place, Place::Nowhere));
         let before = self.samples.len();

@@ -4,31 +4,46 @@
 //!
 //!   cache.json   what the tokens are of: a cache of anything else is refused
 //!   tokens       record (picture * views + view): its tokens [N,W] in f16 or f32, little-endian
-//!   done         u32 of every record: 0, or its crc32 (1 for one that is 0), written behind the record
+//!   done         u32 of every record: 0, its crc32, written behind the record, or that its picture could not be used
+//!   pictures     of every picture, which bytes its tokens are of ([`pictures`])
 //!
-//! A process may be stopped or killed at any time: what is done is done, the next one computes the rest. A record that a power
-//! cut took is found by its sum when it is read.
+//! A process may be stopped or killed at any time: what is done is done, the next one computes the rest. At opening, pictures
+//! that have changed since lose their tokens, and those that could not be used are tried again. A record that a power cut
+//! took or that was damaged is found by its sum when it is read, and computed again.
+
+mod fill;
+mod pictures;
+
+pub use pictures::Source;
 
 use super::config::Config;
-use super::corpus::{Corpus, Loading};
-use super::progress::Progress;
-use super::signals::Stop;
-use crate::data::{Loader, Options, Order, random::Draws};
+use super::corpus::Corpus;
+use crate::data::random::Draws;
 use crate::files::{self, Disk, RealDisk};
-use crate::model::{self, Model};
-use crate::nn::{Params, Pass};
+use crate::model;
 use crate::tensor::{Device, Storage, Tensor};
 use crate::{Error, Kind, Result};
+use pictures::Sources;
 use serde_json::{Value, json};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const OPERATION: &str = "cache of image tokens";
 /// Of the draws of [`Order`], of crops and these, each site has its own.
 const SITE_CHOICE: u32 = 4;
+
+/// 1 knew only the pictures' names.
+const FORMAT: u32 = 2;
+/// In place of the sum of a record: its picture could not be used.
+const UNUSABLE: u32 = u32::MAX;
+
+/// A picture's view to be computed: its pixels, and which bytes they were decoded from.
+pub struct View {
+    pub pixels: Vec<u8>,
+    pub source: Source,
+}
 
 /// What a configuration says of a cache.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +61,9 @@ pub struct Cache {
     tokens: File,
     done: File,
     sums: Vec<AtomicU32>,
+    sources: Sources,
+    /// Pictures whose tokens were of other bytes.
+    changed: usize,
     /// Exclusive while anything is missing, shared from then on.
     lock: File,
 }
@@ -60,7 +78,7 @@ impl Settings {
     fn identity(&self, config: &Config, corpus: &Corpus, model: &model::Config, encoder: &str) -> Value {
         let pictures: Vec<String> = (0..corpus.sets.len()).map(|set| corpus.pictures_of(set)).collect();
         let mut all = json!({
-            "format": 1,
+            "format": FORMAT,
             "encoder": encoder,
             "gelu": config.vit_gelu.name(),
             "image_size": model.image_size,
@@ -94,7 +112,13 @@ impl Cache {
         let path = folder.join(".lock");
         let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let lock = lock.map_err(|e| Error::io(OPERATION, &path, &e))?;
-        let alone = lock.try_lock().is_ok();
+        let alone = match lock.try_lock() {
+            Err(TryLockError::Error(e)) if files::has_no_locks(&e) => {
+                files::no_locks(folder);
+                true
+            }
+            locked => locked.is_ok(),
+        };
         let (identity, header) =
             (settings.identity(config, corpus, model, encoder), folder.join("cache.json"));
         let records = corpus.pictures() * settings.views;
@@ -102,7 +126,7 @@ impl Cache {
         let begun = header.is_file();
         match (begun, alone) {
             (true, _) => same(&header, &identity)?,
-            (false, false) => return Err(filled_by_another(folder, std::fs::TryLockError::WouldBlock)),
+            (false, false) => return Err(filled_by_another(folder, TryLockError::WouldBlock)),
             (false, true) => {}
         }
         let open = |name: &str, bytes: u64| {
@@ -116,14 +140,17 @@ impl Cache {
         let mut sums = vec![0u8; 4 * records];
         done.read_exact_at(&mut sums, 0).map_err(|e| Error::io(OPERATION, folder.join("done"), &e))?;
         let sums: Vec<u32> = bytemuck::allocation::pod_collect_to_vec(&sums);
-        let cache = Cache {
+        let mut cache = Cache {
             settings: settings.clone(),
             sizes: [model.image_tokens(), model.vit_width],
             tokens,
             done,
             sums: sums.into_iter().map(|s| AtomicU32::new(u32::from_le(s))).collect(),
+            sources: Sources::open(&folder.join("pictures"), corpus.pictures(), begun)?,
+            changed: 0,
             lock,
         };
+        cache.follow_pictures(corpus, alone)?;
         cache.share(alone)?;
         cache.check_room(record)?;
         if !begun {
@@ -133,14 +160,62 @@ impl Cache {
         Ok(cache)
     }
 
+    /// Compares the pictures with those the tokens are of.
+    fn follow_pictures(&mut self, corpus: &Corpus, alone: bool) -> Result<()> {
+        let views = self.views();
+        let state = |picture: usize| {
+            let sums = self.sums[picture * views..][..views].iter().map(|s| s.load(Ordering::Acquire));
+            let (mut there, mut unusable) = (false, false);
+            sums.for_each(|s| {
+                (there, unusable) = (there || s != 0 && s != UNUSABLE, unusable || s == UNUSABLE)
+            });
+            (there, unusable)
+        };
+        let there: Vec<usize> = (0..corpus.pictures()).filter(|p| state(*p).0).collect();
+        let again: Vec<usize> = (0..corpus.pictures()).filter(|p| state(*p).1).collect();
+        let changed = self.sources.compare(&there, |p| corpus.picture(p), alone)?;
+        if !changed.is_empty() && !alone {
+            return Err(Error::new(Kind::Argument, OPERATION)
+                .about(self.settings.folder.display().to_string())
+                .expected("the pictures as they were")
+                .got(format!("{} that have changed since, and another training that uses it", changed.len()))
+                .fix("wait for it, stop it, or choose another folder (--cache)"));
+        }
+        self.changed = changed.len();
+        if alone {
+            self.forget(&changed, |_| true)?;
+            self.forget(&again, |sum| sum == UNUSABLE)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what is there of pictures. On the disk before anything else is written: a sum must not outlive its picture.
+    fn forget(&self, pictures: &[usize], which: impl Fn(u32) -> bool) -> Result<()> {
+        let failed = |e| files::write_error("write", &self.settings.folder.join("done"), &e);
+        for record in pictures.iter().flat_map(|p| p * self.views()..(p + 1) * self.views()) {
+            if which(self.sums[record].swap(0, Ordering::AcqRel)) {
+                self.done.write_all_at(&[0; 4], 4 * record as u64).map_err(failed)?;
+            }
+        }
+        if pictures.is_empty() { Ok(()) } else { files::retry(|| self.done.sync_data()).map_err(failed) }
+    }
+
+    /// Pictures that had changed when it was opened, whose tokens are computed again.
+    pub fn changed(&self) -> usize {
+        self.changed
+    }
+
     /// A complete cache may be read by several trainings.
     fn share(&self, alone: bool) -> Result<()> {
         let complete = self.missing().is_empty();
         let locked = match (alone, complete) {
             (true, false) => return Ok(()),
-            (false, false) => Err(std::fs::TryLockError::WouldBlock),
+            (false, false) => Err(TryLockError::WouldBlock),
             // Locked so in place of the other way.
-            (_, true) => self.lock.try_lock_shared(),
+            (_, true) => match self.lock.try_lock_shared() {
+                Err(TryLockError::Error(e)) if files::has_no_locks(&e) => Ok(()),
+                locked => locked,
+            },
         };
         locked.map_err(|e| filled_by_another(&self.settings.folder, e))
     }
@@ -157,7 +232,7 @@ impl Cache {
             .about(folder.display().to_string())
             .expected(format!("{} free on its disk", bytes(missing)))
             .got(bytes(free))
-            .fix("choose another disk (cache), fewer views (cache_views) or cache_dtype: f16"))
+            .fix("choose another disk (--cache), or fewer or smaller views (--set cache_views=1, --set cache_dtype=f16)"))
     }
 
     /// Records that are not there yet.
@@ -191,32 +266,29 @@ impl Cache {
         self.sizes[0] * self.sizes[1] * self.settings.storage.bytes()
     }
 
-    /// The record's bytes.
-    pub fn load(&self, record: usize) -> Result<Vec<u8>> {
+    /// The record's bytes; `None` if it is damaged and must be computed again.
+    pub fn load(&self, record: usize) -> Result<Option<Vec<u8>>> {
         let sum = self.sums.get(record).map_or(0, |s| s.load(Ordering::Acquire));
-        let wrong = |got: &str| {
+        if sum == 0 || sum == UNUSABLE {
             let about = format!("picture {}, view {}", record / self.views(), record % self.views());
-            Error::new(Kind::Data, OPERATION).about(about).expected("its tokens").got(got)
-        };
-        if sum == 0 {
-            return Err(wrong("none: the picture could not be used"));
+            let got = "none: the picture could not be used";
+            return Err(Error::new(Kind::Data, OPERATION).about(about).expected("its tokens").got(got));
         }
         let (mut bytes, path) = (vec![0; self.bytes()], self.settings.folder.join("tokens"));
         let read = self.tokens.read_exact_at(&mut bytes, (record * self.bytes()) as u64);
         read.map_err(|e| Error::io(OPERATION, path, &e))?;
-        if check_sum(&bytes) != sum {
-            let fix = format!("remove {} and run again", self.settings.folder.display());
-            return Err(wrong("a damaged record").fix(fix));
-        }
-        Ok(bytes)
+        Ok((check_sum(&bytes) == sum).then_some(bytes))
     }
 
     fn store(&self, record: usize, bytes: &[u8]) -> Result<()> {
-        let sum = check_sum(bytes);
-        let failed = |name: &str, e| files::write_error("write", &self.settings.folder.join(name), &e);
-        let at = (record * self.bytes()) as u64;
-        self.tokens.write_all_at(bytes, at).map_err(|e| failed("tokens", e))?;
-        self.done.write_all_at(&sum.to_le_bytes(), 4 * record as u64).map_err(|e| failed("done", e))?;
+        let failed = |e| files::write_error("write", &self.settings.folder.join("tokens"), &e);
+        self.tokens.write_all_at(bytes, (record * self.bytes()) as u64).map_err(failed)?;
+        self.mark(record, check_sum(bytes))
+    }
+
+    fn mark(&self, record: usize, sum: u32) -> Result<()> {
+        let failed = |e| files::write_error("write", &self.settings.folder.join("done"), &e);
+        self.done.write_all_at(&sum.to_le_bytes(), 4 * record as u64).map_err(failed)?;
         self.sums[record].store(sum, Ordering::Release);
         Ok(())
     }
@@ -225,52 +297,6 @@ impl Cache {
     pub fn tensor(&self, device: &Device, bytes: &[u8]) -> Result<Tensor> {
         let [n, w] = self.sizes;
         Tensor::of_stored(device, self.settings.storage, bytes, &[bytes.len() / self.bytes() * n, w])
-    }
-
-    /// Computes what is missing, `batch` pictures at a time, until a signal asks to stop. Pictures that cannot be used are told of
-    /// and left out.
-    pub fn fill(
-        &self,
-        loading: &Arc<Loading>,
-        (model, params): (&Model, &Params),
-        (batch, options): (usize, Options),
-        stop: &Stop,
-        progress: &mut Progress,
-    ) -> Result<()> {
-        let missing = Arc::new(self.missing());
-        let total = self.len() as u64;
-        progress.start("features", total - missing.len() as u64, total);
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let order = Arc::new(Order::in_turn(batch, missing.len())?);
-        let (records, views, source) = (Arc::clone(&missing), self.views(), Arc::clone(loading));
-        let mut loader = Loader::start(order, Options { bad_share: 1.0, ..options }, move |i, _| {
-            source.view(records[i] / views, records[i] % views)
-        })?;
-        let mut told = 0;
-        while stop.signal().is_none() {
-            let batch = loader.next_batch()?;
-            let bad = loader.bad();
-            for bad in &bad[told..] {
-                progress.warn(format!("warning: no features of a picture: {}", bad.reason));
-            }
-            told = bad.len();
-            let Some(batch) = batch else { break };
-            let image = loading.planes(&batch.items.concat())?;
-            let tokens = model.vit_tokens(&Pass::inference(params), &image, |_, _| {})?;
-            let bytes = tokens.stored(self.settings.storage)?;
-            for (i, record) in batch.indices.iter().zip(bytes.chunks_exact(self.bytes())) {
-                self.check_finite(missing[*i], record)?;
-                self.store(missing[*i], record)?;
-            }
-            progress.add(batch.indices.len(), || loader.waited_share());
-        }
-        progress.finish();
-        if self.missing().is_empty() {
-            self.share(true)?;
-        }
-        Ok(())
     }
 
     /// Tokens that f16 has no room for, or that are no numbers, would spoil a run unnoticed.
@@ -296,12 +322,12 @@ fn filled_by_another(folder: &Path, e: std::fs::TryLockError) -> Error {
         .about(folder.display().to_string())
         .expected("a folder that no other training fills")
         .got(e)
-        .fix("wait for it, stop it, or choose another folder (cache)")
+        .fix("wait for it, stop it, or choose another folder (--cache)")
 }
 
-/// Never 0.
+/// Never 0, nor [`UNUSABLE`].
 fn check_sum(bytes: &[u8]) -> u32 {
-    crc32fast::hash(bytes).max(1)
+    crc32fast::hash(bytes).clamp(1, UNUSABLE - 1)
 }
 
 /// Refuses a cache of something else: says what differs.
@@ -309,6 +335,11 @@ fn same(header: &Path, identity: &Value) -> Result<()> {
     let text = std::fs::read_to_string(header).map_err(|e| Error::io(OPERATION, header, &e))?;
     let own: Value = serde_json::from_str(&text)
         .map_err(|e| Error::new(Kind::Data, OPERATION).about(header.display().to_string()).got(e))?;
+    if own.get("format") != identity.get("format") {
+        let got = own.get("format").map_or_else(|| "none".into(), Value::to_string);
+        return Err(Error::argument(OPERATION, format!("format of {}", header.display()), FORMAT, got)
+            .fix("it does not know which pictures its tokens are of: remove it, or choose another folder (--cache)"));
+    }
     let differs = |key: &&String| own.get(key.as_str()) != identity.get(key.as_str());
     let keys: Vec<&String> = identity.as_object().into_iter().flat_map(|o| o.keys()).collect();
     match keys.into_iter().find(differs) {
@@ -321,7 +352,7 @@ fn same(header: &Path, identity: &Value) -> Result<()> {
                 of(identity),
                 of(&own),
             )
-            .fix("choose another folder (cache), or remove this one"))
+            .fix("choose another folder (--cache), or remove this one"))
         }
     }
 }

@@ -1,24 +1,41 @@
 //! Files that are either whole or not there, whatever stops the program: a full disk, `kill -9`, a power cut.
 //!
 //! [`write_atomic`] never touches the old file before the new one is safe:
-//!   room on the disk? -> write `.NAME.PID-N.partial` beside it -> fsync -> open again and compare blake3
+//!   room on the disk? -> write `.qformer.PID-N.partial` beside it -> fsync -> open again and compare blake3
 //!   -> rename over NAME -> fsync the folder -> Ok.
 //! Ok means durable. An error means that the old file is as it was; only when the last step fails may the new one
 //! (whole and verified) already stand in its place. A program that is killed leaves at most a `.partial` file,
-//! which [`remove_leftovers`] knows by its name.
+//! which the next one that writes into the folder removes ([`leftovers`]). The temporary name is short, so a name of
+//! 255 bytes can be written; the new file has the rights of the old one.
+//!
+//! A path that a user names is followed through links, and written straight to where it is no regular file (a device, a
+//! pipe): [`target`]. A name that we choose beside a user's files is never followed: [`write_beside`].
 //!
 //! The operations go through the small trait [`Disk`], so that tests can fail any one of them or cut the power;
 //! [`RealDisk`] is the file system. An interrupted call (EINTR) is repeated, a failed fsync never is: after it
 //! nobody knows what the disk holds. The comparison reads what the kernel gives back, which may be its cache: it
 //! finds a wrong write, not a disk that lies about fsync.
 
+mod leftovers;
+mod lock;
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use leftovers::remove_leftovers;
+pub use lock::{Held, has_no_locks, hold, no_locks};
+pub use target::{Target, open_stream, scratch};
+
 use crate::{Error, Kind, Result};
+use leftovers::{PARTIAL, PARTIAL_PREFIX};
 use rustix::io::Errno;
 use std::any::Any;
-use std::fs::{File, OpenOptions};
+use std::borrow::Cow;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use unicode_normalization::UnicodeNormalization;
 
 /// The operations on a file system that saving needs.
 pub trait Disk: Sync {
@@ -36,8 +53,18 @@ pub trait Disk: Sync {
     /// Bytes an ordinary user may still write there.
     fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
     /// Takes the lock of this file for as long as the returned value lives; `WouldBlock` when another process
-    /// has it. `owner` is written into it for others to read.
+    /// has it. `owner` is written into it for others to read. A file system without locks is reported once.
     fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Any + Send>>;
+    /// Where writing to a path leads.
+    fn target(&self, path: &Path) -> io::Result<Target> {
+        Ok(Target::File(path.to_owned()))
+    }
+    /// Gives a new file the rights of the one it will replace, if there is one, and `more` of them.
+    fn copy_rights(&self, _old: &Path, _new: &Path, _more: u32) -> io::Result<()> {
+        Ok(())
+    }
+    /// Removes what killed processes left half-written in a folder; best effort.
+    fn sweep(&self, _folder: &Path) {}
 }
 
 /// An open file. Its length is asked once, so nothing is allocated for bytes that are not there.
@@ -52,7 +79,10 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(OpenOptions::new().write(true).create_new(true).open(path)?))
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        // Tells others that it is being written; where there are no locks, its age does.
+        let _ = file.try_lock();
+        Ok(Box::new(file))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
@@ -96,10 +126,26 @@ impl Disk for RealDisk {
     /// of a dead process is never in the way, and a reused process number cannot be mistaken for it.
     fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Any + Send>> {
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        file.try_lock()?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::Error(e)) if has_no_locks(&e) => no_locks(folder_of(path)),
+            Err(e) => return Err(e.into()),
+        }
         file.set_len(0)?;
         file.write_all(owner.as_bytes())?;
         Ok(Box::new(file))
+    }
+
+    fn target(&self, path: &Path) -> io::Result<Target> {
+        target::follow(path)
+    }
+
+    fn copy_rights(&self, old: &Path, new: &Path, more: u32) -> io::Result<()> {
+        target::copy_rights(old, new, more)
+    }
+
+    fn sweep(&self, folder: &Path) {
+        leftovers::sweep_once(folder);
     }
 }
 
@@ -113,26 +159,41 @@ impl DiskFile for File {
     }
 }
 
-/// Writes a file through `write` so that `path` holds either all of it or what it held before.
-/// `bytes` is the size to come: 1.1 times as much must be free before anything is written.
+/// Writes what a user named through `write` so that the file holds either all of it or what it held before. Links are
+/// followed; what is no regular file is written straight to. `bytes` is the size to come: 1.1 times as much must be
+/// free before anything is written.
 pub fn write_atomic(
     disk: &dyn Disk,
     path: &Path,
     bytes: u64,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
+    let failed = |e: io::Error| write_error("write", path, &e);
+    match retry(|| disk.target(path)).map_err(failed)? {
+        Target::File(file) => write_beside(disk, &file, bytes, write),
+        Target::Stream(stream) => {
+            let mut to = BufWriter::with_capacity(BUFFER, open_stream(&stream).map_err(failed)?);
+            write(&mut to).and_then(|()| to.flush()).map_err(failed)
+        }
+    }
+}
+
+/// The same for a name of our own choice: a link there is replaced, never followed.
+pub fn write_beside(
+    disk: &dyn Disk,
+    path: &Path,
+    bytes: u64,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| {
-        Error::argument(
-            "write a file",
-            path.display().to_string(),
-            "a path that ends in a UTF-8 name",
-            "another",
-        )
-    })?;
+    if path.file_name().is_none() {
+        let got = path.display().to_string();
+        return Err(Error::argument("write a file", got, "a path that ends in a name", "none"));
+    }
+    disk.sweep(folder_of(path));
     check_room(disk, path, bytes)?;
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    let partial = path.with_file_name(format!(".{name}.{}-{n}{PARTIAL}", std::process::id()));
+    let partial = path.with_file_name(format!("{PARTIAL_PREFIX}{}-{n}{PARTIAL}", std::process::id()));
     let done = write_and_rename(disk, &partial, path, write);
     if done.is_err() {
         // Best effort: what stays behind is known by its name.
@@ -141,7 +202,9 @@ pub fn write_atomic(
     done
 }
 
-const PARTIAL: &str = ".partial";
+const BUFFER: usize = 256 * 1024;
+/// The owner may read and write.
+const OWN: u32 = 0o600;
 
 fn write_and_rename(
     disk: &dyn Disk,
@@ -151,14 +214,15 @@ fn write_and_rename(
 ) -> Result<()> {
     let failed = |e: io::Error| write_error("write", path, &e);
     let file = retry(|| disk.create(partial)).map_err(failed)?;
+    // Before there is anything to read in it.
+    retry(|| disk.copy_rights(path, partial, OWN)).map_err(failed)?;
     let mut hashed = Hashed { file, hash: blake3::Hasher::new() };
     {
-        let mut buffered = BufWriter::with_capacity(256 * 1024, &mut hashed);
+        let mut buffered = BufWriter::with_capacity(BUFFER, &mut hashed);
         write(&mut buffered).and_then(|()| buffered.flush()).map_err(failed)?;
     }
     retry(|| hashed.file.sync()).map_err(failed)?;
     let wanted = hashed.hash.finalize();
-    drop(hashed);
     let found = hash_file(disk, partial).map_err(failed)?;
     if found != wanted {
         return Err(Error::new(Kind::Write, "write")
@@ -167,7 +231,10 @@ fn write_and_rename(
             .got(format!("others ({})", found.to_hex()))
             .fix("the disk or the memory is faulty: choose another disk and test this one"));
     }
+    retry(|| disk.copy_rights(path, partial, 0)).map_err(failed)?;
     retry(|| disk.rename(partial, path)).map_err(failed)?;
+    // Its lock, which keeps others from removing it, ends here.
+    drop(hashed);
     retry(|| disk.sync_folder(folder_of(path))).map_err(failed)
 }
 
@@ -264,17 +331,9 @@ pub fn make_folders(disk: &dyn Disk, folder: &Path) -> Result<()> {
     }
 }
 
-/// Removes the half-written files of programs that were killed, and returns their paths. Only for the one who
-/// owns the folder: a file that is being written looks the same.
-pub fn remove_leftovers(disk: &dyn Disk, folder: &Path) -> Result<Vec<PathBuf>> {
-    let names = retry(|| disk.list(folder)).map_err(|e| write_error("list", folder, &e))?;
-    let mut removed = Vec::new();
-    for name in names.iter().filter(|n| n.starts_with('.') && n.ends_with(PARTIAL)) {
-        let path = folder.join(name);
-        retry(|| disk.remove(&path)).map_err(|e| write_error("remove a half-written file", &path, &e))?;
-        removed.push(path);
-    }
-    Ok(removed)
+/// A name in Unicode's composed form (NFC), as names are compared: a Mac's file system takes letters apart (か + ゛ for が).
+pub fn composed(name: &str) -> Cow<'_, str> {
+    if name.is_ascii() { Cow::Borrowed(name) } else { Cow::Owned(name.nfc().collect()) }
 }
 
 /// Repeats a call for as long as a signal interrupts it.
