@@ -6,6 +6,8 @@ mod cached;
 mod config;
 #[path = "train/data.rs"]
 mod data;
+#[path = "train/decay.rs"]
+mod decay;
 #[path = "train/flat.rs"]
 mod flat;
 #[path = "train/forms.rs"]
@@ -17,6 +19,8 @@ mod shards;
 #[cfg(feature = "parquet")]
 #[path = "train/tables.rs"]
 mod tables;
+#[path = "tiny/mod.rs"]
+mod tiny;
 #[path = "train/world.rs"]
 mod world;
 

@@ -103,7 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
     let config = &model.model.config;
     let options = args.generation.options(config.vocab, config.max_pos)?;
     let loading = model.clone();
-    let load = move |p: &Picture| engine::see(&loading, &p.path);
+    let load = move |p: &Picture| engine::see(&loading, &p.image);
     let mut stream = Stream::start((OPERATION, "captioning"), todo, &args.model.run, load)?;
     let done = caption_all(&model, &mut stream, &mut outputs, &options, args.spaces);
     // What is captioned is kept, whatever went wrong.

@@ -19,10 +19,11 @@ use std::path::PathBuf;
                   --captions stair.json --model eva-bert --batch 100 --json"
 )]
 pub struct Args {
-    /// Folder of pictures
+    /// Folder of pictures, or files that hold them: tar shards ('shards/{00000..00099}.tar'), parquet
     #[arg(long, value_name = "DIR")]
     images: PathBuf,
-    /// Captions: LAVIS or COCO/STAIR .json, .csv, .tsv; none: a .txt beside each picture
+    /// Captions: LAVIS, COCO/STAIR or Karpathy JSON (FILE#train), JSON lines, a table with a heading, parquet; none: a .txt
+    /// or .caption beside each picture, or those in the shards
     #[arg(long, value_name = "FILE")]
     captions: Option<PathBuf>,
     /// Model directory whose vocabulary and text length count

@@ -4,7 +4,7 @@
 //! computed: a picture gets the same numbers, bit for bit, in any batch.
 
 use super::inputs::Picture;
-use crate::data::{Loader, Options, Order};
+use crate::data::{Image, Loader, Options, Order};
 use crate::index::Identity;
 use crate::model::{Images, mean_cosine};
 use crate::nn::{Gelu, Pass, Precision};
@@ -117,8 +117,8 @@ pub struct Seen {
 }
 
 /// Decodes and resizes a picture.
-pub fn see(model: &Pretrained, path: &Path) -> Result<Seen> {
-    seen(model, &Photo::open(path, turn(model))?)
+pub fn see(model: &Pretrained, image: &Image) -> Result<Seen> {
+    seen(model, &image.photo(turn(model))?)
 }
 
 /// How the model sees a picture that a camera marked as turned.

@@ -219,10 +219,13 @@ fn of_model(args: &Args, folder: &Path, captions: &Path, images: &Path) -> Resul
         .fix("convert the model to that size (qformer convert --image-size), or change the configuration"));
     }
     let options = args.generation.options(config.vocab, config.max_pos)?;
-    let pictures =
-        data.samples.iter().map(|s| Picture { name: s.name.clone(), path: s.image().path() }).collect();
+    let picture = |s: &Sample| {
+        let image = s.image();
+        Picture { name: s.name.clone(), path: image.path(), image }
+    };
+    let pictures = data.samples.iter().map(picture).collect();
     let loading = model.clone();
-    let load = move |p: &Picture| engine::see(&loading, &p.path);
+    let load = move |p: &Picture| engine::see(&loading, &p.image);
     let mut stream = Stream::start((OPERATION, "evaluating"), pictures, &args.run, load)?;
     let mut seen = look_at_all(args, &model, &mut stream, &options)?;
     let stopped = stream.stopped();

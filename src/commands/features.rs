@@ -155,7 +155,7 @@ fn of_pictures(args: &Args, texts: &[String], npy: bool) -> Result<()> {
         ],
     };
     let loading = model.clone();
-    let load = move |p: &Picture| engine::see(&loading, &p.path);
+    let load = move |p: &Picture| engine::see(&loading, &p.image);
     let mut stream = Stream::start((OPERATION, "computing features"), found.pictures, &args.model.run, load)?;
     let mut names = Vec::new();
     let pass = Pass::inference(&model.params).exact();

@@ -6,7 +6,7 @@
 //! the same in Unicode's composed form cannot be told apart in a result; the second is reported and left out. So is a folder
 //! that cannot be read; the others are walked.
 
-use crate::data;
+use crate::data::{self, Image};
 use crate::files::{composed, folder_of};
 use crate::{Error, Kind, Result};
 use std::collections::{HashMap, HashSet};
@@ -22,8 +22,9 @@ const MAX_PICTURES: usize = 10_000_000;
 
 #[derive(clap::Args)]
 pub struct Inputs {
-    /// Pictures: files, folders (with the folders inside them), patterns such as 'photos/**/*.jpg', @LIST for a
-    /// file with a path on each line, - for such a list from standard input
+    /// Pictures: files, folders (with the folders inside them), patterns such as 'photos/**/*.jpg', tar shards
+    /// ('shards/{00000..00099}.tar'), parquet files, @LIST for a file with a path on each line, - for such a list from
+    /// standard input
     #[arg(value_name = "PICTURES")]
     given: Vec<PathBuf>,
     /// A file with a path on each line (or, with NUL bytes between them, as `find -print0` writes); the same as @FILE
@@ -39,6 +40,7 @@ pub struct Inputs {
 pub struct Picture {
     pub name: String,
     pub path: PathBuf,
+    pub image: Image,
 }
 
 /// What was found.
@@ -72,7 +74,12 @@ impl Inputs {
         let mut folders = Vec::new();
         let mut files = 0;
         let mut unread = data::Unread::default();
+        let mut inside = Vec::new();
         for given in &self.given {
+            if let Some(pictures) = data::inside(given)? {
+                inside.extend(pictures);
+                continue;
+            }
             if given.is_dir() {
                 folders.push(given.as_path());
                 walk(given, &mut paths, (&mut unusable, &mut unread))?;
@@ -95,6 +102,9 @@ impl Inputs {
         };
         let mut found = name(paths, self.relative_to.as_deref().or(only_folder))?;
         found.unusable.splice(0..0, unusable);
+        for (name, image) in inside {
+            found.pictures.push(Picture { name, path: image.path(), image });
+        }
         found.single = files == 1 && self.given.len() == 1 && self.list.is_empty();
         if found.pictures.is_empty() && found.unusable.is_empty() {
             let got =
@@ -210,7 +220,7 @@ fn name(paths: Vec<PathBuf>, root: Option<&Path>) -> Result<Found> {
         let unusable = |expected, got| Error::file(OPERATION, &path, expected, got).fix("rename the file");
         match joined(&inside) {
             Some(name) if known.insert(composed(&name).into_owned()) => {
-                found.pictures.push(Picture { name, path });
+                found.pictures.push(Picture { name, image: Image::File(path.clone()), path });
             }
             Some(_) => {
                 let got = "that of another picture, spelled otherwise in Unicode (NFC and NFD)";

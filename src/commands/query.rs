@@ -1,6 +1,7 @@
 //! One search in an index: all pictures by `itc`, then the best of them by what the model sees in each together with the text.
 
 use super::engine::{self, Scores, Texts};
+use crate::data::Image;
 use crate::index::Index;
 use crate::model::{Images, mean_cosine};
 use crate::pretrained::Pretrained;
@@ -45,7 +46,7 @@ impl Query {
     }
 
     pub fn of_picture(model: &Pretrained, path: &Path) -> Result<Query> {
-        let features = engine::look(model, &[&engine::see(model, path)?])?.remove(0);
+        let features = engine::look(model, &[&engine::see(model, &Image::File(path.to_owned()))?])?.remove(0);
         Ok(Query::Picture { path: path.to_owned(), name: path.display().to_string(), features })
     }
 

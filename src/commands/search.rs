@@ -4,6 +4,7 @@ use super::engine::{self, ModelArgs, Seen, Stream};
 use super::inputs::{Inputs, Picture};
 use super::output;
 use super::query::{self, Query};
+use crate::data::Image;
 use crate::files::RealDisk;
 use crate::index::{self, Adopted, Index};
 use crate::pretrained::Pretrained;
@@ -151,6 +152,11 @@ struct Added {
 
 fn make(args: &IndexArgs) -> Result<()> {
     let found = args.inputs.find()?;
+    if let Some(p) = found.pictures.iter().find(|p| !matches!(p.image, Image::File(_))) {
+        let got = format!("{}, which lies in another file", p.path.display());
+        return Err(Error::argument("search", "PICTURES", "picture files: the index names them", got)
+            .fix("unpack the shards first"));
+    }
     let run = &args.model.run;
     let model = Arc::new(engine::open(&args.model.model, &args.model.run)?);
     let identity = engine::identity(&model, &args.model.model);

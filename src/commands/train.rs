@@ -43,10 +43,11 @@ use std::sync::Arc;
 pub struct Args {
     /// YAML configuration, ours or LAVIS's (with --resume: the run's own if none is given)
     config: Option<PathBuf>,
-    /// Folder of pictures
+    /// Folder of pictures, or files that hold them: tar shards ('shards/{00000..00099}.tar'), parquet
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// Captions: LAVIS or COCO/STAIR .json, .csv, .tsv; none: a .txt beside each picture
+    /// Captions: LAVIS, COCO/STAIR or Karpathy JSON (FILE#train), JSON lines, a table with a heading, parquet; none: a .txt
+    /// or .caption beside each picture, or those in the shards
     #[arg(long, value_name = "FILE")]
     captions: Option<PathBuf>,
     /// Folder of the run

@@ -242,7 +242,14 @@ impl Dataset {
 }
 
 #[cfg(feature = "parquet")]
-use parquet::read as read_tables;
+use parquet::{pictures as table_pictures, read as read_tables};
+
+#[cfg(not(feature = "parquet"))]
+fn table_pictures(tables: &[PathBuf]) -> Result<Vec<(String, Place)>> {
+    let first = tables.first().cloned().unwrap_or_default();
+    Err(crate::Error::file(OPERATION, first, "tar shards", "a parquet file")
+        .fix("build qformer with the feature parquet"))
+}
 
 #[cfg(not(feature = "parquet"))]
 fn read_tables(captions: &Path, _: &[PathBuf], _: Option<&Path>, _: f64) -> Result<Dataset> {
@@ -253,6 +260,25 @@ fn read_tables(captions: &Path, _: &[PathBuf], _: Option<&Path>, _: f64) -> Resu
 /// Whether captions bring their pictures along: a folder of both, or shards.
 pub fn holds_pictures(captions: &Path) -> bool {
     matches!(Source::of(captions), Ok(Some(_)))
+}
+
+/// The pictures in a file that holds many, or in the files of a pattern, with their names; `None` for all other paths.
+pub fn inside(path: &Path) -> Result<Option<Vec<(String, Image)>>> {
+    let name = path.to_string_lossy().to_lowercase();
+    // A pattern of pictures is another matter.
+    if ![".tar", ".parquet", ".tgz", ".gz", ".zst", ".bz2", ".xz"].iter().any(|end| name.ends_with(end)) {
+        return Ok(None);
+    }
+    let places = match Source::of(path)? {
+        Some(Source::Shards(shards)) => shards::pictures(&shards)?,
+        Some(Source::Tables(tables)) => table_pictures(&tables)?,
+        _ => return Ok(None),
+    };
+    let image = |(name, place): (String, Place)| {
+        let image = place.image(&name);
+        (name, image)
+    };
+    Ok(Some(places.into_iter().map(image).collect()))
 }
 
 /// A file of captions and the split that is asked for behind a `#`, unless that is part of the file's name.

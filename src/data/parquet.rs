@@ -278,6 +278,22 @@ pub(super) fn read(
     builder.finish(missing_share)
 }
 
+/// Every picture that lies in parquet files, in their order.
+pub(super) fn pictures(files: &[PathBuf]) -> Result<Vec<(String, Place)>> {
+    let mut all = Vec::new();
+    for path in files {
+        let table = Arc::new(Table::open(path)?);
+        if !table.has_bytes() {
+            let expected = format!("a column of pictures ({}, or image.bytes)", NAMES.join(", "));
+            return Err(Error::file(OPERATION, path, expected, "none of bytes"));
+        }
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let place = |row| Place::Row(Box::new(Row { table: Arc::clone(&table), row }));
+        all.extend((0..table.rows()).map(|row| (format!("{file}/{row}"), place(row))));
+    }
+    Ok(all)
+}
+
 fn add(builder: &mut Builder, table: &Arc<Table>, inside: bool) -> Result<()> {
     let wrong = |what: &str, names: &[&str]| {
         let columns = table.reader.metadata().file_metadata().schema_descr();

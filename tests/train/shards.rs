@@ -123,6 +123,29 @@ fn a_training_on_shards_is_resumed_to_the_same_bytes() {
     assert!(done.text().contains("24 pictures, 48 captions"), "{}{}", done.text(), done.errors());
 }
 
+/// Captions of a shard's pictures are those of the files that it was made of, under names that tell shards apart.
+#[test]
+fn pictures_in_shards_are_captioned_like_files() {
+    let world = World::new();
+    shards(&world, 9);
+    world.run(&["convert", "--random", "tiny", "--out", "model"]).good();
+    let caption = |pictures: &str| {
+        let short = ["--max-length", "5", "--min-length", "1", "--quiet"];
+        let text =
+            world.run(&[&["caption", "--model", "model", pictures], &short[..]].concat()).good().text();
+        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<serde_json::Value>>()
+    };
+    let (inside, files) = (caption("shards/{00000..00002}.tar"), caption("images"));
+    assert_eq!(inside.len(), 24);
+    assert_eq!(inside[10]["image"], "00001.tar/0001.png");
+    for (inside, file) in inside.iter().zip(&files) {
+        assert_eq!(inside["caption"], file["caption"]);
+    }
+    world
+        .run(&["search", "index", "--model", "model", "--out", "i", "shards/00000.tar"])
+        .refused(2, &["unpack"]);
+}
+
 #[test]
 fn shards_that_are_wrong_are_refused_by_name_and_offset() {
     let world = World::new();

@@ -10,11 +10,10 @@
 use super::super::files::quoted;
 use super::builder::Builder;
 use super::entry::{CAPTIONS, Captions, Entry, IDS, Id, NAMES};
+use super::ids::Ids;
 use super::text::Text;
 use super::{MAX_ENTRIES, OPERATION};
 use crate::{Error, Result};
-use std::collections::HashMap;
-use std::collections::hash_map;
 
 pub fn list(text: &mut Text, builder: &mut Builder) -> Result<()> {
     let mut entries = 0;
@@ -129,8 +128,8 @@ pub fn object(text: &mut Text, builder: &mut Builder) -> Result<()> {
 
 #[derive(Default)]
 struct Coco {
-    /// The sample of each image, and its name as it is listed.
-    images: HashMap<Id, usize>,
+    /// The sample of each image.
+    images: Ids<u32>,
     annotations: Vec<(Id, Option<Id>, Captions)>,
 }
 
@@ -149,27 +148,24 @@ impl Coco {
             builder.captions(sample, captions, None)?;
         }
         let Some(id) = id else { return Ok(()) };
-        match self.images.entry(id) {
-            hash_map::Entry::Vacant(slot) => {
-                slot.insert(sample);
-            }
-            hash_map::Entry::Occupied(known) => {
-                let name = |sample: usize| builder.name(sample).to_owned();
-                same(builder, "image", known.key(), &name(*known.get()), &name(sample))?;
-                builder.report.repeated += 1;
-            }
-        }
+        let Some(known) = self.images.get(&id) else {
+            self.images.insert(id, sample as u32);
+            return Ok(());
+        };
+        let name = |sample: usize| builder.name(sample).to_owned();
+        same(builder, "image", &id, &name(known as usize), &name(sample))?;
+        builder.report.repeated += 1;
         Ok(())
     }
 
     fn join(self, builder: &mut Builder) -> Result<()> {
         // Of every annotation id the caption it is known for: its sample and its place there.
-        let mut seen: HashMap<Id, (u32, u32)> = HashMap::new();
+        let mut seen: Ids<(u32, u32)> = Ids::default();
         // A list of annotations alone (LAVIS's ground truth may lack images): every image is listed by its mention.
         let listed = !self.images.is_empty();
         for (image, id, captions) in self.annotations {
             let sample = match self.images.get(&image) {
-                Some(sample) => *sample,
+                Some(sample) => sample as usize,
                 None if listed => {
                     builder.report.unlisted += 1;
                     builder.note(|| format!("caption of unlisted image {}", quoted(&image.to_string())));
@@ -179,7 +175,7 @@ impl Coco {
             };
             // An annotation that carries its image's id has none of its own: LAVIS's ground truth.
             let id = id.filter(|id| *id != image);
-            if let Some(known) = id.as_ref().and_then(|id| seen.get(id).copied()) {
+            if let Some(known) = id.as_ref().and_then(|id| seen.get(id)) {
                 let first = builder.stored(known);
                 let given = captions.into_iter().next().flatten().unwrap_or_default();
                 let second = format!("image {image}: {}", given.trim());

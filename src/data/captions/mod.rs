@@ -12,6 +12,7 @@ mod builder;
 mod coco;
 mod entry;
 mod formats;
+mod ids;
 mod json;
 mod scan;
 mod table;

@@ -47,9 +47,9 @@ fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> Value {
 
 #[rustfmt::skip]
 const KEYS: &[Key] = &[
-    key("images", "", "folder of pictures (one data set; several under datasets:)",
+    key("images", "", "folder of pictures, or tar shards ('shards/{00000..00099}.tar') or parquet files (one data set; several under datasets:)",
         |c| json!(single(c).and_then(|d| d.images.clone())), |c, v| { only(c).images = Some(path(v)?); Ok(()) }),
-    key("captions", "", "their captions: LAVIS or COCO/STAIR .json, .csv, .tsv, or a folder with .txt beside the pictures",
+    key("captions", "", "their captions: LAVIS, COCO/STAIR or Karpathy JSON (FILE#train), JSON lines, a table, parquet; none: a .txt beside each picture, or inside the shards",
         |c| json!(single(c).and_then(|d| d.captions.clone())), |c, v| { only(c).captions = Some(path(v)?); Ok(()) }),
     key("out", "run.output_dir", "folder of the run: checkpoints, logs, the trained model",
         |c| json!(c.out), |c, v| { c.out = Some(path(v)?); Ok(()) }),
