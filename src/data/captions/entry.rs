@@ -209,6 +209,12 @@ fn inside<'de, A: MapAccess<'de>>(mut map: A) -> Result<Option<String>, A::Error
     while let Some(key) = map.next_key::<std::borrow::Cow<str>>()? {
         match rank(&CAPTIONS, &key) {
             Some(rank) => best.put(rank, map.next_value::<Loose>()?),
+            // A list of entries under some key, not captions of a picture of that name.
+            None if rank(&NAMES, &key).is_some() => {
+                return Err(de::Error::custom(format!(
+                    "an entry of its own ({key:?}) where a caption is expected"
+                )));
+            }
             None => drop(map.next_value::<IgnoredAny>()?),
         }
     }

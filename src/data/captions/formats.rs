@@ -19,8 +19,8 @@ struct Head<'a> {
     text: &'a str,
     /// The first JSON object, if it ends within the window, and whether something comes after it.
     object: Option<(Entry, bool)>,
-    /// The first key of the first object.
-    key: String,
+    /// It has lists as COCO's and Karpathy's objects have them.
+    parts: bool,
 }
 
 struct Format {
@@ -29,8 +29,16 @@ struct Format {
     read: fn(&mut Text, &mut Builder) -> Result<()>,
 }
 
-/// The parts of COCO's and Karpathy's objects.
-const PARTS: [&str; 7] = ["images", "annotations", "info", "licenses", "categories", "type", "dataset"];
+/// Whether there is a list under the key of one of the parts of COCO's and Karpathy's objects.
+fn has_parts(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    [r#""images""#, r#""annotations""#].into_iter().any(|key| {
+        text.match_indices(key).any(|(at, _)| {
+            let after = text.get(at + key.len()..).unwrap_or_default().trim_start();
+            after.strip_prefix(':').is_some_and(|value| value.trim_start().starts_with('['))
+        })
+    })
+}
 
 /// In this order the first that fits is taken.
 const FORMATS: [Format; 6] = [
@@ -42,7 +50,7 @@ const FORMATS: [Format; 6] = [
     Format { about: "JSON lines of such objects (file_name, text)", fits: is_lines, read: json::lines },
     Format {
         about: "a JSON object of images and annotations (COCO, STAIR, Karpathy)",
-        fits: |h| h.text.starts_with('{') && PARTS.contains(&h.key.as_str()),
+        fits: |h| h.parts,
         read: json::object,
     },
     Format {
@@ -69,7 +77,7 @@ const FORMATS: [Format; 6] = [
 fn is_lines(head: &Head) -> bool {
     let Some((entry, more)) = &head.object else { return false };
     let whole = (entry.name.is_some() || entry.image_id.is_some()) && entry.captions.is_some();
-    head.text.starts_with('{') && (*more || whole && !PARTS.contains(&head.key.as_str()))
+    head.text.starts_with('{') && (*more && !head.parts || whole)
 }
 
 fn first_line(text: &str) -> &str {
@@ -90,14 +98,13 @@ pub fn read(path: &Path, builder: &mut Builder) -> Result<()> {
         text.reserve(LOOK)?;
     }
     let start = head_of(&text);
-    let key = start.strip_prefix('{').map(str::trim_start).and_then(|rest| rest.strip_prefix('"'));
-    let key = key.and_then(|rest| rest.split_once('"')).map_or(String::new(), |(key, _)| key.to_owned());
+    let parts = start.starts_with('{') && has_parts(text.rest());
     let object = text.length_in_window().map(|length| {
         let (object, rest) = text.rest().split_at(length);
         let more = rest.iter().any(|b| !b.is_ascii_whitespace()) || !text.ended();
         (serde_json::from_slice(object).unwrap_or_default(), more)
     });
-    let head = Head { text: &start, object, key };
+    let head = Head { text: &start, object, parts };
     match FORMATS.iter().find(|format| (format.fits)(&head)) {
         Some(format) => (format.read)(&mut text, builder),
         None => Err(unknown(path, &start)),
