@@ -209,12 +209,6 @@ fn walk(shard: &Path, file: &File, length: u64) -> Result<Table> {
         let (offset, bytes) = (entry.raw_file_position(), entry.size());
         let name = String::from_utf8(entry.path_bytes().into_owned())
             .map_err(|e| broken(offset, format!("a member's name that is not UTF-8 ({e})")))?;
-        let after = offset.checked_add(bytes).filter(|after| *after <= length);
-        let Some(after) = after else {
-            let got = format!("the end of the file within {} ({bytes} bytes", quoted(&name));
-            return Err(broken(offset, format!("{got}, {} are there)", length.saturating_sub(offset))));
-        };
-        end = after.next_multiple_of(512);
         if is_sparse(&mut entry, &broken)? {
             let got = format!("the sparse member {}", quoted(&name));
             return Err(Error::file(
@@ -225,6 +219,12 @@ fn walk(shard: &Path, file: &File, length: u64) -> Result<Table> {
             )
             .fix("write the shard without --sparse"));
         }
+        let after = offset.checked_add(bytes).filter(|after| *after <= length);
+        let Some(after) = after else {
+            let got = format!("the end of the file within {} ({bytes} bytes", quoted(&name));
+            return Err(broken(offset, format!("{got}, {} are there)", length.saturating_sub(offset))));
+        };
+        end = after.next_multiple_of(512);
         if !matches!(entry.header().entry_type(), tar::EntryType::Regular | tar::EntryType::Continuous) {
             continue;
         }

@@ -72,7 +72,7 @@ fn shards_are_a_data_set_like_a_folder() {
     let file = std::fs::File::options().append(true).open(world.path("shards/00000.tar")).unwrap();
     file.set_len(file.metadata().unwrap().len() + 512).unwrap();
     assert_eq!(read(&pattern).unwrap().samples[0].name, "00000.tar/0000.png");
-    std::fs::write(&kept, &text[..text.len() / 2]).unwrap();
+    std::fs::write(&kept, &text.as_bytes()[..text.len() / 2]).unwrap();
     assert_eq!(read(&pattern).unwrap().report.captions, 48);
     // By a star; captions elsewhere, whose pictures are members.
     assert_eq!(
@@ -130,7 +130,7 @@ fn pictures_in_shards_are_captioned_like_files() {
     shards(&world, 9);
     world.run(&["convert", "--random", "tiny", "--out", "model"]).good();
     let caption = |pictures: &str| {
-        let short = ["--max-length", "5", "--min-length", "1", "--quiet"];
+        let short = ["--max-length", "5", "--min-length", "1", "--quiet", "--format", "jsonl"];
         let text =
             world.run(&[&["caption", "--model", "model", pictures], &short[..]].concat()).good().text();
         text.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<serde_json::Value>>()
