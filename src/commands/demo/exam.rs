@@ -5,6 +5,7 @@
 use super::super::engine::{self, Texts};
 use super::super::retrieval::Gallery;
 use crate::Result;
+use crate::data::Image;
 use crate::demo::Test;
 use crate::model::{GenerateOptions, Images};
 use crate::pretrained::Pretrained;
@@ -45,7 +46,7 @@ pub fn take<'a>(model: &Pretrained, tests: &'a [Test]) -> Result<Exam<'a>> {
     let mut gallery = Gallery::new(model)?;
     let (mut images, mut identities) = (Vec::new(), Vec::new());
     for test in tests {
-        let seen = engine::see(model, &test.path)?;
+        let seen = engine::see(model, &Image::File(test.path.clone()))?;
         images.push(gallery.add(model, &seen)?);
         identities.push(seen.identity);
     }
