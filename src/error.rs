@@ -121,6 +121,14 @@ impl Error {
         self
     }
 
+    /// More that the reader can do about it.
+    #[must_use]
+    pub fn also(mut self, fix: impl fmt::Display) -> Self {
+        let own = std::mem::take(&mut self.0.fix);
+        self.0.fix = if own.is_empty() { fix.to_string() } else { format!("{own}; {fix}") };
+        self
+    }
+
     pub fn kind(&self) -> Kind {
         self.0.kind
     }

@@ -3,6 +3,7 @@
 mod tiny;
 
 mod errors {
+    mod advice;
     mod model;
     mod ops;
     mod output;

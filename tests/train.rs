@@ -14,6 +14,8 @@ mod flat;
 mod forms;
 #[path = "train/pages.rs"]
 mod pages;
+#[path = "train/refused.rs"]
+mod refused;
 #[path = "train/shards.rs"]
 mod shards;
 #[cfg(feature = "parquet")]

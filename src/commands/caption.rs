@@ -106,6 +106,10 @@ pub fn run(args: &Args) -> Result<()> {
     let load = move |p: &Picture| engine::see(&loading, &p.image);
     let mut stream = Stream::start((OPERATION, "captioning"), todo, &args.model.run, load)?;
     let done = caption_all(&model, &mut stream, &mut outputs, &options, args.spaces);
+    // Nothing is begun by a model that computes nothing.
+    if outputs.written() == 0 && matches!(&done, Err(e) if e.kind() == Kind::NonFinite) {
+        return done;
+    }
     // What is captioned is kept, whatever went wrong.
     outputs.end().and(done)?;
     let (rate, end) =

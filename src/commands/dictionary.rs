@@ -2,7 +2,8 @@
 
 use super::output::say;
 use crate::files::{RealDisk, write_atomic};
-use crate::{Result, text::segment};
+use crate::text::segment;
+use crate::{Error, Result};
 use std::path::PathBuf;
 
 /// Make a dictionary file of a compiled MeCab dictionary
@@ -21,9 +22,16 @@ pub struct Args {
     /// File to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Overwrite the file if it is there
+    #[arg(long)]
+    force: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.out.exists() && !args.force {
+        return Err(Error::argument("dictionary", "--out", "a new file", args.out.display())
+            .fix("choose another name, or give --force"));
+    }
     let (bytes, words) = segment::convert(&args.mecab)?;
     write_atomic(&RealDisk, &args.out, bytes.len() as u64, |file| file.write_all(&bytes))?;
     say!("{}: {words} words, {} bytes", args.out.display(), bytes.len())?;

@@ -3,6 +3,7 @@
 use super::output::Output;
 use crate::data::{self, Checks, Dataset, Tokens};
 use crate::model;
+use crate::pretrained::parts;
 use crate::text::{Settings, Tokenizer, clean_caption, vocabulary};
 use crate::vision::{Photo, Turn};
 use crate::{Error, Kind, Result};
@@ -26,7 +27,7 @@ pub struct Args {
     /// or .caption beside each picture, or those in the shards
     #[arg(long, value_name = "FILE")]
     captions: Option<PathBuf>,
-    /// Model directory whose vocabulary and text length count
+    /// Model directory whose vocabulary and text length count; its numbers are compared with those that were written
     #[arg(long, value_name = "DIR", conflicts_with = "vocab")]
     model: Option<PathBuf>,
     /// Folder with vocab.txt; without it and without --model, one is trained from the captions as `train` does
@@ -41,7 +42,8 @@ pub struct Args {
     /// Seed of the training to come
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// How the training will treat captions of one picture; under lavis-image-id a batch may repeat pictures
+    /// How the training will treat captions of one picture, as its --set profile=..; under lavis-image-id a batch may repeat
+    /// pictures
     #[arg(long, default_value = "lavis-diagonal", value_parser = ["lavis-diagonal", "lavis-image-id"])]
     profile: String,
     /// Share of the pictures that may be missing before nothing else is looked at
@@ -90,6 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// The tokenizer, and how many tokens of a caption the model reads.
 fn tokenizer(args: &Args, data: &Dataset) -> Result<(Tokenizer, usize)> {
     if let Some(directory) = &args.model {
+        parts::verify(directory)?;
         let path = directory.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|e| Error::io("doctor", &path, &e))?;
         return Ok((Tokenizer::open(directory)?, model::Config::from_json(&text)?.max_txt_len));

@@ -146,6 +146,38 @@ pub fn look(model: &Pretrained, seen: &[&Seen]) -> Result<Vec<Images>> {
     seen.iter().map(|s| model.model.image_features(&pass, &s.pixels)).collect()
 }
 
+/// Says what of texts the model does not see: words that its vocabulary lacks, and what is behind the last token it reads.
+pub fn note_texts<T: AsRef<str>>(model: &Pretrained, texts: &[T], quiet: bool) {
+    const SHOWN: usize = 5;
+    let (tokenizer, most) = (&model.tokenizer, model.model.config.max_txt_len);
+    let note = |text: &str| {
+        let clean = crate::text::clean_caption(text);
+        let (all, short) = (tokenizer.encode(&clean), tokenizer.caption(text, most));
+        let lacking = |word: &String| {
+            tokenizer.encode(word).contains(&tokenizer.special().unk).then(|| format!("{word:?}"))
+        };
+        let lacks: Vec<String> = tokenizer.words(&clean).iter().filter_map(lacking).collect();
+        let unknown = (!lacks.is_empty()).then(|| {
+            format!("{} are not in the model's vocabulary and are taken for [UNK]", lacks.join(", "))
+        });
+        let cut = all.len().checked_sub(short.len()).filter(|n| *n > 0).map(|n| {
+            let read = tokenizer.decode(&short);
+            format!(
+                "its last {n} of {} tokens are not read: the model reads {most}, up to {read:?}",
+                all.len() - 2
+            )
+        });
+        let said: Vec<String> = unknown.into_iter().chain(cut).collect();
+        (!said.is_empty()).then(|| format!("note: the text {text:?}: {}", said.join("; ")))
+    };
+    let notes: Vec<String> =
+        if quiet { Vec::new() } else { texts.iter().filter_map(|t| note(t.as_ref())).collect() };
+    notes.iter().take(SHOWN).for_each(|n| eprintln!("{n}"));
+    if notes.len() > SHOWN {
+        eprintln!("note: the same of {} more texts", notes.len() - SHOWN);
+    }
+}
+
 /// Texts made ready to be compared with pictures.
 pub struct Texts {
     pub ids: Vec<Vec<u32>>,

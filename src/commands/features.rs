@@ -2,10 +2,11 @@
 
 use super::engine::{self, ModelArgs, Stream};
 use super::inputs::{Inputs, Picture};
-use crate::files::{self, RealDisk};
+use crate::files::{self, Disk, RealDisk};
 use crate::nn::Pass;
 use crate::pretrained::Pretrained;
 use crate::results::{Array, Spool, write_npy, write_safetensors};
+use crate::weights::Weights;
 use crate::{Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -85,13 +86,37 @@ pub fn run(args: &Args) -> Result<()> {
         }
         _ => {}
     }
+    check_out(&args.out)?;
     files::make_folders(&RealDisk, files::folder_of(&args.out))?;
     if args.mode == Mode::Text {
         let model = engine::open(&args.model.model, &args.model.run)?;
+        engine::note_texts(&model, &texts, args.model.run.quiet);
         let arrays = of_texts(&model, &texts, &files::scratch(&args.out))?;
         return write(&args.out, npy, arrays, &serde_json::json!(texts));
     }
     of_pictures(args, &texts, npy)
+}
+
+/// Features may replace features, and nothing else: a model has the same ending.
+fn check_out(out: &Path) -> Result<()> {
+    const ARRAYS: [&str; 6] = [
+        "image_embeds",
+        "image_embeds_proj",
+        "text_embeds",
+        "text_embeds_proj",
+        "text_mask",
+        "multimodal_embeds",
+    ];
+    if !out.is_file() || out.extension().is_none_or(|e| e != "safetensors") {
+        return Ok(());
+    }
+    let features =
+        Weights::open(out).is_ok_and(|file| file.tensors().iter().all(|t| ARRAYS.contains(&t.name.as_str())));
+    if features {
+        return Ok(());
+    }
+    Err(Error::argument(OPERATION, "--out", "a new file, or one of features", out.display())
+        .fix("choose another name"))
 }
 
 /// The texts given, in order; blank lines are none.
@@ -144,6 +169,7 @@ fn of_pictures(args: &Args, texts: &[String], npy: bool) -> Result<()> {
     let folder = &files::scratch(&args.out);
     let model = Arc::new(engine::open(&args.model.model, &args.model.run)?);
     let c = &model.model.config;
+    engine::note_texts(&model, texts, args.model.run.quiet);
     let ids: Vec<Vec<u32>> = texts.iter().map(|t| model.tokenizer.caption(t, c.max_txt_len)).collect();
     let mut arrays: Arrays = match args.mode {
         Mode::Multimodal => {
@@ -198,9 +224,37 @@ fn write(out: &Path, npy: bool, arrays: Arrays, names: &serde_json::Value) -> Re
     let stem = out.file_stem().and_then(|s| s.to_str()).ok_or_else(|| {
         Error::new(Kind::Argument, OPERATION).about("out").expected("a name in UTF-8").got("other bytes")
     })?;
+    write_set(out, stem, arrays, &names)
+}
+
+/// Several files that belong together: all of them are on the disk before the first takes its place, and the names, without
+/// which a set is none, go before and come after all others.
+fn write_set(out: &Path, stem: &str, arrays: Arrays, names: &str) -> Result<()> {
+    let folder = files::folder_of(out);
+    let staged = tempfile::Builder::new().prefix(".features-").tempdir_in(folder);
+    let staged = staged.map_err(|e| files::write_error("write features", folder, &e))?;
+    let mut written = Vec::new();
     for (_, ending, spool) in arrays {
-        write_npy(&RealDisk, &out.with_file_name(format!("{stem}{ending}.npy")), spool.finish()?)?;
+        let name = format!("{stem}{ending}.npy");
+        write_npy(&RealDisk, &staged.path().join(&name), spool.finish()?)?;
+        written.push(name);
     }
-    let path = out.with_file_name(format!("{stem}_names.json"));
-    files::write_atomic(&RealDisk, &path, names.len() as u64, |to| to.write_all(names.as_bytes()))
+    let list = format!("{stem}_names.json");
+    let path = staged.path().join(&list);
+    files::write_atomic(&RealDisk, &path, names.len() as u64, |to| to.write_all(names.as_bytes()))?;
+    let failed = |e: std::io::Error| {
+        let fix = "some files are new and some old: without their names they are no set; run the same command again";
+        files::write_error("write features", &folder.join(&list), &e).also(fix)
+    };
+    match std::fs::remove_file(folder.join(&list)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    for name in written.iter().chain([&list]) {
+        let to = folder.join(name);
+        // A link is followed: what it leads to is replaced.
+        let to = to.canonicalize().unwrap_or(to);
+        std::fs::rename(staged.path().join(name), to).map_err(failed)?;
+    }
+    RealDisk.sync_folder(folder).map_err(failed)
 }

@@ -1,6 +1,7 @@
 //! `qformer inspect`: what is in a file of weights, and whether two hold the same.
 
 use super::output::say;
+use crate::pretrained::parts;
 use crate::weights::names::{self, Meaning, Naming};
 use crate::weights::{Dtype, Info, Set};
 use crate::{Error, Kind, Result};
@@ -24,7 +25,8 @@ pub struct Args {
     /// different namings (LAVIS, Hugging Face, ...), tensors are matched by what they mean
     #[arg(long, value_name = "OTHER")]
     compare: Option<PathBuf>,
-    /// Print blake3 of every tensor, for which the whole file is read
+    /// Print blake3 of every tensor, for which the whole file is read; where the file says what it was written with, other
+    /// numbers are an error
     #[arg(long)]
     hash: bool,
     /// JSON instead of lines
@@ -38,6 +40,9 @@ pub fn run(args: &Args) -> Result<()> {
         return compare(args, &set, other);
     }
     let hashes = if args.hash { Some(hashes(&set)?) } else { None };
+    if args.hash {
+        parts::verify(&args.path)?;
+    }
     let naming = naming(&set).map(Naming::name);
     if args.json {
         say!("{}", report(&set, naming, hashes.as_ref()))?;

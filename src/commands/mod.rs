@@ -13,6 +13,7 @@ mod features;
 mod generation;
 mod inputs;
 mod inspect;
+mod job;
 mod output;
 mod outputs;
 mod parity;

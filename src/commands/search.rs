@@ -307,7 +307,10 @@ fn find(args: &QueryArgs) -> Result<()> {
     }
     let query = match (&args.query.text, &args.query.image) {
         (_, Some(path)) => Query::of_picture(&model, path)?,
-        (Some(text), None) => Query::of_text(&model, text)?,
+        (Some(text), None) => {
+            engine::note_texts(&model, &[text], args.quiet);
+            Query::of_text(&model, text)?
+        }
         (None, None) => return Err(Error::argument("search", "TEXT", "a text or --image", "neither")),
     };
     let rerank = args.rerank.unwrap_or(if args.query.image.is_some() { 0 } else { 32 });

@@ -1,5 +1,6 @@
 //! Where a training begins: a model and its tokenizer, from nothing or from a model directory.
 
+use crate::Result;
 use crate::model::Model;
 use crate::nn::{self, Params, Spec};
 use crate::pretrained::{self, Opening, Pretrained};
@@ -7,7 +8,6 @@ use crate::tensor::DType;
 use crate::text::{Settings, Tokenizer, vocabulary};
 use crate::train::config::Config;
 use crate::train::corpus::{Corpus, Tokenize};
-use crate::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -36,11 +36,8 @@ impl Start {
         };
         let mut sizes = sizes.map_or_else(|| config.model_sizes(tokenizer.len()), Ok)?;
         sizes.exif_orientation = config.exif_orientation.unwrap_or(sizes.exif_orientation);
-        if sizes.vocab != tokenizer.len() {
-            let got = format!("{} tokens in the vocabulary", tokenizer.len());
-            return Err(Error::argument("train", "vocab", sizes.vocab, got)
-                .fix("use the vocab.txt that the model was made with"));
-        }
+        let folder = directory.or(kept).or(config.vocab.as_deref()).unwrap_or(Path::new(""));
+        pretrained::parts::check_vocabulary(folder, &sizes, tokenizer.len())?;
         config.check_sizes(&sizes)?;
         let (model, specs) = Model::new(sizes, config.trains_vit())?;
         Ok(Start { tokenizer: Arc::new(tokenizer), model, specs })

@@ -1,28 +1,12 @@
 //! `qformer train`: from pictures and captions to a trained model directory.
 
-use super::engine;
+use super::job::{Aim, CONFIG, Job};
 use super::output::Output;
-use super::start::{self, Start};
-use crate::files::{self, RealDisk};
-use crate::nn::Precision;
-use crate::tensor::Device;
-use crate::text::Tokenizer;
-use crate::train::cache::Cache;
-use crate::train::config::{self, Config, Length, yaml};
-use crate::train::corpus::{Corpus, Loading};
-use crate::train::plan::Plan;
+use crate::train::config::{self, Config, yaml};
 use crate::train::progress::Progress;
-use crate::train::rehearsal;
-use crate::train::run::{self, Run};
-use crate::train::signals::Stop;
-use crate::train::state::{self, Identity};
-use crate::train::trainer::Trainer;
-use crate::train::validate::Validation;
-use crate::vision::Turn;
 use crate::{Error, Result};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 /// Train a Q-Former on pictures and captions
 ///
@@ -63,7 +47,7 @@ pub struct Args {
     #[arg(long)]
     epochs: Option<u64>,
     /// Step to stop after for now: --resume goes on to the end that epochs or steps of the configuration set; where they
-    /// set none, it is the run's length
+    /// set none, it is the run's length. Behind the end of the epochs, --set steps=N goes on at min_lr
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
     /// Captions of a micro-batch
@@ -110,10 +94,8 @@ pub struct Args {
     keys: bool,
 }
 
-const CONFIG: &str = "config.yaml";
 /// Where in a run's folder its trained model is.
 pub(super) const MODEL: &str = "model";
-const VOCABULARY: &str = "vocabulary";
 
 pub fn run(args: &Args) -> Result<()> {
     if args.keys {
@@ -121,27 +103,31 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let config = args.read()?;
     let mut progress = Progress::new(args.quiet);
-    let job = Job::prepare("train", config, args.resume || args.export, &progress)?;
+    let aim = match (args.export, args.resume) {
+        (true, _) => Aim::Export,
+        (false, true) => Aim::Resume,
+        (false, false) => Aim::Begin,
+    };
+    let out = config.out.clone();
+    let job = Job::prepare("train", config, aim, &progress)?;
+    let out = out.ok_or_else(no_folder)?;
     if args.dry_run {
-        return print(&job.describe()?);
+        return print(&job.dry_run(&out, &progress)?);
     }
-    let out = folder(&job.config)?;
-    if args.export {
-        return job.export_newest(&out, &progress);
+    match aim {
+        Aim::Export => job.export(&out, &progress),
+        _ => job.train(&out, &mut progress),
     }
-    job.train(&out, args.resume, &mut progress)
 }
 
 /// Trains as a configuration says, from the beginning, for another command.
 pub(super) fn train(command: &'static str, config: Config, progress: &mut Progress) -> Result<()> {
-    let out = folder(&config)?;
-    Job::prepare(command, config, false, progress)?.train(&out, false, progress)
+    let out = config.out.clone().ok_or_else(no_folder)?;
+    Job::prepare(command, config, Aim::Begin, progress)?.train(&out, progress)
 }
 
-fn folder(config: &Config) -> Result<PathBuf> {
-    config.out.clone().ok_or_else(|| {
-        Error::argument("train", "--out", "a folder for the run", "none").fix("give --out DIR")
-    })
+fn no_folder() -> Error {
+    Error::argument("train", "--out", "a folder for the run", "none").fix("give --out DIR")
 }
 
 fn print(text: &str) -> Result<()> {
@@ -188,255 +174,11 @@ impl Args {
         if self.exif_orientation {
             add("exif_orientation", true.into());
         }
-        // A run that goes on has its settings in its folder.
+        // A run that is resumed has its settings in its folder.
         let own = self.out.as_ref().map(|out| out.join(CONFIG)).filter(|file| file.is_file());
         let file = self.config.clone().or(own.filter(|_| self.resume || self.export));
         let mut config = Config::read(file.as_deref(), &entries)?;
         self.steps.into_iter().for_each(|n| config.set_steps(n));
         Ok(config)
     }
-}
-
-/// A run that is worked out, but has not begun.
-struct Job {
-    /// Whose errors these are.
-    command: &'static str,
-    config: Config,
-    corpus: Arc<Corpus>,
-    validation: Option<Arc<Corpus>>,
-    start: Start,
-    length: Length,
-    plan: Plan,
-    device: Device,
-    precision: Precision,
-    /// The longest caption in tokens.
-    longest: usize,
-}
-
-impl Job {
-    fn prepare(command: &'static str, mut config: Config, again: bool, progress: &Progress) -> Result<Job> {
-        let say = |line: String| progress.say(line);
-        let (device, precision) =
-            engine::place(&config.device, config.dtype.as_deref(), config.vit_gelu, say)?;
-        if config.device == "auto" {
-            // A run that is resumed computes where it began.
-            config.device = if matches!(device, Device::Cpu) { "cpu" } else { "cuda" }.into();
-        }
-        config.notes.iter().for_each(|note| progress.say(format!("note: {note}")));
-        let read = |sources: &[config::DataSource]| {
-            let corpus = Corpus::read(sources, config.missing_share)?;
-            for report in corpus.sets.iter().map(|s| &s.report).filter(|r| r.has_warnings()) {
-                progress.warn(format!("warning: {report}"));
-            }
-            Ok::<_, Error>(Arc::new(corpus))
-        };
-        let corpus = read(&config.data)?;
-        let validation = config.validation.clone().map(|v| read(&[v])).transpose()?;
-        let kept = config.out.as_ref().filter(|_| again).map(|out| out.join(VOCABULARY));
-        let start = Start::new(&config, &corpus, kept.as_deref())?;
-        let length = config.length(corpus.order(&config)?.steps_per_epoch());
-        let tokenize = start.tokenize();
-        let longest = corpus.captions().map(|c| tokenize(c).len()).max().unwrap_or(2);
-        let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length);
-        Ok(Job { command, config, corpus, validation, start, length, plan, device, precision, longest })
-    }
-
-    /// Settings, data and plan, as `--dry-run` prints them.
-    fn describe(&self) -> Result<String> {
-        let mut text = format!("# settings\n{}", config::resolved(&self.config));
-        let sizes = serde_json::to_value(&self.start.model.config).unwrap_or_default();
-        let sizes: Vec<String> =
-            sizes.as_object().into_iter().flatten().map(|(name, n)| format!("{name} {n}")).collect();
-        text += &format!("\n# model\n{}\n\n# data\n", sizes.join(", "));
-        for (name, set) in self.corpus.names.iter().zip(&self.corpus.sets) {
-            text += &format!("{name}: {}\n", set.report);
-        }
-        for set in self.validation.iter().flat_map(|v| &v.sets) {
-            text += &format!("validation: {}\n", set.report);
-        }
-        text += &format!("\n# plan\n{}", self.plan);
-        if let Some(cache) = self.config.cache() {
-            let views = self.corpus.pictures() * cache.views;
-            text += &format!(
-                "\ncache          {} of tokens of {views} views in {}",
-                crate::train::plan::bytes(views as u64 * cache.record(&self.start.model.config)),
-                cache.folder.display()
-            );
-        }
-        if let Device::Gpu(gpu) = &self.device {
-            text += &format!("\n{}", self.steps().rehearse(gpu.memory().map(|m| m.usable), true)?);
-        }
-        Ok(text)
-    }
-
-    /// What is rehearsed of a run on a GPU.
-    fn steps(&self) -> rehearsal::Run<'_> {
-        let (config, sizes, length) = (&self.config, &self.start.model.config, self.length);
-        rehearsal::Run { config, sizes, length, precision: self.precision, text: self.longest }
-    }
-
-    /// Asks a GPU for the memory of a step of the longest captions, so that none will ask for more; says so if that may not
-    /// fit. What the second queue is to have.
-    fn reserve(&self, progress: &Progress) -> Result<[usize; 2]> {
-        let Device::Gpu(gpu) = &self.device else { return Ok([0; 2]) };
-        let Some(memory) = gpu.memory().map(|m| m.usable) else { return Ok([0; 2]) };
-        let step = self.steps().rehearse(Some(memory), false)?;
-        let [held, ahead] = step.held;
-        if step.peak > memory || !gpu.reserve(held)? {
-            progress.warn(format!("warning: this may not fit:\n{step}"));
-            return Ok([0; 2]);
-        }
-        Ok(ahead)
-    }
-
-    fn loading(&self, corpus: &Arc<Corpus>, train: bool) -> Loading {
-        Loading {
-            device: self.device.clone(),
-            corpus: Arc::clone(corpus),
-            tokenize: self.start.tokenize(),
-            image_size: self.start.model.config.image_size,
-            turn: Turn::upright(self.start.model.config.exif_orientation),
-            seed: self.config.seed,
-            augment: train.then_some((self.config.augment, self.config.resize, self.config.rand_augment)),
-            cache: None,
-        }
-    }
-
-    fn train(self, out: &Path, resume: bool, progress: &mut Progress) -> Result<()> {
-        self.device.check_computes("train")?;
-        let stop = Stop::listen()?;
-        let ahead = self.reserve(progress)?;
-        if let (Some(free), None) = (self.plan.available, self.plan.largest_batch) {
-            progress.warn(format!(
-                "warning: {} are free; this may not fit:\n{}",
-                crate::train::plan::bytes(free),
-                self.plan
-            ));
-        }
-        files::make_folders(&RealDisk, out)?;
-        let mut loading = Arc::new(self.loading(&self.corpus, true));
-        let validation = self.validation.as_ref().map(|corpus| Validation {
-            loading: self.loading(corpus, false),
-            entries: corpus.first_captions(self.config.eval_pictures),
-            batch: self.config.batch,
-        });
-        let Job { command, config, corpus, start, length, device, precision, .. } = self;
-        let (model, params, tokenizer) = start.fill(&config)?;
-        let vocabulary = keep(out, &config, &tokenizer, resume)?;
-        let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary, precision);
-        let identity = Identity { settings, frozen: state::frozen_hash(&params)? };
-        let params = params.to(&device, precision)?;
-        let mut trainer = Trainer::new(model, params, config.options(length))?;
-        if ahead != [0; 2] {
-            trainer.open_ahead(ahead)?;
-        }
-        if let Some(settings) = config.cache() {
-            let cache = Cache::open(&settings, &config, &corpus, &trainer.model.config, &identity.frozen)?;
-            loading = cached(cache, &config, loading, &trainer, &stop, progress)?;
-            if let Some(stopped) = stop.error(command) {
-                let go_on =
-                    format!("go on with the same command; {} keeps what is done", settings.folder.display());
-                return Err(stopped.fix(go_on));
-            }
-        }
-        let job = Run { config: &config, length, loading, validation, identity, out, resume };
-        let outcome = run::run(&job, trainer, &stop, progress)?;
-        let step = outcome.trainer.step;
-        let go_on = format!("go on with: qformer train --resume --out {}", out.display());
-        if let Some(stopped) = stop.error(command) {
-            return Err(stopped.about(format!("saved at step {step} of {}", length.whole)).fix(go_on));
-        }
-        if resume {
-            write_settings(out, &config)?; // they may ask for more steps than before
-        }
-        let directory = out.join(MODEL);
-        start::export(&directory, &config, &outcome.trainer.model, &outcome.trainer.params, &tokenizer)?;
-        if outcome.bad > 0 {
-            progress.warn(format!(
-                "warning: {} pictures could not be used; see {}",
-                outcome.bad,
-                out.join("bad.jsonl").display()
-            ));
-        }
-        progress.say(if step < length.whole {
-            format!("stopped after step {step} of {}; {go_on}", length.whole)
-        } else {
-            format!("trained all {step} steps")
-        });
-        progress.say(format!("the model is in {}", directory.display()));
-        Ok(())
-    }
-
-    fn export_newest(self, out: &Path, progress: &Progress) -> Result<()> {
-        let none = || {
-            Error::argument("export", out.display().to_string(), "a run with a checkpoint", "none")
-                .fix("train first")
-        };
-        let newest =
-            run::newest(out, |e| progress.warn(format!("warning: passed over: {e}")))?.ok_or_else(none)?;
-        let (model, params, tokenizer) = self.start.fill(&self.config)?;
-        let vocabulary = fingerprint(&tokenizer);
-        let (config, corpus, length) = (&self.config, &self.corpus, self.length);
-        let settings = state::settings(config, corpus, &model.config, length, &vocabulary, self.precision);
-        let identity = Identity { settings, frozen: state::frozen_hash(&params)? };
-        let mut trainer = Trainer::new(model, params, self.config.options(self.length))?;
-        newest.progress.check_same_run(&identity.progress(&trainer, state::State::default(), None)?)?;
-        state::restore(&mut trainer, newest)?;
-        let directory = out.join(MODEL);
-        start::export(&directory, &self.config, &trainer.model, &trainer.params, &tokenizer)?;
-        progress.say(format!("the model of step {} is in {}", trainer.step, directory.display()));
-        Ok(())
-    }
-}
-
-/// Fills a cache, from which training then loads.
-fn cached(
-    cache: Cache,
-    config: &Config,
-    loading: Arc<Loading>,
-    trainer: &Trainer,
-    stop: &Stop,
-    progress: &mut Progress,
-) -> Result<Arc<Loading>> {
-    let views = format!("{} view{} of a picture", cache.views(), if cache.views() == 1 { "" } else { "s" });
-    let (all, missing) = (cache.len(), cache.missing().len());
-    let folder = cache.folder().display();
-    let changed = match cache.changed() {
-        0 => String::new(),
-        n => format!("; {n} pictures have changed since and are computed again"),
-    };
-    progress
-        .say(format!("training on {views}, kept in {folder}: {} of {all} are there{changed}", all - missing));
-    let how = (config.batch, config.loading());
-    cache.fill(&loading, (&trainer.model, &trainer.params), how, stop, progress)?;
-    Ok(Arc::new(Loading { cache: Some(Arc::new(cache)), ..Loading::clone(&loading) }))
-}
-
-/// Puts the settings and the vocabulary of a run that begins into its folder; gives the vocabulary's fingerprint.
-fn keep(out: &Path, config: &Config, tokenizer: &Tokenizer, resume: bool) -> Result<String> {
-    let vocabulary = out.join(VOCABULARY);
-    if !resume || !out.join(CONFIG).is_file() {
-        write_settings(out, config)?;
-    }
-    if !resume || !vocabulary.is_dir() {
-        files::make_folders(&RealDisk, &vocabulary)?;
-        tokenizer.save(&vocabulary)?;
-    }
-    Ok(fingerprint(tokenizer))
-}
-
-fn write_settings(out: &Path, config: &Config) -> Result<()> {
-    let text = config::resolved(config);
-    files::write_atomic(&RealDisk, &out.join(CONFIG), text.len() as u64, |w| w.write_all(text.as_bytes()))
-}
-
-/// blake3 of the tokens and of how text is cut into them.
-fn fingerprint(tokenizer: &Tokenizer) -> String {
-    let mut hash = blake3::Hasher::new();
-    let tokens = (0..tokenizer.len() as u32).filter_map(|id| tokenizer.token(id));
-    for text in tokens.chain([tokenizer.settings().to_text().as_str()]) {
-        hash.update(text.as_bytes());
-        hash.update(b"\n");
-    }
-    hash.finalize().to_hex().to_string()
 }

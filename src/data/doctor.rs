@@ -204,7 +204,7 @@ fn check_captions(
 /// Batches of the first epoch that hold a picture more than once.
 fn repeats(data: &Dataset, hashes: &[Result<blake3::Hash>], checks: &Checks) -> Result<Finding> {
     let pairs = data.pairs();
-    let advice = "use the profile lavis-image-id, or a smaller batch: in lavis-diagonal a right caption counts as wrong";
+    let advice = "train with --set profile=lavis-image-id or a smaller --batch: in lavis-diagonal a right caption counts as wrong";
     let order = Order::shuffled(checks.seed, checks.batch.min(pairs.len()).max(1), &[pairs.len()], None)?;
     let steps = order.steps_per_epoch();
     let mut finding = Finding::new("batches that repeat a picture", steps as usize, advice);

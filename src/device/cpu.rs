@@ -20,6 +20,18 @@ pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
+/// The best vector instructions of this machine, which decide in what order sums are taken and so their last bits.
+pub fn instructions() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    return match pulp::Arch::new() {
+        pulp::Arch::V3(_) => "AVX2",
+        pulp::Arch::Scalar => "SSE2",
+        _ => "AVX-512",
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    return std::env::consts::ARCH;
+}
+
 /// out[i] = f(x[i])
 pub fn map<T: Real>(x: &[T], f: impl Fn(T) -> T + Sync) -> Vec<T> {
     map2(

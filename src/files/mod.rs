@@ -16,12 +16,14 @@
 //! nobody knows what the disk holds. The comparison reads what the kernel gives back, which may be its cache: it
 //! finds a wrong write, not a disk that lies about fsync.
 
+mod folder;
 mod leftovers;
 mod lock;
 mod target;
 #[cfg(test)]
 mod tests;
 
+pub use folder::{check_writable, refuse_replacing, remove_partial_folders, write_folder};
 pub use leftovers::remove_leftovers;
 pub use lock::{Held, has_no_locks, hold, no_locks};
 pub use target::{Target, open_stream, scratch};

@@ -3,12 +3,14 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `config.json` | the sizes, [`Config`] |
-//! | `model.safetensors` | the Q-Former and its heads under their LAVIS names; metadata: the blake3 of the image encoder it belongs to |
-//! | `vit.safetensors` | the image encoder; instead of it, the metadata may name a file elsewhere (`qformer.vit`) |
+//! | `model.safetensors` | the Q-Former and its heads under their LAVIS names; metadata: what the other parts are ([`parts`]) |
+//! | `vit.safetensors` | the image encoder; instead of it, the metadata may name a file elsewhere |
 //! | `vocab.txt`, `tokenizer_config.json` | the tokenizer |
 //!
-//! An image encoder other than the one a model was trained with is refused, unless the caller says so.
+//! The folder appears, and is replaced, as a whole. Parts of two models are refused by name when it is opened; an image
+//! encoder other than the one a model was trained with, unless the caller says so.
 
+pub mod parts;
 pub mod start;
 
 use crate::files::{self, RealDisk};
@@ -28,14 +30,12 @@ use std::path::{Path, PathBuf};
 const OP: &str = "model";
 const MODEL_FILE: &str = "model.safetensors";
 const CONFIG_FILE: &str = "config.json";
-/// Metadata of `model.safetensors`: where the image encoder is, if it is not beside it.
-const VIT_PATH: &str = "qformer.vit";
 
 pub struct Pretrained {
     pub model: Model,
     pub params: Params,
     pub tokenizer: Tokenizer,
-    /// blake3 of `model.safetensors`: two models with the same one give the same features.
+    /// Of the numbers and the vocabulary: two models with the same one give the same features.
     pub identity: String,
 }
 
@@ -66,30 +66,39 @@ impl Pretrained {
     }
 
     pub fn open_with(folder: &Path, opening: &Opening) -> Result<Pretrained> {
-        let config = read_config(folder)?;
+        let (text, config) = config_of(folder)?;
         let tokenizer = Tokenizer::open(folder)?;
-        check_vocabulary(&config, &tokenizer)?;
+        parts::check_vocabulary(folder, &config, tokenizer.len())?;
         let path = folder.join(MODEL_FILE);
         let (model, specs) = Model::new(config, opening.train_vit)?;
         let weights = Weights::open(&path)?;
-        let trained_with = weights.metadata().get(VIT_HASH).cloned();
+        let metadata = weights.metadata().clone();
         let mut sets = vec![];
-        if let Some(vit) = vit_path(folder, &weights, opening) {
-            sets.push(Set::open(&vit)?);
+        let vit = opening.vit.clone().map_or_else(|| parts::find_vit(folder, &weights), |p| Ok(Some(p)))?;
+        if let Some(vit) = &vit {
+            sets.push(Set::open(vit)?);
         }
         sets.push(Set::of(vec![weights])?);
-        let plan = Plan::new(sets, start::wants(&specs), false)?;
-        if let (Some(wanted), false) = (trained_with, opening.any_vit) {
-            let found = plan.vit_hash()?.unwrap_or_default();
-            if found != wanted {
-                let want = format!("the image encoder it was trained with (blake3 {wanted})");
-                return Err(Error::file(OP, &path, want, format!("another ({found})"))
-                    .fix("give the right file with --vit, or say --any-vit"));
-            }
+        let plan = Plan::new(sets, start::wants(&specs), true)?;
+        let found = vit_identity(&plan, metadata.get(VIT_HASH), opening.any_vit)?;
+        if let Some((wanted, found)) = metadata.get(VIT_HASH).zip(found.as_ref()).filter(|(a, b)| a != b) {
+            let want = format!("the image encoder it was trained with (blake3 {wanted})");
+            let at = vit.as_deref().unwrap_or(&path).display();
+            return Err(Error::file(OP, &path, want, format!("another, {at} ({found})"))
+                .fix(format!("copy the one it was trained with into {}", folder.display())));
+        }
+        parts::check_tensors(folder, &plan.report)?;
+        if let Some(weights) = plan.sets().iter().flat_map(Set::files).find(|f| f.path() == path) {
+            parts::check_beside(folder, &text, &tokenizer, weights)?;
         }
         let params = start::params(specs, &plan, DType::F32, 0)?;
-        let identity = files::hash_file(&RealDisk, &path).map_err(|e| Error::io(OP, &path, &e))?;
-        Ok(Pretrained { model, params, tokenizer, identity: identity.to_hex().to_string() })
+        let identity = match parts::whole(&metadata, found.as_deref()) {
+            Some(identity) => identity,
+            None => {
+                files::hash_file(&RealDisk, &path).map_err(|e| Error::io(OP, &path, &e))?.to_hex().to_string()
+            }
+        };
+        Ok(Pretrained { model, params, tokenizer, identity })
     }
 
     /// The same model on a device.
@@ -97,8 +106,8 @@ impl Pretrained {
         Ok(Pretrained { params: self.params.to(device, precision)?, ..self })
     }
 
-    /// Writes a folder, file by file, each whole or not at all. `vit` names the file of a frozen image encoder that stays
-    /// where it is; without it, the image encoder is written, too.
+    /// Writes a folder, whole or not at all. `vit` names the file of a frozen image encoder that stays where it is; without
+    /// it, the image encoder is written, too.
     pub fn save(
         folder: &Path,
         model: &Model,
@@ -106,31 +115,34 @@ impl Pretrained {
         tokenizer: &Tokenizer,
         vit: Option<&Path>,
     ) -> Result<()> {
-        check_vocabulary(&model.config, tokenizer)?;
-        files::make_folders(&RealDisk, folder)?;
-        let of_vit = |name: &str| name.starts_with("visual_encoder.");
-        let mut metadata = BTreeMap::from([("format".to_string(), "qformer".to_string())]);
-        let place = match vit {
-            Some(path) => {
-                let whole = path.canonicalize().map_err(|e| Error::io(OP, path, &e))?;
-                metadata.insert(VIT_PATH.into(), whole.display().to_string());
-                whole
-            }
-            None => {
-                let path = folder.join(VIT_FILE);
-                write_params(&path, params, of_vit, &BTreeMap::new())?;
-                path
-            }
+        parts::check_vocabulary(folder, &model.config, tokenizer.len())?;
+        let mut beside = parts::Beside {
+            vocabulary: Some(tokenizer.fingerprint()),
+            dictionary: tokenizer.dictionary_hash(),
+            ..Default::default()
         };
-        if let Some(hash) = vit_hash(&place, params.specs())? {
-            metadata.insert(VIT_HASH.into(), hash);
+        if let Some(path) = vit {
+            let failed = |e: std::io::Error| Error::io(OP, path, &e);
+            let (whole, from) =
+                (path.canonicalize().map_err(failed)?, std::path::absolute(folder).map_err(failed)?);
+            beside.vit = vit_hash(&whole, params.specs())?;
+            beside.vit_path = Some((whole, from));
         }
-        write_params(&folder.join(MODEL_FILE), params, |name| !of_vit(name), &metadata)?;
-        tokenizer.save(folder)?;
-        let config = serde_json::to_vec_pretty(&model.config)
-            .map_err(|e| Error::new(Kind::Write, OP).about(CONFIG_FILE).got(e))?;
-        let path = folder.join(CONFIG_FILE);
-        files::write_atomic(&RealDisk, &path, config.len() as u64, |w| w.write_all(&config))
+        let own: Vec<&str> = parts::PARTS.into_iter().chain(tokenizer.dictionary_name()).collect();
+        files::write_folder(folder, &own, |staged| {
+            tokenizer.save(staged)?;
+            let config = serde_json::to_vec_pretty(&model.config)
+                .map_err(|e| Error::new(Kind::Write, OP).about(CONFIG_FILE).got(e))?;
+            let path = staged.join(CONFIG_FILE);
+            files::write_atomic(&RealDisk, &path, config.len() as u64, |w| w.write_all(&config))?;
+            if vit.is_none() {
+                let file = staged.join(VIT_FILE);
+                beside.vit = Some(write_params(&file, params, of_vit, &BTreeMap::new(), VIT_HASH)?);
+            }
+            let metadata = beside.metadata(&model.config)?;
+            let file = staged.join(MODEL_FILE);
+            write_params(&file, params, |name| !of_vit(name), &metadata, parts::TENSORS).map(drop)
+        })
     }
 
     /// Pictures as evaluation sees them: resized to S x S, normalised.     -> [B,3,S,S]
@@ -156,6 +168,12 @@ impl Pretrained {
         identities: &[u32],
     ) -> Result<Vec<Vec<Caption>>> {
         let found = self.model.generate(&self.params, images, options, identities)?;
+        if found.iter().flatten().any(|h| h.log_prob.is_nan() || h.score.is_nan()) {
+            return Err(Error::new(Kind::NonFinite, "caption")
+                .expected("probabilities of words")
+                .got("numbers that are not finite")
+                .fix("the model's numbers are too large: take an earlier checkpoint, or --dtype f32"));
+        }
         let caption = |h: crate::model::Hypothesis| Caption {
             text: self.tokenizer.decode(&h.ids),
             ids: h.ids,
@@ -168,44 +186,53 @@ impl Pretrained {
 
 /// The sizes of the model in a folder.
 pub fn read_config(folder: &Path) -> Result<Config> {
+    config_of(folder).map(|(_, config)| config)
+}
+
+/// The text of `config.json`, and the sizes in it.
+fn config_of(folder: &Path) -> Result<(String, Config)> {
     let path = folder.join(CONFIG_FILE);
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(OP, &path, &e))?;
-    Config::from_json(&text).map_err(|e| e.fix(format!("in {}", path.display())))
+    let config = Config::from_json(&text).map_err(|e| e.fix(format!("in {}", path.display())))?;
+    Ok((text, config))
 }
 
 /// The file of the image encoder of the model in a folder; None if `model.safetensors` itself holds it.
 pub fn vit_file(folder: &Path) -> Result<Option<PathBuf>> {
-    Ok(vit_path(folder, &Weights::open(&folder.join(MODEL_FILE))?, &Opening::default()))
+    parts::find_vit(folder, &Weights::open(&folder.join(MODEL_FILE))?)
 }
 
-fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
-    if tokenizer.len() != config.vocab {
-        let want = format!("a vocabulary of {}, as config.json says", config.vocab);
-        return Err(Error::argument(OP, "vocab.txt", want, format!("{} with [DEC]", tokenizer.len())));
+fn of_vit(name: &str) -> bool {
+    name.starts_with("visual_encoder.")
+}
+
+/// The identity of a plan's image encoder: as its file says, or of its numbers where it does not say, if a model asks for one.
+fn vit_identity(plan: &Plan, wanted: Option<&String>, any: bool) -> Result<Option<String>> {
+    let said = plan.sets().iter().flat_map(Set::files).find(|f| f.tensors().iter().all(|t| of_vit(&t.name)));
+    match said.and_then(|f| f.metadata().get(VIT_HASH)) {
+        _ if any => Ok(None),
+        Some(said) => Ok(Some(said.clone())),
+        None if wanted.is_some() => Ok(Some(plan.vit_hash()?.unwrap_or_default())),
+        None => Ok(None),
     }
-    Ok(())
 }
 
-/// Where the image encoder is: as told, beside the model, or where its metadata says; None if in its own file.
-fn vit_path(folder: &Path, weights: &Weights, opening: &Opening) -> Option<PathBuf> {
-    let beside = || Some(folder.join(VIT_FILE)).filter(|p| p.exists());
-    let named = || weights.metadata().get(VIT_PATH).map(|p| folder.join(p));
-    opening.vit.clone().or_else(beside).or_else(named)
-}
-
-/// The hash of the image encoder in a file.
+/// The identity of the image encoder in a file.
 fn vit_hash(path: &Path, specs: &[Spec]) -> Result<Option<String>> {
-    let wants = start::wants(specs).into_iter().filter(|w| w.name.starts_with("visual_encoder.")).collect();
-    Plan::new(vec![Set::open(path)?], wants, false)?.vit_hash()
+    let wants = start::wants(specs).into_iter().filter(|w| of_vit(&w.name)).collect();
+    let plan = Plan::new(vec![Set::open(path)?], wants, true)?;
+    Ok(vit_identity(&plan, Some(&String::new()), false)?.filter(|identity| !identity.is_empty()))
 }
 
-/// Writes the parameters whose names are asked for: f32, or f16 where they are frozen in half precision.
+/// Writes the parameters whose names are asked for: f32, or f16 where they are frozen in half precision. Their identity,
+/// which the metadata gets under `key`.
 fn write_params(
     path: &Path,
     params: &Params,
     which: impl Fn(&str) -> bool,
     metadata: &BTreeMap<String, String>,
-) -> Result<()> {
+    key: &str,
+) -> Result<String> {
     let asked = || params.iter().filter(|(_, spec, _)| which(&spec.name));
     let info = |(id, spec, _): (crate::nn::Id, &Spec, &Tensor)| Info {
         name: spec.name.clone(),
@@ -213,7 +240,7 @@ fn write_params(
         shape: spec.shape.clone(),
     };
     let infos: Vec<Info> = asked().map(info).collect();
-    write::write(&RealDisk, path, &infos, metadata, |info, w| {
+    write::write_identified(&RealDisk, path, &infos, metadata, key, |info, w| {
         let Some(id) = params.find(&info.name) else {
             return Err(Error::argument(OP, &info.name, "a parameter", "none"));
         };

@@ -41,8 +41,18 @@ impl Spool {
         let failed = |e: io::Error| {
             Error::new(Kind::Write, "collect features").got(e).fix("free some space on the disk")
         };
-        let mut bytes = Vec::with_capacity(values.len() * 4);
-        values.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes()));
+        let (mut bytes, mut finite) = (Vec::with_capacity(values.len() * 4), true);
+        for v in values {
+            finite &= v.is_finite();
+            bytes.extend_from_slice(&v.to_le_bytes());
+        }
+        if !finite {
+            return Err(Error::new(Kind::NonFinite, "collect features")
+                .about(format!("row {}", self.rows))
+                .expected("finite numbers")
+                .got("one that is not")
+                .fix("the model's numbers are too large: take an earlier checkpoint"));
+        }
         self.file.write_all(&bytes).map_err(failed)?;
         self.rows += values.len() / size;
         Ok(())

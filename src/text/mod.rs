@@ -56,18 +56,8 @@ impl Tokenizer {
 
     /// The tokenizer of a `vocab.txt` by whatever name, and of a `tokenizer_config.json` if one lies beside it.
     pub fn open_vocabulary(path: &Path) -> Result<Tokenizer> {
-        const OPERATION: &str = "open the tokenizer";
-        let directory = folder_of(path);
-        let beside = directory.join(SETTINGS);
-        let settings = match std::fs::read_to_string(&beside) {
-            Ok(text) => Settings::parse(&text, &beside)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Settings::default(),
-            Err(e) => return Err(Error::io(OPERATION, &beside, &e)),
-        };
-        let bytes = std::fs::read(path).map_err(|e| Error::io(OPERATION, path, &e))?;
-        let name = path.display().to_string();
-        let vocabulary = Vocabulary::parse(&bytes).and_then(Vocabulary::new).map_err(|e| e.about(name))?;
-        Tokenizer::of(vocabulary, settings, directory)
+        let (vocabulary, settings) = read(path)?;
+        Tokenizer::of(vocabulary, settings, folder_of(path))
     }
 
     /// A tokenizer of these tokens; `[DEC]` comes after them. A dictionary file is looked for from where the program
@@ -87,14 +77,27 @@ impl Tokenizer {
 
     /// Writes `vocab.txt`, `tokenizer_config.json` and, if it is not IPADIC, the dictionary into a directory.
     pub fn save(&self, directory: &Path) -> Result<()> {
-        let mut settings = self.settings.clone();
-        if let Dictionary::File(file) = &mut settings.dictionary {
-            let name = Path::new(file.as_str()).file_name().and_then(|n| n.to_str());
-            *file = name.unwrap_or("dictionary.zst").to_string();
-            write(&directory.join(file.as_str()), self.segmenter.file())?;
+        if let Some(name) = self.dictionary_name() {
+            write(&directory.join(name), self.segmenter.file())?;
         }
-        write(&directory.join(SETTINGS), settings.to_text().as_bytes())?;
+        write(&directory.join(SETTINGS), self.settings.beside().to_text().as_bytes())?;
         write(&directory.join(VOCABULARY), self.vocabulary.to_text().as_bytes())
+    }
+
+    /// blake3 of the tokens and of how text is cut into them; of a dictionary, its name counts.
+    pub fn fingerprint(&self) -> String {
+        fingerprint(&self.vocabulary, &self.settings)
+    }
+
+    /// blake3 of the dictionary's file; None of the one that is part of the program.
+    pub fn dictionary_hash(&self) -> Option<String> {
+        let own = matches!(self.settings.dictionary, Dictionary::File(_));
+        own.then(|| blake3::hash(self.segmenter.file()).to_hex().to_string())
+    }
+
+    /// The name of the dictionary's file in a directory that this tokenizer is saved to.
+    pub fn dictionary_name(&self) -> Option<&str> {
+        self.settings.dictionary_name()
     }
 
     /// Tokens, `[DEC]` with them.
@@ -182,6 +185,37 @@ impl Tokenizer {
             }
         }
     }
+}
+
+/// The fingerprint of a directory's tokenizer and its number of tokens; its dictionary need not be there.
+pub fn fingerprint_of(directory: &Path) -> Result<(String, usize)> {
+    let (vocabulary, settings) = read(&directory.join(VOCABULARY))?;
+    Ok((fingerprint(&vocabulary, &settings), vocabulary.len()))
+}
+
+fn fingerprint(vocabulary: &Vocabulary, settings: &Settings) -> String {
+    let mut hash = blake3::Hasher::new();
+    let tokens = (0..vocabulary.len() as u32).filter_map(|id| vocabulary.token(id));
+    for text in tokens.chain([settings.beside().to_text().as_str()]) {
+        hash.update(text.as_bytes());
+        hash.update(b"\n");
+    }
+    hash.finalize().to_hex().to_string()
+}
+
+/// A vocabulary, and the settings that lie beside it.
+fn read(path: &Path) -> Result<(Vocabulary, Settings)> {
+    const OPERATION: &str = "open the tokenizer";
+    let beside = folder_of(path).join(SETTINGS);
+    let settings = match std::fs::read_to_string(&beside) {
+        Ok(text) => Settings::parse(&text, &beside)?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Settings::default(),
+        Err(e) => return Err(Error::io(OPERATION, &beside, &e)),
+    };
+    let bytes = std::fs::read(path).map_err(|e| Error::io(OPERATION, path, &e))?;
+    let name = path.display().to_string();
+    let vocabulary = Vocabulary::parse(&bytes).and_then(Vocabulary::new).map_err(|e| e.about(name))?;
+    Ok((vocabulary, settings))
 }
 
 /// The words of a text by IPADIC, special tokens not looked for.

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 const OPERATION: &str = "read the tokenizer's settings";
+/// The tokenizer of transformers that this is.
+const CLASS: &str = "BertJapaneseTokenizer";
 
 /// What words are cut into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +48,7 @@ impl Dictionary {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Keys {
+    tokenizer_class: Option<String>,
     word_tokenizer_type: Option<String>,
     subword_tokenizer_type: Option<String>,
     do_lower_case: Option<bool>,
@@ -82,6 +85,10 @@ impl Settings {
             ))
         };
         let mecab = keys.mecab_kwargs.unwrap_or_default();
+        match keys.tokenizer_class.as_deref() {
+            None | Some(CLASS) => {}
+            Some(other) => return refuse("tokenizer_class", CLASS, other),
+        }
         match keys.word_tokenizer_type.as_deref() {
             None | Some("mecab") => {}
             Some(other) => return refuse("word_tokenizer_type", "mecab", other),
@@ -120,8 +127,23 @@ impl Settings {
                 return refuse(key, token, &text.to_string());
             }
         }
+        if keys.word_tokenizer_type.is_none() {
+            return refuse("word_tokenizer_type", "mecab", "none, which transformers takes for basic");
+        }
         let dictionary = mecab.mecab_dic.as_deref().map(Dictionary::named).unwrap_or_default();
         Ok(Settings { subwords, dictionary })
+    }
+
+    /// What the dictionary's file is called where it lies beside the vocabulary.
+    pub fn dictionary_name(&self) -> Option<&str> {
+        let Dictionary::File(file) = &self.dictionary else { return None };
+        Some(Path::new(file).file_name().and_then(|n| n.to_str()).unwrap_or("dictionary.zst"))
+    }
+
+    /// The same with the dictionary's file beside the vocabulary.
+    pub fn beside(&self) -> Settings {
+        let dictionary = self.dictionary_name().map(|name| Dictionary::File(name.into()));
+        Settings { dictionary: dictionary.unwrap_or_default(), ..self.clone() }
     }
 
     /// The text of a `tokenizer_config.json`.
@@ -135,7 +157,7 @@ impl Settings {
             Dictionary::File(path) => path,
         };
         let keys = json!({
-            "tokenizer_class": "BertJapaneseTokenizer",
+            "tokenizer_class": CLASS,
             "do_lower_case": false,
             "word_tokenizer_type": "mecab",
             "subword_tokenizer_type": subwords,

@@ -16,7 +16,8 @@
 //! the system (too many open files, an unreadable disk) is returned, since passing over would lose work silently.
 
 pub use super::manifest::{Manifest, Metric, Progress};
-use crate::files::{self, Disk, DiskFile};
+use crate::files::{self, Disk, DiskFile, RealDisk};
+use crate::weights::{self, first_non_finite};
 use crate::{Error, Kind, Result};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -24,6 +25,7 @@ use serde_json::Value;
 use std::any::Any;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
@@ -79,14 +81,10 @@ impl<'d> Folder<'d> {
     /// Makes the folder if need be, takes its lock, and removes what killed processes left half-written.
     pub fn own(disk: &'d dyn Disk, path: &Path) -> Result<Folder<'d>> {
         files::make_folders(disk, path)?;
-        let file = path.join(".lock");
+        let file = path.join(LOCK);
         let owner = format!("process {}", std::process::id());
         let lock = files::retry(|| disk.lock(&file, &owner)).map_err(|e| match e.kind() {
-            ErrorKind::WouldBlock => Error::new(Kind::Argument, "train")
-                .about(path.display().to_string())
-                .expected("a folder no other training writes to")
-                .got(format!("one locked by {}", lock_owner(disk, &file)))
-                .fix("wait for it, stop it, or choose another folder"),
+            ErrorKind::WouldBlock => taken(disk, path, &file),
             _ => files::write_error("lock", &file, &e),
         })?;
         files::remove_leftovers(disk, path)?;
@@ -97,7 +95,7 @@ impl<'d> Folder<'d> {
     pub fn save(&mut self, checkpoint: &Checkpoint) -> Result<PathBuf> {
         let step = checkpoint.progress.step;
         self.refuse_older(step)?;
-        let path = self.path.join(format!("step-{step:09}.safetensors"));
+        let path = self.path.join(file_name(step));
         let header = encode_header(checkpoint)?;
         let seal = blake3::hash(&header);
         let bytes: usize = checkpoint.tensors.iter().map(|t| t.bytes.len()).sum();
@@ -175,6 +173,29 @@ impl<'d> Folder<'d> {
     }
 }
 
+/// What the checkpoint of a step is called.
+pub fn file_name(step: u64) -> String {
+    format!("step-{step:09}.safetensors")
+}
+
+const LOCK: &str = ".lock";
+
+/// Refuses a folder that another process trains in, as [`Folder::own`] does, and writes nothing.
+pub fn refuse_locked(folder: &Path) -> Result<()> {
+    let file = folder.join(LOCK);
+    let locked =
+        File::open(&file).is_ok_and(|f| matches!(f.try_lock_shared(), Err(TryLockError::WouldBlock)));
+    if locked { Err(taken(&RealDisk, folder, &file)) } else { Ok(()) }
+}
+
+fn taken(disk: &dyn Disk, folder: &Path, lock: &Path) -> Error {
+    Error::new(Kind::Argument, "train")
+        .about(folder.display().to_string())
+        .expected("a folder no other training writes to")
+        .got(format!("one locked by {}", lock_owner(disk, lock)))
+        .fix("wait for it, stop it, or choose another folder")
+}
+
 fn lock_owner(disk: &dyn Disk, file: &Path) -> String {
     let mut text = String::new();
     let read = disk.open(file).and_then(|f| f.take(64).read_to_string(&mut text));
@@ -203,7 +224,7 @@ pub fn load(disk: &dyn Disk, path: &Path) -> Result<Loaded> {
 }
 
 /// The checkpoints of a folder by name, newest first; none if there is no folder.
-fn steps(disk: &dyn Disk, folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+pub fn steps(disk: &dyn Disk, folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let names = match files::retry(|| disk.list(folder)) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         names => {
@@ -351,6 +372,17 @@ fn open(disk: &dyn Disk, path: &Path) -> Result<Opened, Bad> {
     Ok(Opened { file, metadata, manifest })
 }
 
+/// The first number of a parameter that is not finite. Running means may overflow and do no harm.
+fn bad_number(name: &str, dtype: Dtype, bytes: &[u8]) -> Option<usize> {
+    let dtype = match dtype {
+        Dtype::F32 => weights::Dtype::F32,
+        Dtype::F64 => weights::Dtype::F64,
+        _ => return None,
+    };
+    let mean = name.starts_with(EXP_AVG) || name.starts_with(EXP_AVG_SQ);
+    first_non_finite(dtype, bytes).filter(|_| !mean)
+}
+
 /// Reads and verifies every byte; the tensors' bytes are kept only if asked for.
 fn read(disk: &dyn Disk, path: &Path, keep: bool) -> Result<Loaded, Bad> {
     let Opened { mut file, metadata, mut manifest } = open(disk, path)?;
@@ -366,6 +398,10 @@ fn read(disk: &dyn Disk, path: &Path, keep: bool) -> Result<Loaded, Bad> {
             let part = piece.get_mut(..size).unwrap_or_default();
             file.read_exact(part).map_err(|e| cannot_read(path, &e))?;
             hash.update(part);
+            if keep && let Some(n) = bad_number(&name, info.dtype, part) {
+                let size = info.dtype.bitsize() / 8;
+                return Err(Bad::System(weights::non_finite(path, &name, bytes.len() / size + n)));
+            }
             if keep {
                 bytes.extend_from_slice(part);
             }

@@ -27,7 +27,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const CHECKPOINTS: &str = "checkpoints";
+pub const CHECKPOINTS: &str = "checkpoints";
 pub const BAD: &str = "bad.jsonl";
 
 /// Everything a run is made of.
@@ -60,9 +60,24 @@ struct Going<'a> {
     last_save: Instant,
 }
 
-/// Trains. `trainer` stands at its beginning; a checkpoint replaces its numbers if the run is resumed.
-pub fn run(run: &Run, trainer: Trainer, stop: &Stop, progress: &mut Progress) -> Result<Outcome> {
-    let mut going = Going::begin(run, trainer, progress)?;
+/// Trains. The trainer and its state stand where the newest checkpoint of the folder does, if there is one.
+pub fn run(
+    run: &Run,
+    (trainer, state): (Trainer, State),
+    folder: Folder<'static>,
+    stop: &Stop,
+    progress: &mut Progress,
+) -> Result<Outcome> {
+    if run.resume {
+        progress.say(match trainer.step {
+            0 => "no checkpoint yet: beginning with step 1".to_string(),
+            step => where_it_stands(step, run.length),
+        });
+    }
+    let saved = (trainer.step > 0).then_some(trainer.step);
+    let log = Log::open(run.out, trainer.step)?;
+    let bad = read_bad(&run.out.join(BAD));
+    let mut going = Going { run, trainer, state, folder, log, bad, saved, last_save: Instant::now() };
     progress.start("step", going.trainer.step, run.length.steps);
     let mut loader = going.loader()?;
     let mut coming = None;
@@ -100,39 +115,7 @@ pub fn newest(out: &Path, mut torn: impl FnMut(&Error)) -> Result<Option<checkpo
     }
 }
 
-impl<'a> Going<'a> {
-    fn begin(run: &'a Run<'a>, mut trainer: Trainer, progress: &Progress) -> Result<Going<'a>> {
-        let folder = Folder::own(&RealDisk, &run.out.join(CHECKPOINTS))?;
-        let newest = newest(run.out, |e| progress.warn(format!("warning: passed over: {e}")))?;
-        let mut state = State::default();
-        match newest {
-            Some(loaded) if run.resume => {
-                loaded.progress.check_same_run(&run.identity.progress(
-                    &trainer,
-                    State::default(),
-                    None,
-                )?)?;
-                state = state::restore(&mut trainer, loaded)?;
-                progress.say(where_it_stands(trainer.step, run.length));
-            }
-            Some(loaded) => {
-                return Err(Error::argument(
-                    "train",
-                    run.out.display().to_string(),
-                    "a folder without checkpoints",
-                    format!("a run that stands at step {}", loaded.progress.step),
-                )
-                .fix("go on with it (--resume), or choose another folder (--out)"));
-            }
-            None if run.resume => progress.say("no checkpoint yet: beginning with step 1"),
-            None => {}
-        }
-        let saved = (trainer.step > 0).then_some(trainer.step);
-        let log = Log::open(run.out, trainer.step)?;
-        let bad = read_bad(&run.out.join(BAD));
-        Ok(Going { run, trainer, state, folder, log, bad, saved, last_save: Instant::now() })
-    }
-
+impl Going<'_> {
     fn loader(&self) -> Result<Loader<Item>> {
         let (config, corpus) = (self.run.config, &self.run.loading.corpus);
         let accumulate = config.accumulate as u64;

@@ -7,9 +7,10 @@ use super::checkpoint::{self, Checkpoint, EXP_AVG, EXP_AVG_SQ, Loaded, Metric, P
 use super::config::{Config, Length};
 use super::corpus::Corpus;
 use super::trainer::{Contrast, Trainer};
+use crate::device::cpu;
 use crate::model::{self, Profile};
 use crate::nn::{self, Gelu, Params, Precision};
-use crate::tensor::{Buffer, DType, Real, Tensor};
+use crate::tensor::{Buffer, DType, Device, Real, Tensor};
 use crate::{Error, Result, on};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,9 @@ pub struct State {
     pub bad: BTreeSet<usize>,
     /// The lowest validation loss so far.
     pub best: Option<f64>,
+    /// What the processor computed with; none on a GPU, and in checkpoints of earlier versions.
+    #[serde(default)]
+    pub instructions: Option<String>,
 }
 
 /// Every setting that changes the numbers.
@@ -127,9 +131,24 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Of a run that has done nothing, to compare others with.
+    pub fn at_start(&self, seed: u64) -> Progress {
+        Progress {
+            step: 0,
+            epoch: 0,
+            seed,
+            config: self.settings.clone(),
+            vit_blake3: self.frozen.clone(),
+            metric: None,
+            state: Value::Null,
+        }
+    }
+
     pub fn progress(&self, trainer: &Trainer, mut state: State, metric: Option<Metric>) -> Result<Progress> {
         state.optimizer_steps = trainer.optimizer.steps;
         (state.loss_scale, state.clean_steps) = (trainer.scale.scale, trainer.scale.clean_steps);
+        let on_cpu = matches!(trainer.params.device(), Device::Cpu);
+        state.instructions = on_cpu.then(|| cpu::instructions().to_string());
         let broken = |e| Error::argument("save checkpoint", "state", "numbers", e);
         Ok(Progress {
             step: trainer.step,
@@ -172,6 +191,11 @@ fn stored_dtype(dtype: DType) -> Dtype {
         DType::F32 => Dtype::F32,
         DType::F64 => Dtype::F64,
     }
+}
+
+/// The instruction set that a checkpoint was computed with, if it says so.
+pub fn instructions_of(loaded: &Loaded) -> Option<&str> {
+    loaded.progress.state.get("instructions")?.as_str()
 }
 
 /// Puts a checkpoint's numbers into a trainer that was made from the same settings.

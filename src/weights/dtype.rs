@@ -82,3 +82,15 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
         _ => return None,
     })
 }
+
+/// The first number of floating point bytes that is infinite or none.
+pub fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
+    let two = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
+    match dtype {
+        Dtype::F16 => bytes.chunks_exact(2).position(|b| two(b) & 0x7c00 == 0x7c00),
+        Dtype::Bf16 => bytes.chunks_exact(2).position(|b| two(b) & 0x7f80 == 0x7f80),
+        Dtype::F32 => bytes.chunks_exact(4).position(|b| u16::from_le_bytes([b[2], b[3]]) & 0x7f80 == 0x7f80),
+        Dtype::F64 => bytes.chunks_exact(8).position(|b| u16::from_le_bytes([b[6], b[7]]) & 0x7ff0 == 0x7ff0),
+        _ => None,
+    }
+}

@@ -11,6 +11,7 @@
 //! | `set.rs` `folder.rs` | the files of a folder as one: shards, and the index that names them |
 //! | [`names`] `wrappers.rs` | LAVIS, Hugging Face BERT, EVA and Hugging Face BLIP-2 names onto each other, whatever wrapped them |
 //! | [`start`] `report.rs` | where training starts: EVA, BERT and earlier checkpoints put together |
+//! | [`identity`] | what tells a set of tensors from others, without reading it again |
 //! | [`write`] | safetensors files written tensor by tensor |
 //!
 //! A file is input that may be torn or hostile. Every length is checked before anything is allocated, nothing recurses
@@ -18,6 +19,7 @@
 
 mod dtype;
 mod folder;
+pub mod identity;
 pub mod interpolate;
 pub mod names;
 mod pytorch;
@@ -30,12 +32,12 @@ pub mod start;
 mod wrappers;
 pub mod write;
 
-pub use dtype::{Dtype, to_f32};
+pub use dtype::{Dtype, first_non_finite, to_f32};
 pub use report::Report;
 pub use set::{Set, VIT_FILE};
 pub use wrappers::wrappers;
 
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 use source::Source;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
@@ -190,20 +192,25 @@ impl Weights {
         read.map_err(|refusal| refusal.of(self.path()))
     }
 
-    /// A tensor of floating point numbers as f32 (f64 rounded, f16 and bf16 exactly).
+    /// A tensor of floating point numbers as f32 (f64 rounded, f16 and bf16 exactly). A number that is not finite is an error,
+    /// looked for piece by piece while they are read and converted.
     pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
         let (i, info) = self.find(name)?;
         if let (Content::Safetensors(header), Dtype::F32) = (&self.content, info.dtype) {
-            let mut values = vec![0.0; info.elements()];
-            let read = header.read_into(&self.source, i, info, bytemuck::cast_slice_mut(&mut values));
-            return read.map(|()| values).map_err(|refusal| refusal.of(self.path()));
+            let mut values = vec![0.0f32; info.elements()];
+            return self.read_finite(header, (i, info), &mut values).map(|()| values);
         }
         let wrong = |got: String| Error::file(source::OP, self.path(), "floating point numbers", got);
-        let bytes = self.bytes(name)?;
-        to_f32(info.dtype, &bytes).ok_or_else(|| wrong(format!("{} in {name}", info.dtype)))
+        let (bytes, mut values) = (self.bytes(name)?, Vec::with_capacity(info.elements()));
+        for (p, piece) in bytes.chunks(PIECE * info.dtype.size()).enumerate() {
+            self.check_finite(info, p * PIECE, piece)?;
+            let some = to_f32(info.dtype, piece);
+            values.extend(some.ok_or_else(|| wrong(format!("{} in {name}", info.dtype)))?);
+        }
+        Ok(values)
     }
 
-    /// The bits of a tensor of f16.
+    /// The bits of a tensor of f16, all of them finite.
     pub fn halves(&self, name: &str) -> Result<Vec<u16>> {
         let (i, info) = self.find(name)?;
         if info.dtype != Dtype::F16 {
@@ -211,11 +218,34 @@ impl Weights {
             return Err(Error::file(source::OP, self.path(), "f16", got));
         }
         let Content::Safetensors(header) = &self.content else {
-            return Ok(bytemuck::pod_collect_to_vec(&self.bytes(name)?));
+            let bytes = self.bytes(name)?;
+            self.check_finite(info, 0, &bytes)?;
+            return Ok(bytemuck::pod_collect_to_vec(&bytes));
         };
-        let mut bits = vec![0; info.elements()];
-        let read = header.read_into(&self.source, i, info, bytemuck::cast_slice_mut(&mut bits));
-        read.map(|()| bits).map_err(|refusal| refusal.of(self.path()))
+        let mut bits = vec![0u16; info.elements()];
+        self.read_finite(header, (i, info), &mut bits).map(|()| bits)
+    }
+
+    /// Fills `to`, numbers of the tensor's own dtype, piece by piece.
+    fn read_finite<T: bytemuck::Pod>(
+        &self,
+        header: &safetensors::Header,
+        (i, info): (usize, &Info),
+        to: &mut [T],
+    ) -> Result<()> {
+        for (p, piece) in to.chunks_mut(PIECE).enumerate() {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(piece);
+            let read = header.read_into(&self.source, (i, info), p * PIECE * size_of::<T>(), bytes);
+            read.map_err(|refusal| refusal.of(self.path()))?;
+            self.check_finite(info, p * PIECE, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Of the numbers from element `at` on.
+    fn check_finite(&self, info: &Info, at: usize, bytes: &[u8]) -> Result<()> {
+        let bad = first_non_finite(info.dtype, bytes);
+        bad.map_or(Ok(()), |n| Err(non_finite(self.path(), &info.name, at + n)))
     }
 
     /// blake3 of a tensor's bytes.
@@ -230,6 +260,18 @@ impl Weights {
         });
         read.map(|()| hash.finalize()).map_err(|refusal| refusal.of(self.path()))
     }
+}
+
+/// Numbers that are read, checked and converted at a time: they stay in a cache.
+const PIECE: usize = 1 << 16;
+
+/// The error of a tensor that holds a number that is not finite.
+pub fn non_finite(path: &Path, name: &str, element: usize) -> Error {
+    Error::new(Kind::NonFinite, source::OP)
+        .about(path.display().to_string())
+        .expected(format!("finite numbers in {name}"))
+        .got(format!("one that is not, element {element}"))
+        .fix("its training failed before it was saved, or it is damaged: take an earlier checkpoint")
 }
 
 /// What a file that is none of ours seems to be.

@@ -106,9 +106,15 @@ impl Header {
         source.read(self.start(i, info)?, info.bytes() as u64)
     }
 
-    /// Fills `to`, as large as the tensor.
-    pub fn read_into(&self, source: &Source, i: usize, info: &Info, to: &mut [u8]) -> Result<(), Refusal> {
-        source.read_at(self.start(i, info)?, to)
+    /// Fills `to` with the tensor's bytes from `at` on.
+    pub fn read_into(
+        &self,
+        source: &Source,
+        (i, info): (usize, &Info),
+        at: usize,
+        to: &mut [u8],
+    ) -> Result<(), Refusal> {
+        source.read_at(self.start(i, info)? + at as u64, to)
     }
 
     /// Hands the tensor's bytes to `take`, piece by piece.

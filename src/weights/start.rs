@@ -13,6 +13,7 @@
 //!
 //! [`Plan::new`] compares names and shapes only (and tied twins); numbers are read one parameter at a time.
 
+use super::identity::{self, Identity, Narrow};
 use super::names::{self, Meaning, Naming};
 use super::wrappers::wrappers;
 use super::{Dtype, Report, Set, interpolate};
@@ -123,6 +124,10 @@ impl Plan {
         Err(e.fix("the checkpoint is not whole; take what it lacks from the other files with --partial"))
     }
 
+    pub fn sets(&self) -> &[Set] {
+        &self.sets
+    }
+
     pub fn wants(&self) -> &[Want] {
         &self.wants
     }
@@ -189,43 +194,23 @@ impl Plan {
         if parts.is_empty() {
             return Ok(None);
         }
-        parts.sort_unstable();
-        let hash = |(name, i): &(&str, usize)| -> Result<String> {
-            let (dtype, hash) = self.hash_narrow(*i)?;
-            let shape = self.wants.get(*i).map(|w| w.shape.as_slice()).unwrap_or_default();
-            Ok(format!("{name} {dtype} {shape:?} {}\n", hash.to_hex()))
-        };
-        let lines: Vec<String> = parts.par_iter().map(hash).collect::<Result<_>>()?;
-        Ok(Some(blake3::hash(lines.concat().as_bytes()).to_hex().to_string()))
-    }
-
-    /// Refuses another image encoder than the one of this hash.
-    pub fn check_vit(&self, expected: &str) -> Result<()> {
-        match self.vit_hash()? {
-            Some(found) if found == expected => Ok(()),
-            found => {
-                let got = found.map_or("none".into(), |f| format!("one of blake3 {f}"));
-                let expected = format!("the one the model was trained with (blake3 {expected})");
-                Err(Error::argument(OP, "image encoder", expected, got)
-                    .fix("give its file with --vit, or go on with this one with --any-vit"))
-            }
+        let hash = |(name, i): &(&str, usize)| Ok((name.to_string(), *i, self.hash_narrow(*i)?));
+        let hashes: Vec<(String, usize, Narrow)> = parts.par_iter().map(hash).collect::<Result<_>>()?;
+        let mut identity = Identity::default();
+        for (name, i, narrow) in hashes {
+            identity.add(&name, self.wants.get(i).map(|w| w.shape.as_slice()).unwrap_or_default(), narrow);
         }
+        Ok(identity.finish())
     }
 
     /// blake3 of a parameter's numbers as f16 if that holds them exactly, else as f32.
-    fn hash_narrow(&self, i: usize) -> Result<(Dtype, blake3::Hash)> {
+    fn hash_narrow(&self, i: usize) -> Result<Narrow> {
         if let (Some(Origin::Whole(place)), Some(Dtype::F16)) = (self.origins.get(i), self.dtype(i))
             && let Some(set) = self.sets.get(place.set)
         {
             return Ok((Dtype::F16, set.holder(&place.name)?.hash(&place.name)?));
         }
-        let values = self.f32(i, |_| Vec::new())?;
-        let halves: Vec<half::f16> = values.iter().map(|x| half::f16::from_f32(*x)).collect();
-        let exact = values.iter().zip(&halves).all(|(x, h)| x.to_bits() == h.to_f32().to_bits());
-        Ok(match exact {
-            true => (Dtype::F16, blake3::hash(bytemuck::cast_slice(&halves))),
-            false => (Dtype::F32, blake3::hash(bytemuck::cast_slice(&values))),
-        })
+        Ok(identity::narrow(&self.f32(i, |_| Vec::new())?))
     }
 
     /// The bytes of parameter `i` as its file has them; only where [`Plan::dtype`] is one.

@@ -1,12 +1,16 @@
-//! safetensors files written tensor by tensor: the header is known before, the bytes come as they are made.
+//! safetensors files written tensor by tensor: the header is known before, the bytes come as they are made. What follows
+//! from the bytes, their identity, is put in its place in the header afterwards.
 
+use super::identity::{Identity, narrow_bytes};
 use super::safetensors::{MOST_HEADER, MOST_NAME, MOST_TENSORS};
-use super::{Dtype, Info};
+use super::{Dtype, Info, first_non_finite, non_finite};
 use crate::files::{self, Disk};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 const OP: &str = "write weights";
@@ -20,8 +24,7 @@ pub fn write(
     metadata: &BTreeMap<String, String>,
     mut bytes: impl FnMut(&Info, &mut dyn Write) -> Result<()>,
 ) -> Result<()> {
-    let mut order: Vec<&Info> = tensors.iter().collect();
-    order.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(&b.name)));
+    let order = in_order(tensors);
     let header = header(&order, metadata)?;
     let data: u64 = order.iter().map(|t| t.bytes() as u64).sum();
     // An error of ours inside the writer is kept here, since only io::Error passes through it.
@@ -46,6 +49,53 @@ pub fn write(
         Some(e) => Err(e),
         None => done,
     }
+}
+
+/// Writes a file whose metadata holds, under `key`, the identity of its tensors, which it returns. The key is filled in
+/// after the file has its name: write where nobody reads yet.
+pub fn write_identified(
+    disk: &dyn Disk,
+    path: &Path,
+    tensors: &[Info],
+    metadata: &BTreeMap<String, String>,
+    key: &str,
+    mut bytes: impl FnMut(&Info, &mut dyn Write) -> Result<()>,
+) -> Result<String> {
+    let room = "0".repeat(2 * blake3::OUT_LEN);
+    let mut metadata = metadata.clone();
+    metadata.insert(key.into(), room.clone());
+    let (mut identity, mut buffer) = (Identity::default(), Vec::new());
+    write(disk, path, tensors, &metadata, |info, w| {
+        buffer.clear();
+        bytes(info, &mut buffer)?;
+        if let Some(element) = first_non_finite(info.dtype, &buffer) {
+            return Err(non_finite(path, &info.name, element));
+        }
+        let narrow = narrow_bytes(info.dtype, &buffer)
+            .ok_or_else(|| Error::argument(OP, &info.name, "floating point numbers", info.dtype))?;
+        identity.add(&info.name, &info.shape, narrow);
+        w.write_all(&buffer).map_err(|e| files::write_error("write", path, &e))
+    })?;
+    let found = identity.finish().unwrap_or(room);
+    fill_in(path, &header(&in_order(tensors), &metadata)?, key, &found)
+        .map_err(|e| files::write_error("write", path, &e))?;
+    Ok(found)
+}
+
+fn in_order(tensors: &[Info]) -> Vec<&Info> {
+    let mut order: Vec<&Info> = tensors.iter().collect();
+    order.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(&b.name)));
+    order
+}
+
+/// Writes a value over that of a key of the metadata, as long as it.
+fn fill_in(path: &Path, header: &[u8], key: &str, value: &str) -> io::Result<()> {
+    let before = format!("\"{key}\":\"").into_bytes();
+    let at = header.windows(before.len()).position(|w| w == before);
+    let at = at.ok_or_else(|| io::Error::other("no place for the identity"))? + before.len();
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.write_all_at(value.as_bytes(), at as u64)?;
+    file.sync_all()
 }
 
 struct Counted<'a> {

@@ -57,16 +57,19 @@ pub struct Args {
     /// Seed of what starts random
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Replace the model or the file that is there
+    #[arg(long)]
+    force: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    write::check_out(args)?;
     if let Some(sizes) = &args.random {
         let config = sized(named(sizes)?, args.image_size)?;
         let (_, specs) = Model::new(config.clone(), false)?;
         let plan = Plan::new(Vec::new(), wants(&specs), true)?;
         let job = write::Job { plan, specs, config, seed: args.seed, random: true };
-        job.folder(&args.out)?;
-        return random::tokenizer(&args.out, job.config.vocab);
+        return job.folder(&args.out, |staged| random::tokenizer(staged, job.config.vocab));
     }
     let paths = [&args.input, &args.bert, &args.vit].into_iter().flatten();
     let sets = paths.map(|p| Set::open(p)).collect::<Result<Vec<Set>>>()?;
@@ -84,10 +87,7 @@ pub fn run(args: &Args) -> Result<()> {
     match args.to.as_str() {
         "lavis" => job.lavis(&args.out),
         "hf" => job.hugging_face(&args.out),
-        _ => {
-            job.folder(&args.out)?;
-            copy_tokenizer(args)
-        }
+        _ => job.folder(&args.out, |staged| copy_tokenizer(args, staged)),
     }
 }
 
@@ -167,7 +167,7 @@ fn has_vit(sets: &[Set]) -> Result<bool> {
 }
 
 /// The tokenizer's files of the BERT or of the input's folder.
-fn copy_tokenizer(args: &Args) -> Result<()> {
+fn copy_tokenizer(args: &Args, to: &Path) -> Result<()> {
     let mut folders = [&args.bert, &args.input].into_iter().flatten();
     let Some(from) = folders.find(|p| p.join("vocab.txt").is_file()) else {
         eprintln!("note: no vocab.txt beside the weights; add it, or convert again with --bert DIR");
@@ -177,7 +177,7 @@ fn copy_tokenizer(args: &Args) -> Result<()> {
         let path = from.join(name);
         if path.is_file() {
             let bytes = std::fs::read(&path).map_err(|e| Error::io(OP, &path, &e))?;
-            write::file(&args.out.join(name), &bytes)?;
+            write::file(&to.join(name), &bytes)?;
         }
     }
     Ok(())

@@ -1,16 +1,17 @@
 //! The three forms a model is written in: our folder, a file for LAVIS, a file under Hugging Face's names.
 
-use super::{OP, is_vit};
+use super::{Args, OP, is_vit};
 use crate::commands::output::say;
 use crate::files::{self, RealDisk};
 use crate::model::Config;
 use crate::nn::Spec;
-use crate::pretrained::start::initial;
+use crate::pretrained::{parts, start::initial};
 use crate::weights::names::{self, POSITION_IDS, TWINS};
 use crate::weights::start::Plan;
 use crate::weights::{Dtype, Info, VIT_FILE, write};
 use crate::{Error, Kind, Result};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 /// A model to write, and where each of its numbers comes from.
@@ -36,35 +37,32 @@ enum Piece {
 type Pieces = BTreeMap<String, (Info, Piece)>;
 
 impl Job {
-    /// `model.safetensors`, `vit.safetensors` and `config.json`.
-    pub fn folder(&self, folder: &Path) -> Result<()> {
-        files::make_folders(&RealDisk, folder)?;
+    /// A model's folder, whole or not at all; `tokenizer` writes its own files into the folder it is given.
+    pub fn folder(&self, folder: &Path, tokenizer: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let (vit, model): (Vec<usize>, Vec<usize>) =
             (0..self.specs.len()).partition(|i| is_vit(&self.specs[*i]));
-        let mut metadata = BTreeMap::from([("format".to_string(), "qformer".to_string())]);
-        if !vit.is_empty() {
-            let pieces = self.parameters(&vit, |i| self.frozen_dtype(i));
-            self.write(&folder.join(VIT_FILE), &pieces, &BTreeMap::new())?;
-            if let Some(hash) = self.vit_hash(folder)? {
-                metadata.insert(names::VIT_HASH.into(), hash);
+        files::write_folder(folder, &parts::PARTS, |staged| {
+            tokenizer(staged)?;
+            let vocabulary = parts::vocabulary_in(staged, &self.config)?;
+            let mut beside = parts::Beside { vocabulary, ..Default::default() };
+            let config = serde_json::to_vec_pretty(&self.config)
+                .map_err(|e| Error::new(Kind::Write, OP).about("config.json").got(e))?;
+            file(&staged.join("config.json"), &config)?;
+            if !vit.is_empty() {
+                let pieces = self.parameters(&vit, |i| self.frozen_dtype(i));
+                let key = Some(names::VIT_HASH);
+                beside.vit = self.write(&staged.join(VIT_FILE), &pieces, &BTreeMap::new(), key)?;
+            }
+            let pieces = self.parameters(&model, |_| Dtype::F32);
+            let metadata = beside.metadata(&self.config)?;
+            self.write(&staged.join("model.safetensors"), &pieces, &metadata, Some(parts::TENSORS)).map(drop)
+        })?;
+        for (name, tensors) in [(VIT_FILE, vit.len()), ("model.safetensors", model.len())] {
+            if tensors > 0 {
+                eprintln!("wrote {}: {tensors} tensors", folder.join(name).display());
             }
         }
-        let pieces = self.parameters(&model, |_| Dtype::F32);
-        self.write(&folder.join("model.safetensors"), &pieces, &metadata)?;
-        let config = serde_json::to_vec_pretty(&self.config)
-            .map_err(|e| Error::new(Kind::Write, OP).about("config.json").got(e))?;
-        file(&folder.join("config.json"), &config)
-    }
-
-    /// That of the plan's files; for random numbers, of the file that was written.
-    fn vit_hash(&self, folder: &Path) -> Result<Option<String>> {
-        if !self.random {
-            return self.plan.vit_hash();
-        }
-        let set = crate::weights::Set::open(&folder.join(VIT_FILE))?;
-        let wants =
-            self.plan.wants().iter().filter(|w| w.name.starts_with("visual_encoder.")).cloned().collect();
-        Plan::new(vec![set], wants, false)?.vit_hash()
+        Ok(())
     }
 
     /// One safetensors file of the trained tensors as LAVIS names them, tied names included, and how LAVIS loads it.
@@ -79,7 +77,8 @@ impl Job {
         }
         let info = Info { name: POSITION_IDS.into(), dtype: Dtype::I64, shape: vec![1, self.config.max_pos] };
         pieces.insert(POSITION_IDS.into(), (info, Piece::Positions));
-        self.write(out, &pieces, &BTreeMap::from([("format".into(), "pt".into())]))?;
+        self.write(out, &pieces, &BTreeMap::from([("format".into(), "pt".into())]), None)?;
+        eprintln!("wrote {}: {} tensors", out.display(), pieces.len());
         // JSON's quotes and escapes are Python's, too.
         say!(
             "import lavis.models, safetensors.torch\n\
@@ -124,7 +123,9 @@ impl Job {
                 left_out.join(", ")
             );
         }
-        self.write(out, &pieces, &BTreeMap::from([("format".into(), "pt".into())]))
+        self.write(out, &pieces, &BTreeMap::from([("format".into(), "pt".into())]), None)?;
+        eprintln!("wrote {}: {} tensors", out.display(), pieces.len());
+        Ok(())
     }
 
     /// As the file has it; f16 for random numbers, biases and norms included.
@@ -142,32 +143,55 @@ impl Job {
         which.iter().map(piece).collect()
     }
 
-    fn write(&self, path: &Path, pieces: &Pieces, metadata: &BTreeMap<String, String>) -> Result<()> {
+    /// Writes a file; with a key of its metadata for it, the identity of its tensors is written and returned.
+    fn write(
+        &self,
+        path: &Path,
+        pieces: &Pieces,
+        metadata: &BTreeMap<String, String>,
+        identity: Option<&str>,
+    ) -> Result<Option<String>> {
         let infos: Vec<Info> = pieces.values().map(|(info, _)| info.clone()).collect();
-        write::write(&RealDisk, path, &infos, metadata, |info, w| {
-            let failed = |e: std::io::Error| files::write_error("write", path, &e);
-            match pieces.get(&info.name).map(|(_, piece)| piece) {
-                Some(Piece::Parameter(i)) if self.plan.dtype(*i) == Some(info.dtype) => {
-                    w.write_all(&self.plan.bytes(*i)?).map_err(failed)
-                }
-                Some(Piece::Parameter(i)) => write::put_f32(w, info.dtype, &self.f32(*i)?).map_err(failed),
-                Some(Piece::Positions) => (0..info.elements() as i64)
-                    .try_for_each(|n| w.write_all(&n.to_le_bytes()))
-                    .map_err(failed),
-                Some(Piece::Joined(q, v)) => {
-                    let (q, v) = (self.f32(*q)?, self.f32(*v)?);
-                    write::put_f32(w, Dtype::F32, &[&q[..], &vec![0.0; q.len()], &v].concat()).map_err(failed)
-                }
-                None => Err(Error::argument(OP, &info.name, "a tensor of the model", "another")),
+        let bytes = |info: &Info, w: &mut dyn Write| self.bytes(path, info, pieces, w);
+        match identity {
+            Some(key) => write::write_identified(&RealDisk, path, &infos, metadata, key, bytes).map(Some),
+            None => write::write(&RealDisk, path, &infos, metadata, bytes).map(|()| None),
+        }
+    }
+
+    fn bytes(&self, path: &Path, info: &Info, pieces: &Pieces, w: &mut dyn Write) -> Result<()> {
+        let failed = |e: std::io::Error| files::write_error("write", path, &e);
+        match pieces.get(&info.name).map(|(_, piece)| piece) {
+            Some(Piece::Parameter(i)) if self.plan.dtype(*i) == Some(info.dtype) => {
+                w.write_all(&self.plan.bytes(*i)?).map_err(failed)
             }
-        })?;
-        eprintln!("wrote {}: {} tensors", path.display(), infos.len());
-        Ok(())
+            Some(Piece::Parameter(i)) => write::put_f32(w, info.dtype, &self.f32(*i)?).map_err(failed),
+            Some(Piece::Positions) => {
+                (0..info.elements() as i64).try_for_each(|n| w.write_all(&n.to_le_bytes())).map_err(failed)
+            }
+            Some(Piece::Joined(q, v)) => {
+                let (q, v) = (self.f32(*q)?, self.f32(*v)?);
+                write::put_f32(w, Dtype::F32, &[&q[..], &vec![0.0; q.len()], &v].concat()).map_err(failed)
+            }
+            None => Err(Error::argument(OP, &info.name, "a tensor of the model", "another")),
+        }
     }
 
     fn f32(&self, i: usize) -> Result<Vec<f32>> {
         self.plan.f32(i, |range| initial(&self.specs[i], i, self.seed, range))
     }
+}
+
+/// Refuses to replace what is there, unless told to: a model's folder, or a file.
+pub fn check_out(args: &Args) -> Result<()> {
+    if args.to == "qformer" || args.out.is_dir() {
+        return files::refuse_replacing(OP, &args.out, &parts::PARTS, args.force);
+    }
+    if args.out.exists() && !args.force {
+        return Err(Error::argument(OP, "--out", "a new file", args.out.display())
+            .fix("choose another name, or replace it with --force"));
+    }
+    Ok(())
 }
 
 /// A small file, whole or not at all.

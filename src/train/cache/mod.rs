@@ -205,6 +205,21 @@ impl Cache {
         self.changed
     }
 
+    /// Refuses a cache of something else, as opening it does, and writes nothing.
+    pub fn check(
+        settings: &Settings,
+        config: &Config,
+        corpus: &Corpus,
+        model: &model::Config,
+        encoder: &str,
+    ) -> Result<()> {
+        let header = settings.folder.join("cache.json");
+        if header.is_file() {
+            same(&header, &settings.identity(config, corpus, model, encoder))?;
+        }
+        Ok(())
+    }
+
     /// A complete cache may be read by several trainings.
     fn share(&self, alone: bool) -> Result<()> {
         let complete = self.missing().is_empty();

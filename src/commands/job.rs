@@ -1,0 +1,415 @@
+//! A training that is worked out, checked and then begun. Everything that can be refused is refused before a byte is written:
+//! settings, data, the model it starts from, the run that stands in its folder, another process that trains there. A dry run is
+//! these checks alone.
+
+use super::start::{self, Start};
+use super::train::MODEL;
+use crate::device::cpu;
+use crate::files::{self, RealDisk};
+use crate::model::Model;
+use crate::model::Profile;
+use crate::nn::{Params, Precision};
+use crate::pretrained;
+use crate::tensor::Device;
+use crate::text::Tokenizer;
+use crate::train::cache::Cache;
+use crate::train::checkpoint::{self, Folder, Loaded};
+use crate::train::config::{self, Config, Length};
+use crate::train::corpus::{Corpus, Loading};
+use crate::train::plan::{Plan, bytes};
+use crate::train::progress::Progress;
+use crate::train::rehearsal;
+use crate::train::run::{self, Run};
+use crate::train::signals::Stop;
+use crate::train::state::{self, Identity, State};
+use crate::train::trainer::Trainer;
+use crate::train::validate::Validation;
+use crate::vision::Turn;
+use crate::{Error, Kind, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The run's own settings and vocabulary in its folder.
+pub const CONFIG: &str = "config.yaml";
+const VOCABULARY: &str = "vocabulary";
+
+/// What is to become of the run in the folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    Begin,
+    Resume,
+    Export,
+}
+
+/// A run that is worked out, but has not begun.
+pub struct Job {
+    /// Whose errors these are.
+    command: &'static str,
+    aim: Aim,
+    config: Config,
+    corpus: Arc<Corpus>,
+    validation: Option<Arc<Corpus>>,
+    start: Start,
+    length: Length,
+    plan: Plan,
+    device: Device,
+    precision: Precision,
+    /// The longest caption in tokens.
+    longest: usize,
+}
+
+/// What a job begins with: numbers of its model, what it is compared by, and where its run stands.
+struct Beginning {
+    model: Model,
+    params: Params,
+    tokenizer: Arc<Tokenizer>,
+    identity: Identity,
+    newest: Option<Loaded>,
+}
+
+impl Job {
+    pub fn prepare(command: &'static str, mut config: Config, aim: Aim, progress: &Progress) -> Result<Job> {
+        let say = |line: String| progress.say(line);
+        let (device, precision) =
+            super::engine::place(&config.device, config.dtype.as_deref(), config.vit_gelu, say)?;
+        if config.device == "auto" {
+            // A run that is resumed computes where it began.
+            config.device = if matches!(device, Device::Cpu) { "cpu" } else { "cuda" }.into();
+        }
+        config.notes.iter().for_each(|note| progress.say(format!("note: {note}")));
+        let again = aim != Aim::Begin;
+        let own = config.out.as_ref().filter(|_| again).map(|out| out.join(CONFIG));
+        let read = |sources: &[config::DataSource]| {
+            let corpus = Corpus::read(sources, config.missing_share).map_err(|e| match &own {
+                Some(own) if e.kind() == Kind::File => e.also(format!(
+                    "{} says where the data was: where it is now is given with --images and --captions",
+                    own.display()
+                )),
+                _ => e,
+            })?;
+            for report in corpus.sets.iter().map(|s| &s.report).filter(|r| r.has_warnings()) {
+                progress.warn(format!("warning: {report}"));
+            }
+            Ok::<_, Error>(Arc::new(corpus))
+        };
+        let corpus = read(&config.data)?;
+        let validation = config.validation.clone().map(|v| read(&[v])).transpose()?;
+        let kept = config.out.as_ref().filter(|_| again).map(|out| out.join(VOCABULARY));
+        let start = Start::new(&config, &corpus, kept.as_deref())?;
+        let length = config.length(corpus.order(&config)?.steps_per_epoch());
+        check_length(&config, length, again)?;
+        let tokenize = start.tokenize();
+        let longest = corpus.captions().map(|c| tokenize(c).len()).max().unwrap_or(2);
+        let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length);
+        let job =
+            Job { command, aim, config, corpus, validation, start, length, plan, device, precision, longest };
+        job.note_repeats(progress)?;
+        Ok(job)
+    }
+
+    /// What doctor finds in such a data set: right captions that count as wrong ones.
+    fn note_repeats(&self, progress: &Progress) -> Result<()> {
+        if self.config.profile != Profile::LavisDiagonal || self.aim == Aim::Export {
+            return Ok(());
+        }
+        let order = self.corpus.order(&self.config)?;
+        let steps = order.steps_per_epoch();
+        let repeats = |step: &u64| {
+            let mut pictures: Vec<usize> =
+                order.batch(*step).into_iter().filter_map(|i| Some(self.corpus.get(i)?.picture)).collect();
+            pictures.sort_unstable();
+            pictures.windows(2).any(|w| w[0] == w[1])
+        };
+        let count = (0..steps).filter(repeats).count();
+        if count > 0 {
+            progress.say(format!(
+                "note: {count} of {steps} batches of the first epoch repeat a picture: in the profile lavis-diagonal its right \
+                 captions count as wrong there, with --set profile=lavis-image-id they do not"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses what a run would refuse, and writes nothing.
+    pub fn dry_run(self, out: &Path, progress: &Progress) -> Result<String> {
+        let text = self.describe()?;
+        // Numbers that a training begins with from nothing are large, and cannot be wrong.
+        let reads = self.config.start.is_some() || self.aim != Aim::Begin;
+        self.check_folder(out)?;
+        if reads {
+            let (settings, corpus) = (self.config.cache(), Arc::clone(&self.corpus));
+            let config = self.config.clone();
+            let begin = self.begin(out, progress)?;
+            if let Some(cache) = settings {
+                Cache::check(&cache, &config, &corpus, &begin.model.config, &begin.identity.frozen)?;
+            }
+        }
+        Ok(text)
+    }
+
+    /// Settings, data and plan.
+    fn describe(&self) -> Result<String> {
+        let mut text = format!("# settings\n{}", config::resolved(&self.config));
+        let sizes = serde_json::to_value(&self.start.model.config).unwrap_or_default();
+        let sizes: Vec<String> =
+            sizes.as_object().into_iter().flatten().map(|(name, n)| format!("{name} {n}")).collect();
+        text += &format!("\n# model\n{}\n\n# data\n", sizes.join(", "));
+        for (name, set) in self.corpus.names.iter().zip(&self.corpus.sets) {
+            text += &format!("{name}: {}\n", set.report);
+        }
+        for set in self.validation.iter().flat_map(|v| &v.sets) {
+            text += &format!("validation: {}\n", set.report);
+        }
+        text += &format!("\n# plan\n{}", self.plan);
+        if let Some(cache) = self.config.cache() {
+            let views = self.corpus.pictures() * cache.views;
+            text += &format!(
+                "\ncache          {} of tokens of {views} views in {}",
+                bytes(views as u64 * cache.record(&self.start.model.config)),
+                cache.folder.display()
+            );
+        }
+        if let Device::Gpu(gpu) = &self.device {
+            text += &format!("\n{}", self.steps().rehearse(gpu.memory().map(|m| m.usable), true)?);
+        }
+        Ok(text)
+    }
+
+    /// What is rehearsed of a run on a GPU.
+    fn steps(&self) -> rehearsal::Run<'_> {
+        let (config, sizes, length) = (&self.config, &self.start.model.config, self.length);
+        rehearsal::Run { config, sizes, length, precision: self.precision, text: self.longest }
+    }
+
+    /// Asks a GPU for the memory of a step of the longest captions, so that none will ask for more; says so if that may not
+    /// fit. What the second stream is to have.
+    fn reserve(&self, progress: &Progress) -> Result<[usize; 2]> {
+        let Device::Gpu(gpu) = &self.device else { return Ok([0; 2]) };
+        let Some(memory) = gpu.memory().map(|m| m.usable) else { return Ok([0; 2]) };
+        let step = self.steps().rehearse(Some(memory), false)?;
+        let [held, ahead] = step.held;
+        if step.peak > memory || !gpu.reserve(held)? {
+            progress.warn(format!("warning: this may not fit:\n{step}"));
+            return Ok([0; 2]);
+        }
+        Ok(ahead)
+    }
+
+    fn loading(&self, corpus: &Arc<Corpus>, train: bool) -> Loading {
+        Loading {
+            device: self.device.clone(),
+            corpus: Arc::clone(corpus),
+            tokenize: self.start.tokenize(),
+            image_size: self.start.model.config.image_size,
+            turn: Turn::upright(self.start.model.config.exif_orientation),
+            seed: self.config.seed,
+            augment: train.then_some((self.config.augment, self.config.resize, self.config.rand_augment)),
+            cache: None,
+        }
+    }
+
+    /// Refuses a folder that cannot be written to, is trained in by another process, or holds what would be lost.
+    fn check_folder(&self, out: &Path) -> Result<()> {
+        files::check_writable(out)?;
+        checkpoint::refuse_locked(&out.join(run::CHECKPOINTS))?;
+        let model = out.join(MODEL);
+        let begun = checkpoint::steps(&RealDisk, &out.join(run::CHECKPOINTS))?.first().cloned();
+        match (self.aim, begun) {
+            (Aim::Begin, Some((step, _))) => Err(Error::argument(
+                "train",
+                out.display().to_string(),
+                "a folder without checkpoints",
+                format!("a run that stands at step {step}"),
+            )
+            .fix("go on with it (--resume), or choose another folder (--out)")),
+            (Aim::Begin | Aim::Resume, None) if model.join("model.safetensors").exists() => {
+                let got = format!("{}, a trained model without checkpoints", model.display());
+                Err(Error::argument("train", out.display().to_string(), "a folder without a model", got)
+                    .fix("choose another folder (--out); a run may begin with this model (--start)"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the numbers that the job begins with, and refuses a run in the folder that is another's.
+    fn begin(self, out: &Path, progress: &Progress) -> Result<Beginning> {
+        let Job { config, corpus, start, length, precision, .. } = self;
+        let (model, params, tokenizer) = start.fill(&config)?;
+        let vocabulary = tokenizer.fingerprint();
+        let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary, precision);
+        let identity = Identity { settings, frozen: state::frozen_hash(&params)? };
+        let newest = run::newest(out, |e| progress.warn(format!("warning: passed over: {e}")))?;
+        if let Some(loaded) = &newest {
+            loaded.progress.check_same_run(&identity.at_start(config.seed))?;
+            note_instructions(loaded, &self.device, progress);
+        }
+        Ok(Beginning { model, params, tokenizer, identity, newest })
+    }
+
+    pub fn train(self, out: &Path, progress: &mut Progress) -> Result<()> {
+        self.device.check_computes("train")?;
+        self.check_folder(out)?;
+        let stop = Stop::listen()?;
+        let ahead = self.reserve(progress)?;
+        if let (Some(free), None) = (self.plan.available, self.plan.largest_batch) {
+            let (free, plan) = (bytes(free), &self.plan);
+            progress.warn(format!("warning: {free} are free; this may not fit:\n{plan}"));
+        }
+        let mut loading = Arc::new(self.loading(&self.corpus, true));
+        let validation = self.validation.as_ref().map(|corpus| Validation {
+            loading: self.loading(corpus, false),
+            entries: corpus.first_captions(self.config.eval_pictures),
+            batch: self.config.batch,
+        });
+        let (command, resume) = (self.command, self.aim == Aim::Resume);
+        let (config, length, device, precision) =
+            (self.config.clone(), self.length, self.device.clone(), self.precision);
+        let corpus = Arc::clone(&self.corpus);
+        let before = checkpoint::steps(&RealDisk, &out.join(run::CHECKPOINTS))?;
+        let Beginning { model, params, tokenizer, identity, newest } = self.begin(out, progress)?;
+        let params = params.to(&device, precision)?;
+        let mut trainer = Trainer::new(model, params, config.options(length))?;
+        let state = newest.map_or_else(|| Ok(State::default()), |l| state::restore(&mut trainer, l))?;
+        if ahead != [0; 2] {
+            trainer.open_ahead(ahead)?;
+        }
+        let cache = config.cache().map(|settings| {
+            Cache::open(&settings, &config, &corpus, &trainer.model.config, &identity.frozen)
+        });
+        let cache = cache.transpose()?;
+        // From here on the folder is this process's, and is written to.
+        let folder = own(out, &before)?;
+        keep(out, &config, &tokenizer, resume)?;
+        if let Some(cache) = cache {
+            let kept = cache.folder().display().to_string();
+            loading = cached(cache, &config, loading, &trainer, &stop, progress)?;
+            if let Some(stopped) = stop.error(command) {
+                return Err(stopped.fix(format!("go on with the same command; {kept} keeps what is done")));
+            }
+        }
+        let job = Run { config: &config, length, loading, validation, identity, out, resume };
+        let outcome = run::run(&job, (trainer, state), folder, &stop, progress)?;
+        let step = outcome.trainer.step;
+        let go_on = format!("go on with: qformer train --resume --out {}", out.display());
+        if let Some(stopped) = stop.error(command) {
+            let export = format!("its model so far: qformer train --export --out {}", out.display());
+            let saved = stopped.about(format!("saved at step {step} of {}", length.whole));
+            return Err(saved.fix(format!("{go_on}; {export}")));
+        }
+        if resume {
+            write_settings(out, &config)?; // they may ask for more steps than before
+        }
+        let directory = out.join(MODEL);
+        start::export(&directory, &config, &outcome.trainer.model, &outcome.trainer.params, &tokenizer)?;
+        if outcome.bad > 0 {
+            let list = out.join(run::BAD);
+            let list = list.display();
+            progress.warn(format!("warning: {} pictures could not be used; see {list}", outcome.bad));
+        }
+        progress.say(if step < length.whole {
+            format!("stopped after step {step} of {}; {go_on}", length.whole)
+        } else {
+            format!("trained all {step} steps")
+        });
+        progress.say(format!("the model is in {}", directory.display()));
+        Ok(())
+    }
+
+    /// Writes the model of the newest checkpoint.
+    pub fn export(self, out: &Path, progress: &Progress) -> Result<()> {
+        let (config, length) = (self.config.clone(), self.length);
+        let Beginning { model, params, tokenizer, newest, .. } = self.begin(out, progress)?;
+        let newest = newest.ok_or_else(|| {
+            Error::argument("export", out.display().to_string(), "a run with a checkpoint", "none")
+                .fix("train first")
+        })?;
+        let mut trainer = Trainer::new(model, params, config.options(length))?;
+        state::restore(&mut trainer, newest)?;
+        let directory = out.join(MODEL);
+        start::export(&directory, &config, &trainer.model, &trainer.params, &tokenizer)?;
+        progress.say(format!("the model of step {} is in {}", trainer.step, directory.display()));
+        Ok(())
+    }
+}
+
+/// Refuses to stop behind the end of the run, where there is no learning rate of its schedule.
+fn check_length(config: &Config, length: Length, again: bool) -> Result<()> {
+    if length.steps <= length.whole {
+        return Ok(());
+    }
+    let want = format!("at most {}, where the run and its schedule end", length.whole);
+    let longer = match again {
+        true => "start a new run from its model (--start)",
+        false => "give more --epochs",
+    };
+    let steps = length.steps;
+    let hold = format!("to go on at min_lr give --set steps={steps} in place of --steps");
+    let rate = format!("min_lr is {:e}", config.min_lr);
+    Err(Error::argument("train", "--steps", want, steps).fix(format!("{longer}, or {hold} ({rate})")))
+}
+
+/// Says so where another processor goes on with a run: its last bits may differ.
+fn note_instructions(loaded: &Loaded, device: &Device, progress: &Progress) {
+    let (saved, now) = (state::instructions_of(loaded), cpu::instructions());
+    if let (Some(saved), Device::Cpu) = (saved.filter(|s| *s != now), device) {
+        progress.warn(format!(
+            "warning: instruction set: saved with {saved}, now {now}: the last bits of what is computed may differ from those of \
+             a run on one machine"
+        ));
+    }
+}
+
+/// The run's checkpoints for this process alone, if they are those that were read.
+fn own(out: &Path, before: &[(u64, PathBuf)]) -> Result<Folder<'static>> {
+    let path = out.join(run::CHECKPOINTS);
+    let folder = Folder::own(&RealDisk, &path)?;
+    if checkpoint::steps(&RealDisk, &path)? != before {
+        let want = "the checkpoints that were read";
+        return Err(Error::argument("train", path.display().to_string(), want, "others")
+            .fix("another training wrote there meanwhile: run the same command again"));
+    }
+    files::remove_partial_folders(out)?;
+    Ok(folder)
+}
+
+/// Fills a cache, from which training then loads.
+fn cached(
+    cache: Cache,
+    config: &Config,
+    loading: Arc<Loading>,
+    trainer: &Trainer,
+    stop: &Stop,
+    progress: &mut Progress,
+) -> Result<Arc<Loading>> {
+    let views = format!("{} view{} of a picture", cache.views(), if cache.views() == 1 { "" } else { "s" });
+    let (all, missing) = (cache.len(), cache.missing().len());
+    let folder = cache.folder().display();
+    let changed = match cache.changed() {
+        0 => String::new(),
+        n => format!("; {n} pictures have changed since and are computed again"),
+    };
+    progress
+        .say(format!("training on {views}, kept in {folder}: {} of {all} are there{changed}", all - missing));
+    let how = (config.batch, config.loading());
+    cache.fill(&loading, (&trainer.model, &trainer.params), how, stop, progress)?;
+    Ok(Arc::new(Loading { cache: Some(Arc::new(cache)), ..Loading::clone(&loading) }))
+}
+
+/// Puts the settings and the vocabulary of a run that begins into its folder.
+fn keep(out: &Path, config: &Config, tokenizer: &Tokenizer, resume: bool) -> Result<()> {
+    let vocabulary = out.join(VOCABULARY);
+    if !resume || !out.join(CONFIG).is_file() {
+        write_settings(out, config)?;
+    }
+    if !resume || !vocabulary.is_dir() {
+        let own: Vec<&str> =
+            pretrained::parts::PARTS.into_iter().chain(tokenizer.dictionary_name()).collect();
+        files::write_folder(&vocabulary, &own, |staged| tokenizer.save(staged))?;
+    }
+    Ok(())
+}
+
+fn write_settings(out: &Path, config: &Config) -> Result<()> {
+    let text = config::resolved(&config.absolute()?);
+    files::write_atomic(&RealDisk, &out.join(CONFIG), text.len() as u64, |w| w.write_all(text.as_bytes()))
+}
