@@ -241,6 +241,7 @@ impl Job {
         let newest = run::newest(out, |e| progress.warn(format!("warning: passed over: {e}")))?;
         if let Some(loaded) = &newest {
             loaded.progress.check_same_run(&identity.at_start(config.seed))?;
+            state::check_finite(loaded)?;
             note_instructions(loaded, &self.device, progress);
         }
         Ok(Beginning { model, params, tokenizer, identity, newest })

@@ -11,6 +11,7 @@ use crate::device::cpu;
 use crate::model::{self, Profile};
 use crate::nn::{self, Gelu, Params, Precision};
 use crate::tensor::{Buffer, DType, Device, Real, Tensor};
+use crate::weights;
 use crate::{Error, Result, on};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -196,6 +197,24 @@ fn stored_dtype(dtype: DType) -> Dtype {
 /// The instruction set that a checkpoint was computed with, if it says so.
 pub fn instructions_of(loaded: &Loaded) -> Option<&str> {
     loaded.progress.state.get("instructions")?.as_str()
+}
+
+/// Refuses a checkpoint whose parameters are not finite. Running means may overflow and do no harm.
+pub fn check_finite(loaded: &Loaded) -> Result<()> {
+    for (name, t) in &loaded.tensors {
+        let dtype = match t.dtype {
+            Dtype::F32 => weights::Dtype::F32,
+            Dtype::F64 => weights::Dtype::F64,
+            _ => continue,
+        };
+        let mean = name.starts_with(EXP_AVG) || name.starts_with(EXP_AVG_SQ);
+        if let Some(element) = weights::first_non_finite(dtype, &t.bytes).filter(|_| !mean) {
+            let step = loaded.progress.step;
+            return Err(weights::non_finite(checkpoint::file_name(step).as_ref(), name, element)
+                .also("move it away to resume from the checkpoint before it"));
+        }
+    }
+    Ok(())
 }
 
 /// Puts a checkpoint's numbers into a trainer that was made from the same settings.
