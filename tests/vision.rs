@@ -109,7 +109,9 @@ fn randaugments_operations_give_opencvs_pixels() {
     assert!(wrong.is_empty(), "{} of {}: {wrong:?}", wrong.len(), recorded.len());
 }
 
-/// LAVIS draws each operation equally often and applies half of them; its level leaves a picture as it is with four of ten.
+/// LAVIS draws each operation equally often and applies half of them. At its level Brightness and Sharpness change nothing, as
+/// Identity; nor do AutoContrast and Equalize change the red of this picture, which has every value once. So three of four draws
+/// leave it as it is, and both of 1,125 pictures of 2,000, with a standard deviation of 22.
 #[test]
 fn randaugment_draws_every_operation_and_applies_half() {
     let whole = Picture::new(16, 16, (0..=255).flat_map(|v| [v, 255 - v, v / 2]).collect()).unwrap();
@@ -122,10 +124,9 @@ fn randaugment_draws_every_operation_and_applies_half() {
             draws.unit(n)
         });
         assert_eq!(n, 6);
-        unchanged += u32::from(picture == whole);
+        unchanged += u32::from(picture.rgb.iter().step_by(3).eq(whole.rgb.iter().step_by(3)));
     }
-    // Identity, Brightness and Sharpness at level 5 change nothing; AutoContrast and Equalize may.
-    assert!((400..1200).contains(&unchanged), "{unchanged}");
+    assert!((1015..1235).contains(&unchanged), "{unchanged}");
 }
 
 #[test]

@@ -97,6 +97,7 @@ pub(super) fn set(c: &mut Config, name: &str, key: &str, v: &Value, place: &str)
             Some("blip2_image_train") => Ok(()),
             Some("blip_image_train") => {
                 c.rand_augment = Some(RandAugment::default());
+                c.notes.push(format!("{place}: blip_image_train: RandAugment, of all data sets' pictures"));
                 Ok(())
             }
             _ => Err("blip2_image_train or blip_image_train".to_string()),
