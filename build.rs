@@ -50,10 +50,11 @@ fn build() -> Outcome<()> {
 fn build_jpeg() -> Outcome<()> {
     let headers = env::var_os("DEP_JPEG_INCLUDE").ok_or("mozjpeg-sys does not say where its headers are")?;
     let mut shim = cc::Build::new();
-    shim.file("src/vision/jpeg.c")
+    // Coefficients of a damaged file overflow: to some number, not to anything.
+    shim.flag_if_supported("-fwrapv")
+        .file("src/vision/jpeg.c")
         .includes(env::split_paths(&headers))
-        .opt_level(3)
-        .warnings_into_errors(true);
+        .opt_level(3);
     shim.try_compile("qformer_jpeg").map_err(|e| format!("JPEGs need a C compiler: {e}"))
 }
 

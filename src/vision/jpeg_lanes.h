@@ -10,7 +10,7 @@
 typedef int32_t Lanes __attribute__((vector_size(32)));
 typedef uint8_t Bytes __attribute__((vector_size(8)));
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("avx2", "default")))
 #else
 #define FOR_EACH_PROCESSOR
