@@ -145,7 +145,8 @@ impl Index {
         };
         index.list.next = index.list.next.max(next);
         index._lock = Some(lock);
-        if !there || rebuild {
+        // A list that nobody continues is removed; the numbers of its parts stay used.
+        if !there || rebuild || names.iter().any(|n| n == REBUILD) {
             index.write_list(disk)?;
         }
         index.remove_unlisted(disk)?;
