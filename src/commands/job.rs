@@ -411,6 +411,18 @@ fn keep(out: &Path, config: &Config, tokenizer: &Tokenizer, resume: bool) -> Res
 }
 
 fn write_settings(out: &Path, config: &Config) -> Result<()> {
-    let text = config::resolved(&config.absolute()?);
+    let text = config::resolved(&absolute(config)?);
     files::write_atomic(&RealDisk, &out.join(CONFIG), text.len() as u64, |w| w.write_all(text.as_bytes()))
+}
+
+/// The same settings with absolute paths, which mean the same from wherever a run is resumed.
+fn absolute(config: &Config) -> Result<Config> {
+    let mut config = config.clone();
+    let data = config.data.iter_mut().chain(&mut config.validation);
+    let data = data.flat_map(|d| [&mut d.images, &mut d.captions]);
+    let own = [&mut config.out, &mut config.start, &mut config.vocab, &mut config.cache];
+    for path in data.chain(own).flatten() {
+        *path = std::path::absolute(&*path).map_err(|e| Error::io("train", &*path, &e))?;
+    }
+    Ok(config)
 }

@@ -308,18 +308,6 @@ impl Config {
         self.cache.clone().map(|folder| cache::Settings { folder, views, storage })
     }
 
-    /// The same with absolute paths, which mean the same from wherever a run is resumed.
-    pub fn absolute(&self) -> Result<Config> {
-        let mut config = self.clone();
-        let data = config.data.iter_mut().chain(&mut config.validation);
-        let data = data.flat_map(|d| [&mut d.images, &mut d.captions]);
-        let own = [&mut config.out, &mut config.start, &mut config.vocab, &mut config.cache];
-        for path in data.chain(own).flatten() {
-            *path = std::path::absolute(&*path).map_err(|e| Error::io(OPERATION, &*path, &e))?;
-        }
-        Ok(config)
-    }
-
     /// From nothing everything is trained; from a directory its image encoder is frozen unless asked otherwise.
     pub fn trains_vit(&self) -> bool {
         self.train_vit.unwrap_or(self.start.is_none())
