@@ -118,7 +118,8 @@ fn a_random_model_goes_to_lavis_and_hugging_face_and_back() {
         &again,
     ]);
     for file in ["model.safetensors", "vit.safetensors"] {
-        let read = |dir: &str| std::fs::read(Path::new(dir).join(file)).unwrap();
+        // Their metadata differs: one of the folders has a vocabulary.
+        let read = |dir: &str| tensors(&format!("{dir}/{file}"));
         assert!(read(&model) == read(&again), "{file} differs");
     }
     ok(&["convert", &model, "--to", "hf", "--out", &hf]);
@@ -318,10 +319,11 @@ fn a_broken_config_beside_the_model_is_an_error() {
     }
     ok(&["convert", &model, "--config", "heads", "--to", "lavis", "--out", &out]);
     std::fs::write(&config, [0xff, 0xfe]).unwrap();
-    assert_eq!(qformer(&["convert", &model, "--to", "lavis", "--out", &out]).0, 3);
+    assert_eq!(qformer(&["convert", &model, "--to", "lavis", "--out", &out]).0, 2, "it is there");
+    assert_eq!(qformer(&["convert", &model, "--to", "lavis", "--out", &out, "--force"]).0, 3);
     // Hugging Face's own says nothing of our sizes and is no mistake.
     std::fs::write(&config, r#"{"model_type": "blip-2", "num_query_tokens": 32}"#).unwrap();
-    ok(&["convert", &model, "--to", "lavis", "--out", &out]);
+    ok(&["convert", &model, "--to", "lavis", "--out", &out, "--force"]);
 }
 
 #[test]

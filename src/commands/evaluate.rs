@@ -185,7 +185,7 @@ fn of_results(args: &Args, path: &Path, captions: &Path) -> Result<()> {
             format!("captions of pictures such as {example:?}"),
             "none",
         )
-        .fix("name pictures as the file of captions does (`caption --relative-to FOLDER`)"));
+        .fix("name pictures as the file of captions does (qformer caption --relative-to FOLDER)"));
     }
     let captions = cases.iter().map(|c| c.references.len()).sum();
     let captioning = Some(captioning(&cases)?);

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 /// Who prints the messages of a file or folder of `src`, the longest name that fits counts; all of them must know a flag that a
 /// message names without naming a command. A place that is not listed may be reached from any command.
 const SPEAKERS: &[(&str, &[&str])] = &[
-    ("commands/bench", &["bench step", "bench kernels"]),
-    ("commands/bench/mod.rs", &["bench step"]),
+    ("commands/bench", &["bench"]),
     ("commands/caption.rs", &["caption"]),
     ("commands/convert", &["convert"]),
     ("commands/demo", &["demo"]),
@@ -26,7 +25,7 @@ const SPEAKERS: &[(&str, &[&str])] = &[
     ("commands/query.rs", &["search query"]),
     ("commands/report.rs", &["report"]),
     ("commands/retrieval.rs", &["evaluate"]),
-    ("commands/search.rs", &["search index", "search query"]),
+    ("commands/search.rs", &["search query"]),
     ("commands/start.rs", &["train"]),
     ("commands/tokens.rs", &["tokens"]),
     ("commands/train.rs", &["train"]),
@@ -90,16 +89,20 @@ fn literals(source: &str) -> Vec<String> {
     found
 }
 
+/// Flags of other programs: cargo, docker, tar.
+const OTHERS: [&str; 4] = ["features", "release", "gpus", "sparse"];
+
 /// A flag of a text, and the command that the text names for it: the last one before it.
 fn named(text: &str, known: &BTreeMap<String, BTreeSet<String>>) -> Vec<(String, Option<String>)> {
     let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let flag = |(at, _): (usize, &str)| {
         let name: String = text[at + 2..].chars().take_while(|c| word(*c)).collect();
         let alone = !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '-');
-        if !alone || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        // One letter is a property of a style sheet.
+        if !alone || name.len() < 2 || name.starts_with('-') || OTHERS.contains(&name.as_str()) {
             return None;
         }
-        let line = text[..at].rsplit(['\n', ';']).next().unwrap_or_default();
+        let line = text[..at].rsplit(['\n', ';', ',']).next().unwrap_or_default();
         let command = line.rfind("qformer ").map(|at| {
             let words: Vec<&str> = line[at + 8..].split_whitespace().take(2).collect();
             let clean = |w: &str| w.trim_matches(|c: char| !c.is_ascii_lowercase()).to_string();
