@@ -1,6 +1,7 @@
 //! The one error of the crate. Every error says what was asked (operation), of what (argument),
 //! what was expected, what came instead, and - where we know it - what to change.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// What sort of trouble it is; the command's exit code follows from it.
@@ -146,24 +147,76 @@ impl Error {
     }
 }
 
+/// Longer words of a message are cut in the middle, and longer parts of it: it has to fit a screen.
+const LONGEST_WORD: usize = 300;
+const LONGEST_PART: usize = 4000;
+
+/// The text, or its beginning and its end if it has more characters than that.
+fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    let kept = most / 2;
+    let places = (text.char_indices().nth(kept), text.char_indices().nth_back(kept - 1));
+    match places {
+        (Some((head, _)), Some((tail, _))) if head < tail => {
+            let left_out = text[head..tail].chars().count();
+            Cow::Owned(format!("{}...({left_out} characters)...{}", &text[..head], &text[tail..]))
+        }
+        _ => Cow::Borrowed(text),
+    }
+}
+
+/// A part of a message as it is shown.
+fn shown(text: &str) -> Cow<'_, str> {
+    if text.len() <= LONGEST_WORD {
+        return Cow::Borrowed(text);
+    }
+    let words: Vec<Cow<str>> =
+        text.split_inclusive([' ', '\n', '\t']).map(|word| cut(word, LONGEST_WORD)).collect();
+    Cow::Owned(cut(&words.concat(), LONGEST_PART).into_owned())
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let e = &*self.0;
-        write!(f, "{}", e.operation)?;
-        if !e.argument.is_empty() {
-            write!(f, ": {}", e.argument)?;
+        let [operation, argument, expected, got, fix] =
+            [&e.operation, &e.argument, &e.expected, &e.got, &e.fix].map(|part| shown(part));
+        write!(f, "{operation}")?;
+        if !argument.is_empty() {
+            write!(f, ": {argument}")?;
         }
-        match (e.expected.is_empty(), e.got.is_empty()) {
-            (false, false) => write!(f, ": expected {}, got {}", e.expected, e.got)?,
-            (false, true) => write!(f, ": expected {}", e.expected)?,
-            (true, false) => write!(f, ": {}", e.got)?,
+        match (expected.is_empty(), got.is_empty()) {
+            (false, false) => write!(f, ": expected {expected}, got {got}")?,
+            (false, true) => write!(f, ": expected {expected}")?,
+            (true, false) => write!(f, ": {got}")?,
             (true, true) => {}
         }
-        if !e.fix.is_empty() {
-            write!(f, "; {}", e.fix)?;
+        if !fix.is_empty() {
+            write!(f, "; {fix}")?;
         }
         Ok(())
     }
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_fit_a_screen() {
+        let long = "猫".repeat(900_000);
+        let e = Error::argument("read settings", &long, "a setting", format!("{long} {long}")).fix(&long);
+        let message = e.to_string();
+        assert!(message.chars().count() < 1500, "{}", message.chars().count());
+        assert!(message.starts_with("read settings: 猫猫") && message.ends_with("猫猫"), "{message}");
+        assert!(message.contains("...(899700 characters)..."), "{message}");
+        let many = "word ".repeat(10_000);
+        assert!(Error::argument("a", "b", &many, "c").to_string().len() < 4200);
+        // What fits is as it was.
+        let path = "/a".repeat(150);
+        assert!(Error::argument("a", &path, "b", "c").to_string().contains(&path));
+    }
+}

@@ -44,6 +44,7 @@ pub mod random;
 pub mod report;
 pub mod results;
 pub mod tensor;
+pub mod terminal;
 pub mod text;
 pub mod train;
 pub mod vision;

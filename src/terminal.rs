@@ -50,9 +50,13 @@ mod tests {
 
     #[test]
     fn nothing_that_a_terminal_obeys_is_left() {
-        assert_eq!(printable("a\u{1b}]0;x\u{7}\u{9b}31m\r\u{7f}b"), r"a\u001b]0;x\u0007\u009b31m\u000d\u007fb");
+        assert_eq!(
+            printable("a\u{1b}]0;x\u{7}\u{9b}31m\r\u{7f}b"),
+            r"a\u001b]0;x\u0007\u009b31m\u000d\u007fb"
+        );
         assert_eq!(printable("abc\u{202e}gpj.exe\u{2066}"), r"abc\u202egpj.exe\u2066");
-        for same in ["", "犬が\t走る\n", "Ünïcode “quotes” 👩‍👩‍👧 \u{3000}", r"\u001b"] {
+        for same in ["", "犬が\t走る\n", "Ünïcode “quotes” 👩‍👩‍👧 \u{3000}", r"\u001b"]
+        {
             assert!(matches!(printable(same), Cow::Borrowed(text) if text == same));
         }
         let all: String = (0..=0x3000).filter_map(char::from_u32).collect();

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Every room and the rooms it may import; `error` is open to all. Imports go down only.
+/// Every room and the rooms it may import; `error` and `terminal` are open to all. Imports go down only.
 const ROOMS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("terminal", &[]),
     ("files", &[]),
     ("random", &[]),
     ("device", &[]),
@@ -181,7 +182,7 @@ fn imports_go_down_only() {
                 "args" => "device",
                 room => room,
             };
-            let open = room == "error" || room == source.room || allowed.contains(&room);
+            let open = ["error", "terminal", &source.room].contains(&room) || allowed.contains(&room);
             assert!(open, "{at}: {} imports crate::{name}; it may import {allowed:?}", source.room);
         }
     }
@@ -243,6 +244,18 @@ fn unsafe_and_devices_stay_below_the_model() {
         }
         if ["model", "nn", "train"].contains(&source.room.as_str()) {
             assert!(!source.code.contains("match device"), "{at}: match device");
+        }
+    }
+}
+
+/// Strangers' names and texts reach a terminal escaped: what writes there is in three places.
+#[test]
+fn text_meets_the_terminal_in_one_place() {
+    for source in sources() {
+        let at = source.path.display();
+        let writes = ["terminal.rs", "commands/output.rs"].iter().any(|p| source.path.ends_with(p));
+        for word in ["println!(", "print!(", "io::stdout()", "io::stderr())"] {
+            assert!(writes || !source.code.contains(word), "{at}: {word} (take say! or terminal::note!)");
         }
     }
 }

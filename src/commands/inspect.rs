@@ -1,9 +1,14 @@
 //! `qformer inspect`: what is in a file of weights, and whether two hold the same.
 
 use super::output::say;
+<<<<<<< HEAD
 use crate::pretrained::parts;
+=======
+use crate::files::{self, RealDisk};
+>>>>>>> e0b4659 (What a terminal would obey is escaped once for every message; files that a model names lie in its folder; convert writes a folder for transformers and a .pth for LAVIS)
 use crate::weights::names::{self, Meaning, Naming};
-use crate::weights::{Dtype, Info, Set};
+use crate::weights::start::{Plan, Want};
+use crate::weights::{Dtype, Info, Set, Weights, wrappers};
 use crate::{Error, Kind, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -21,12 +26,17 @@ use std::path::{Path, PathBuf};
 pub struct Args {
     /// A file of weights, or a model's folder
     path: PathBuf,
-    /// Say whether this file or folder holds the same tensors, bit for bit; exit code 5 if not. Where the two use
-    /// different namings (LAVIS, Hugging Face, ...), tensors are matched by what they mean
+    /// Say whether this file or folder holds the same tensors, bit for bit; exit code 5 if not. What wraps names (module,
+    /// _orig_mod) does not matter, nor whether norms have gamma and beta or weight and bias. Where the two use different
+    /// namings (LAVIS, Hugging Face, ...), tensors are matched by what they mean
     #[arg(long, value_name = "OTHER")]
     compare: Option<PathBuf>,
+<<<<<<< HEAD
     /// Print blake3 of every tensor, for which the whole file is read; where the file says what it was written with, other
     /// numbers are an error
+=======
+    /// Print blake3 of every file, every tensor and the image encoder, for which all is read
+>>>>>>> e0b4659 (What a terminal would obey is escaped once for every message; files that a model names lie in its folder; convert writes a folder for transformers and a .pth for LAVIS)
     #[arg(long)]
     hash: bool,
     /// JSON instead of lines
@@ -39,17 +49,24 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(other) = &args.compare {
         return compare(args, &set, other);
     }
+<<<<<<< HEAD
     let hashes = if args.hash { Some(hashes(&set)?) } else { None };
     if args.hash {
         parts::verify(&args.path)?;
     }
+=======
+    let hashes = if args.hash { Some(Hashes::of(&args.path, &set)?) } else { None };
+>>>>>>> e0b4659 (What a terminal would obey is escaped once for every message; files that a model names lie in its folder; convert writes a folder for transformers and a .pth for LAVIS)
     let naming = naming(&set).map(Naming::name);
     if args.json {
         say!("{}", report(&set, naming, hashes.as_ref()))?;
         return Ok(());
     }
-    for file in set.files() {
+    for (i, file) in set.files().iter().enumerate() {
         say!("{}: {}, {} bytes", file.path().display(), file.format().name(), file.file_bytes())?;
+        if let Some(hash) = hashes.as_ref().and_then(|h| h.files.get(i)) {
+            say!("  blake3: {hash}")?;
+        }
         for (key, value) in file.metadata() {
             say!("  {key}: {}", value.chars().take(200).collect::<String>())?;
         }
@@ -60,9 +77,25 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(naming) = naming {
         say!("names: {naming}")?;
     }
+    if let Some(hash) = hashes.as_ref().and_then(|h| h.vit.as_ref()) {
+        let said = match set.metadata(names::VIT_HASH) {
+            Some(said) if said == hash => ", the one the model was trained with".to_string(),
+            Some(said) => format!(", not the one the model was trained with ({said})"),
+            None => String::new(),
+        };
+        say!("image encoder: blake3 {hash}{said}")?;
+    }
+    let wrapped = set.tensors().filter(|t| !wrappers(&t.name).is_empty()).count();
+    if wrapped > 0 {
+        say!("wrapped names (module, _orig_mod, model, ...), seen through: {wrapped}")?;
+    }
     let width = set.tensors().map(|t| t.name.len()).max().unwrap_or(0);
     for t in set.tensors() {
-        let hash = hashes.as_ref().and_then(|h| h.get(&t.name)).map(|h| format!("  {h}")).unwrap_or_default();
+        let hash = hashes
+            .as_ref()
+            .and_then(|h| h.tensors.get(&t.name))
+            .map(|h| format!("  {h}"))
+            .unwrap_or_default();
         say!("  {:width$}  {:4}  {:?}{hash}", t.name, t.dtype.name(), t.shape)?;
     }
     for (dtype, [tensors, elements, bytes]) in totals(&set) {
@@ -75,9 +108,42 @@ fn naming(set: &Set) -> Option<Naming> {
     Naming::of(set.tensors().map(|t| t.name.as_str()))
 }
 
-fn hashes(set: &Set) -> Result<BTreeMap<String, String>> {
-    let names: Vec<&str> = set.tensors().map(|t| t.name.as_str()).collect();
-    names.par_iter().map(|n| Ok(((*n).to_string(), set.holder(n)?.hash(n)?.to_hex().to_string()))).collect()
+/// blake3 of what is in a set.
+struct Hashes {
+    /// In the order of the files.
+    files: Vec<String>,
+    tensors: BTreeMap<String, String>,
+    /// Of the image encoder's numbers, as a model's metadata names the one it was trained with.
+    vit: Option<String>,
+}
+
+impl Hashes {
+    fn of(path: &Path, set: &Set) -> Result<Hashes> {
+        let file = |f: &Weights| {
+            let hash =
+                files::hash_file(&RealDisk, f.path()).map_err(|e| Error::io("inspect", f.path(), &e))?;
+            Ok(hash.to_hex().to_string())
+        };
+        let names: Vec<&str> = set.tensors().map(|t| t.name.as_str()).collect();
+        let tensor = |n: &&str| Ok(((*n).to_string(), set.holder(n)?.hash(n)?.to_hex().to_string()));
+        Ok(Hashes {
+            files: set.files().iter().map(file).collect::<Result<_>>()?,
+            tensors: names.par_iter().map(tensor).collect::<Result<_>>()?,
+            vit: image_encoder(path, set)?,
+        })
+    }
+}
+
+fn image_encoder(path: &Path, set: &Set) -> Result<Option<String>> {
+    let Some(naming) = naming(set) else { return Ok(None) };
+    let want = |t: &Info| match names::meaning(naming, &t.name) {
+        Meaning::Parameter(name) if name.starts_with("visual_encoder.") => {
+            Some(Want { name, shape: t.shape.clone() })
+        }
+        _ => None,
+    };
+    let wants: Vec<Want> = set.tensors().filter_map(want).collect();
+    if wants.is_empty() { Ok(None) } else { Plan::new(vec![Set::open(path)?], wants, true)?.vit_hash() }
 }
 
 /// Tensors, elements and bytes by dtype.
@@ -92,10 +158,10 @@ fn totals(set: &Set) -> BTreeMap<Dtype, [usize; 3]> {
     totals
 }
 
-fn report(set: &Set, naming: Option<&str>, hashes: Option<&BTreeMap<String, String>>) -> Value {
+fn report(set: &Set, naming: Option<&str>, hashes: Option<&Hashes>) -> Value {
     let tensor = |t: &Info| {
         let mut line = json!({"name": t.name, "dtype": t.dtype.name(), "shape": t.shape});
-        if let (Some(hash), Some(map)) = (hashes.and_then(|h| h.get(&t.name)), line.as_object_mut()) {
+        if let (Some(hash), Some(map)) = (hashes.and_then(|h| h.tensors.get(&t.name)), line.as_object_mut()) {
             map.insert("blake3".into(), json!(hash));
         }
         line
@@ -103,26 +169,74 @@ fn report(set: &Set, naming: Option<&str>, hashes: Option<&BTreeMap<String, Stri
     let files: Vec<Value> = set
         .files()
         .iter()
-        .map(|f| {
-            json!({
+        .enumerate()
+        .map(|(i, f)| {
+            let mut file = json!({
                 "path": f.path(), "format": f.format().name(), "bytes": f.file_bytes(), "metadata": f.metadata(),
                 "others": f.others(), "tensors": f.tensors().iter().map(tensor).collect::<Vec<_>>(),
-            })
+            });
+            if let Some(hash) = hashes.and_then(|h| h.files.get(i)) {
+                file["blake3"] = json!(hash);
+            }
+            file
         })
         .collect();
     let total = |(dtype, [tensors, elements, bytes]): (Dtype, [usize; 3])| json!({"dtype": dtype.name(), "tensors": tensors, "elements": elements, "bytes": bytes});
     let totals: Vec<Value> = totals(set).into_iter().map(total).collect();
-    json!({"names": naming, "files": files, "totals": totals})
+    let mut report = json!({"names": naming, "files": files, "totals": totals});
+    if let Some(hash) = hashes.and_then(|h| h.vit.as_ref()) {
+        report["image_encoder"] = json!({"blake3": hash, "trained_with": set.metadata(names::VIT_HASH)});
+    }
+    report
 }
 
-/// How a tensor differs from its namesake.
-fn difference(a: &Set, b: &Set, name_a: &str, name_b: &str) -> Result<Option<String>> {
-    let describe = |t: &Info| format!("{} {:?}", t.dtype, t.shape);
-    let (Some(x), Some(y)) = (a.get(name_a), b.get(name_b)) else { return Ok(Some("absent".into())) };
-    if (x.dtype, &x.shape) != (y.dtype, &y.shape) {
-        return Ok(Some(format!("{} here, {} there", describe(x), describe(y))));
+/// A tensor by its name in a file, or a third of one: the biases of queries and values where they stand in one.
+#[derive(Clone)]
+struct Piece {
+    name: String,
+    third: Option<usize>,
+}
+
+/// The pieces of a set by what they are called on both sides. `by_meaning` if the sides have different namings.
+fn pieces(set: &Set, naming: Option<Naming>, by_meaning: bool) -> BTreeMap<String, Piece> {
+    let mut pieces = BTreeMap::new();
+    for t in set.tensors() {
+        let mut add = |key: String, third| {
+            // Two names that mean the same: the second keeps its own.
+            let key = if pieces.contains_key(&key) { t.name.clone() } else { key };
+            pieces.insert(key, Piece { name: t.name.clone(), third });
+        };
+        match naming.filter(|_| by_meaning).map(|n| names::meaning(n, &t.name)) {
+            None | Some(Meaning::Unknown) => add(names::plain(&t.name), None),
+            Some(Meaning::Parameter(name)) => add(name, None),
+            Some(Meaning::QkvBias(q, v)) => {
+                add(q, Some(0));
+                add(v, Some(2));
+            }
+            Some(Meaning::Twin(_) | Meaning::Unused(_)) => {}
+        }
     }
-    let (x, y) = (a.bytes(name_a)?, b.bytes(name_b)?);
+    pieces
+}
+
+/// How a piece differs from its namesake.
+fn difference(a: &Set, b: &Set, piece_a: &Piece, piece_b: &Piece) -> Result<Option<String>> {
+    let describe = |t: &Info| format!("{} {:?}", t.dtype, t.shape);
+    let of = |set: &Set, piece: &Piece| {
+        let info = set.get(&piece.name)?.clone();
+        let shape = if piece.third.is_some() { vec![info.elements() / 3] } else { info.shape };
+        Some(Info { shape, ..info })
+    };
+    let (Some(x), Some(y)) = (of(a, piece_a), of(b, piece_b)) else { return Ok(Some("absent".into())) };
+    if (x.dtype, &x.shape) != (y.dtype, &y.shape) {
+        return Ok(Some(format!("{} here, {} there", describe(&x), describe(&y))));
+    }
+    let read = |set: &Set, piece: &Piece, info: &Info| -> Result<Vec<u8>> {
+        let bytes = set.bytes(&piece.name)?;
+        let Some(third) = piece.third else { return Ok(bytes) };
+        Ok(bytes.chunks_exact(info.bytes().max(1)).nth(third).unwrap_or_default().to_vec())
+    };
+    let (x, y) = (read(a, piece_a, &x)?, read(b, piece_b, &y)?);
     let differing = x.iter().zip(&y).filter(|(x, y)| x != y).count();
     Ok((differing > 0).then(|| format!("{differing} of {} bytes", x.len())))
 }
@@ -131,20 +245,12 @@ fn compare(args: &Args, a: &Set, path: &Path) -> Result<()> {
     let b = Set::open(path)?;
     let (of_a, of_b) = (naming(a), naming(&b));
     let by_meaning = of_a != of_b;
-    let keys = |set: &Set, naming: Option<Naming>| -> BTreeMap<String, String> {
-        let key = |t: &Info| match naming.filter(|_| by_meaning).map(|n| names::meaning(n, &t.name)) {
-            None | Some(Meaning::Unknown | Meaning::QkvBias(..)) => Some((t.name.clone(), t.name.clone())),
-            Some(Meaning::Parameter(name)) => Some((name, t.name.clone())),
-            Some(Meaning::Twin(_) | Meaning::Unused(_)) => None,
-        };
-        set.tensors().filter_map(key).collect()
-    };
-    let (names_a, names_b) = (keys(a, of_a), keys(&b, of_b));
-    let only = |x: &BTreeMap<String, String>, y: &BTreeMap<String, String>| -> Vec<String> {
+    let (names_a, names_b) = (pieces(a, of_a, by_meaning), pieces(&b, of_b, by_meaning));
+    let only = |x: &BTreeMap<String, Piece>, y: &BTreeMap<String, Piece>| -> Vec<String> {
         x.keys().filter(|k| !y.contains_key(*k)).cloned().collect()
     };
     let (only_a, only_b) = (only(&names_a, &names_b), only(&names_b, &names_a));
-    let shared: Vec<(&String, &String, &String)> =
+    let shared: Vec<(&String, &Piece, &Piece)> =
         names_a.iter().filter_map(|(k, n)| Some((k, n, names_b.get(k)?))).collect();
     let found: Vec<Option<(String, String)>> = shared
         .par_iter()

@@ -1,5 +1,6 @@
-//! Standard output that may be closed at any time, as by `| head`.
+//! Standard output that may be closed at any time, as by `| head`. What a terminal would obey is escaped ([`printable`]).
 
+use crate::terminal::printable;
 use crate::{Error, Kind, Result};
 use std::io::{self, BufWriter, ErrorKind, Write};
 
@@ -16,7 +17,7 @@ impl Output {
 
     /// Writes a line. False if nobody reads any more: then the command may end, and well.
     pub fn line(&mut self, text: impl std::fmt::Display) -> Result<bool> {
-        let written = writeln!(self.to, "{text}");
+        let written = writeln!(self.to, "{}", printable(&text.to_string()));
         self.noted(written)
     }
 
@@ -39,7 +40,7 @@ impl Output {
 /// Text to standard output, at once; false if nobody reads any more.
 pub fn print(text: &str) -> Result<bool> {
     let mut out = Output::new();
-    let written = out.to.write_all(text.as_bytes());
+    let written = out.to.write_all(printable(text).as_bytes());
     out.noted(written)?;
     out.flush()
 }

@@ -4,6 +4,7 @@ use super::output::say;
 use crate::nn::{Gelu, Precision};
 use crate::parity::Place;
 use crate::tensor::{DType, Device};
+use crate::terminal::note;
 use crate::text::Tokenizer;
 use crate::text::llm::LlmTokenizer;
 use crate::{Error, Kind, Result, parity};
@@ -74,7 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
             // A file that is no case does not keep the others from being compared.
             Err(e) if args.files.len() > 1 && matches!(e.kind(), Kind::File | Kind::Data) => {
-                eprintln!("not compared: {e}");
+                note!("not compared: {e}");
                 unread += 1;
             }
             Err(e) => return Err(e),

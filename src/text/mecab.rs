@@ -16,6 +16,7 @@
 //! first category 8, length 4, group 1, invoke 1).
 
 use super::cursor::{Cursor, Found, u16s, u32s};
+use crate::files::read_regular;
 use crate::{Error, Result};
 use std::fmt::Write;
 use std::path::Path;
@@ -23,6 +24,8 @@ use std::path::Path;
 const MAGIC: u32 = 0xef71_8f77;
 const VERSION: u32 = 102;
 const TOKEN: usize = 16;
+/// No file of a dictionary is larger; that of the full UniDic has half a gigabyte.
+const LARGEST: u64 = 2 << 30;
 const CHARACTERS: usize = 0xFFFF;
 
 /// The four texts of a dictionary, as vibrato's builder takes them.
@@ -52,9 +55,8 @@ pub fn read(folder: &Path) -> Result<Texts> {
 fn part<T>(folder: &Path, name: &str, parse: impl Fn(&[u8]) -> Found<T>) -> Result<T> {
     const OPERATION: &str = "read a MeCab dictionary";
     let path = folder.join(name);
-    let bytes = std::fs::read(&path).map_err(|e| {
-        let fix = "give the folder of a compiled MeCab dictionary (sys.dic, matrix.bin, char.bin, unk.dic)";
-        Error::io(OPERATION, &path, &e).fix(fix)
+    let bytes = read_regular(&path, LARGEST, OPERATION).map_err(|e| {
+        e.fix("give the folder of a compiled MeCab dictionary (sys.dic, matrix.bin, char.bin, unk.dic)")
     })?;
     parse(&bytes).map_err(|why| {
         let fix = "the file is damaged or of another kind: install the dictionary again";

@@ -21,11 +21,11 @@ pub use clean::{clean_caption, clean_text};
 pub use settings::{Dictionary, Settings, Subwords};
 pub use vocabulary::Special;
 
-use crate::files::{RealDisk, folder_of, write_atomic};
+use crate::files::{RealDisk, folder_of, read_most, read_regular, write_atomic};
 use crate::{Error, Result};
 use clean::{clean_up_spaces, is_white};
 use segment::Segmenter;
-use std::path::Path;
+use std::path::{Component, Path};
 use std::sync::Arc;
 use subword::Subword;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfkc_quick};
@@ -39,8 +39,12 @@ pub struct Tokenizer {
     subword: Subword,
 }
 
+const OPERATION: &str = "open the tokenizer";
 const VOCABULARY: &str = "vocab.txt";
 const SETTINGS: &str = "tokenizer_config.json";
+/// The most bytes of each.
+const MOST_VOCABULARY: u64 = 64 << 20;
+const MOST_SETTINGS: u64 = 1 << 20;
 
 /// A part of a raw text.
 enum Part<'a> {
@@ -49,15 +53,47 @@ enum Part<'a> {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a model's directory: `vocab.txt`, and `tokenizer_config.json` if it is there.
+    /// The tokenizer of a model's directory: `vocab.txt`, and `tokenizer_config.json` if it is there. Models come from
+    /// strangers: their files are regular ones, or links to such, and the dictionary that the settings name lies in the directory.
     pub fn open(directory: &Path) -> Result<Tokenizer> {
-        Tokenizer::open_vocabulary(&directory.join(VOCABULARY))
+        let path = directory.join(VOCABULARY);
+        Tokenizer::of_files(&path, read_regular(&path, MOST_VOCABULARY, OPERATION)?)
     }
 
     /// The tokenizer of a `vocab.txt` by whatever name, and of a `tokenizer_config.json` if one lies beside it.
     pub fn open_vocabulary(path: &Path) -> Result<Tokenizer> {
+<<<<<<< HEAD
         let (vocabulary, settings) = read(path)?;
         Tokenizer::of(vocabulary, settings, folder_of(path))
+=======
+        Tokenizer::of_files(path, read_most(path, MOST_VOCABULARY, OPERATION)?)
+    }
+
+    fn of_files(path: &Path, vocabulary: Vec<u8>) -> Result<Tokenizer> {
+        let directory = folder_of(path);
+        let beside = directory.join(SETTINGS);
+        let settings = match beside.symlink_metadata() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Settings::default(),
+            _ => {
+                let bytes = read_regular(&beside, MOST_SETTINGS, OPERATION)?;
+                let text =
+                    String::from_utf8(bytes).map_err(|e| Error::file(OPERATION, &beside, "UTF-8", e))?;
+                Settings::parse(&text, &beside)?
+            }
+        };
+        if let Dictionary::File(file) = &settings.dictionary {
+            let inside = |part: Component| matches!(part, Component::Normal(_));
+            if file.is_empty() || file.contains('\0') || !Path::new(file).components().all(inside) {
+                let expected = "mecab_dic: ipadic, or a dictionary file in the same folder";
+                return Err(Error::file(OPERATION, &beside, expected, file)
+                    .fix("put the file beside vocab.txt and give its name alone"));
+            }
+        }
+        let name = path.display().to_string();
+        let vocabulary =
+            Vocabulary::parse(&vocabulary).and_then(Vocabulary::new).map_err(|e| e.about(name))?;
+        Tokenizer::of(vocabulary, settings, directory)
+>>>>>>> e0b4659 (What a terminal would obey is escaped once for every message; files that a model names lie in its folder; convert writes a folder for transformers and a .pth for LAVIS)
     }
 
     /// A tokenizer of these tokens; `[DEC]` comes after them. A dictionary file is looked for from where the program

@@ -7,6 +7,7 @@
 use super::check;
 use super::cursor::Found;
 use super::mecab::{self, Texts};
+use crate::files::read_regular;
 use crate::{Error, Result};
 use std::borrow::Cow;
 use std::io::Read;
@@ -49,9 +50,8 @@ impl Segmenter {
 
     /// A dictionary file.
     pub fn open(path: &Path) -> Result<Segmenter> {
-        let bytes = std::fs::read(path).map_err(|e| {
-            let fix = format!("make it: qformer dictionary --mecab FOLDER --out {}", path.display());
-            Error::io(OPERATION, path, &e).fix(fix)
+        let bytes = read_regular(path, LARGEST, OPERATION).map_err(|e| {
+            e.fix(format!("make it: qformer dictionary --mecab FOLDER --out {}", path.display()))
         })?;
         Segmenter::new(Cow::Owned(bytes), path)
     }

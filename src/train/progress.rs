@@ -181,7 +181,7 @@ fn left(done: u64, more: u64, took: Duration) -> Duration {
 
 /// Where nobody reads any more, the work goes on all the same.
 fn line(text: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    crate::terminal::note(&text.to_string());
 }
 
 /// A duration as one reads it.

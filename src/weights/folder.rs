@@ -76,6 +76,15 @@ fn of_folder(folder: &Path) -> Result<Files> {
     Ok(found)
 }
 
+/// Whether anything in a folder looks like weights, of whatever kind.
+pub fn is_checkpoint(folder: &Path) -> bool {
+    const ENDS: [&str; 8] = [".safetensors", INDEX, ".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack"];
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    names
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .any(|n| ENDS.iter().any(|end| n.ends_with(end)))
+}
+
 #[derive(serde::Deserialize)]
 struct IndexFile {
     weight_map: BTreeMap<String, String>,

@@ -1,11 +1,15 @@
 //! `qformer convert`: checkpoints of others to a model's folder, and back.
 
+mod hf;
+mod lavis;
 mod random;
 mod write;
 
+use crate::files::{read_most, read_regular};
 use crate::model::{Config, Model};
 use crate::nn::Spec;
 use crate::pretrained::start::wants;
+use crate::terminal::note;
 use crate::weights::names::{Meaning, Naming, meaning};
 use crate::weights::start::Plan;
 use crate::weights::{Set, sizes};
@@ -13,6 +17,8 @@ use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
 const OP: &str = "convert";
+/// The most bytes of a configuration or a vocabulary.
+const MOST_TEXT: u64 = 64 << 20;
 
 /// Convert checkpoints: LAVIS, EVA + BERT or Hugging Face BLIP-2 to a model's folder, and back
 ///
@@ -22,9 +28,9 @@ const OP: &str = "convert";
 #[command(after_help = "Examples:\n  \
     qformer convert --vit eva_vit_g.pth --bert bert-base-japanese-whole-word-masking --out start   # ready for training\n  \
     qformer convert checkpoint_9.pth --vit eva_vit_g.pth --bert bert-base-japanese-whole-word-masking --out model\n  \
-    qformer convert model --to lavis --out model_lavis.safetensors   # prints how LAVIS loads it\n  \
+    qformer convert model --to lavis --out model.pth                 # prints how LAVIS loads it\n  \
     qformer convert blip2-itm-vit-g --partial --out model            # Hugging Face names\n  \
-    qformer convert model --to hf --out hf.safetensors\n  \
+    qformer convert model --to hf --out hf                           # a folder for transformers\n  \
     qformer convert --random full --out random                       # full size, random numbers")]
 pub struct Args {
     /// A checkpoint: LAVIS .pth or safetensors, a Hugging Face BLIP-2 folder, or a model's folder
@@ -32,13 +38,13 @@ pub struct Args {
     /// The image encoder: eva_vit_g.pth, or a vit.safetensors
     #[arg(long, value_name = "FILE")]
     vit: Option<PathBuf>,
-    /// A Japanese BERT's folder: where the text side starts, and the vocabulary
+    /// A Japanese BERT's folder: where the text side starts, and the vocabulary. One with a vocabulary only gives that
     #[arg(long, value_name = "DIR")]
     bert: Option<PathBuf>,
-    /// What to write: a model's folder, a safetensors file for LAVIS, or one under Hugging Face's names
+    /// What to write: a model's folder, a checkpoint of LAVIS, or a folder for Hugging Face's transformers
     #[arg(long, default_value = "qformer", value_parser = ["qformer", "lavis", "hf"])]
     to: String,
-    /// The folder, or with --to lavis and hf the file, to write
+    /// The folder to write; with --to lavis a file, .pth or .safetensors; --to hf takes .safetensors for the weights alone
     #[arg(long, short, value_name = "PATH")]
     out: PathBuf,
     /// The model's sizes: tiny, heads, base, full or a config.json. Without it: the folder's own, or full with what the
@@ -71,10 +77,14 @@ pub fn run(args: &Args) -> Result<()> {
         let job = write::Job { plan, specs, config, seed: args.seed, random: true };
         return job.folder(&args.out, |staged| random::tokenizer(staged, job.config.vocab));
     }
-    let paths = [&args.input, &args.bert, &args.vit].into_iter().flatten();
+    if args.to == "lavis" {
+        lavis::form(&args.out)?; // before anything is read
+    }
+    let bert = args.bert.as_ref().filter(|bert| !is_vocabulary(bert));
+    let paths = [args.input.as_ref(), bert, args.vit.as_ref()].into_iter().flatten();
     let sets = paths.map(|p| Set::open(p)).collect::<Result<Vec<Set>>>()?;
     if sets.is_empty() {
-        return Err(Error::argument(OP, "INPUT", "a checkpoint, or --bert and --vit", "none"));
+        return Err(Error::argument(OP, "INPUT", "a checkpoint, or --bert and --vit", "no weights"));
     }
     let config = sized(config(args, &sets)?, args.image_size)?;
     let (_, mut specs) = Model::new(config.clone(), false)?;
@@ -82,11 +92,11 @@ pub fn run(args: &Args) -> Result<()> {
         specs.retain(|s| s.trained);
     }
     let plan = Plan::new(sets, wants(&specs), args.partial)?;
-    eprint!("{}", plan.report);
+    note!("{}", plan.report.to_string().trim_end());
     let job = write::Job { plan, specs, config, seed: args.seed, random: false };
     match args.to.as_str() {
         "lavis" => job.lavis(&args.out),
-        "hf" => job.hugging_face(&args.out),
+        "hf" => job.hugging_face(&args.out, tokenizer(args)),
         _ => job.folder(&args.out, |staged| copy_tokenizer(args, staged)),
     }
 }
@@ -97,10 +107,9 @@ fn named(sizes: &str) -> Result<Config> {
         return Ok(config);
     }
     let path = Path::new(sizes);
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        Error::io(OP, path, &e).fix("give tiny, heads, base, full or the path of a config.json")
-    })?;
-    Config::from_json(&text)
+    let bytes = read_most(path, MOST_TEXT, OP)
+        .map_err(|e| e.fix("give tiny, heads, base, full or the path of a config.json"))?;
+    Config::from_json(&String::from_utf8_lossy(&bytes))
 }
 
 fn sized(mut config: Config, image_size: Option<usize>) -> Result<Config> {
@@ -140,7 +149,8 @@ fn own_config(folder: &Path) -> Result<Option<Config>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(OP, &path, &e))?;
+    let text = read_regular(&path, MOST_TEXT, OP)?;
+    let text = String::from_utf8_lossy(&text);
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| {
         Error::file(OP, &path, "JSON", e).fix("correct it, or give the model's sizes with --config")
     })?;
@@ -166,18 +176,27 @@ fn has_vit(sets: &[Set]) -> Result<bool> {
     Ok(false)
 }
 
+/// Whether a folder holds a vocabulary and no weights.
+fn is_vocabulary(folder: &Path) -> bool {
+    folder.join("vocab.txt").is_file() && !crate::weights::is_checkpoint(folder)
+}
+
+/// The folder of a vocabulary: the BERT's or the input's.
+fn tokenizer(args: &Args) -> Option<&Path> {
+    let mut folders = [&args.bert, &args.input].into_iter().flatten();
+    folders.find(|p| p.join("vocab.txt").is_file()).map(PathBuf::as_path)
+}
+
 /// The tokenizer's files of the BERT or of the input's folder.
 fn copy_tokenizer(args: &Args, to: &Path) -> Result<()> {
-    let mut folders = [&args.bert, &args.input].into_iter().flatten();
-    let Some(from) = folders.find(|p| p.join("vocab.txt").is_file()) else {
-        eprintln!("note: no vocab.txt beside the weights; add it, or convert again with --bert DIR");
+    let Some(from) = tokenizer(args) else {
+        note!("note: no vocab.txt beside the weights; add it, or convert again with --bert DIR");
         return Ok(());
     };
     for name in ["vocab.txt", "tokenizer_config.json"] {
         let path = from.join(name);
-        if path.is_file() {
-            let bytes = std::fs::read(&path).map_err(|e| Error::io(OP, &path, &e))?;
-            write::file(&to.join(name), &bytes)?;
+        if path.exists() {
+            write::file(&to.join(name), &read_regular(&path, MOST_TEXT, OP)?)?;
         }
     }
     Ok(())

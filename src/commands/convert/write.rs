@@ -1,12 +1,12 @@
-//! The three forms a model is written in: our folder, a file for LAVIS, a file under Hugging Face's names.
+//! A model written as our folder, and what all forms have in common; those of others: `lavis.rs`, `hf.rs`.
 
 use super::{Args, OP, is_vit};
-use crate::commands::output::say;
 use crate::files::{self, RealDisk};
 use crate::model::Config;
 use crate::nn::Spec;
 use crate::pretrained::{parts, start::initial};
-use crate::weights::names::{self, POSITION_IDS, TWINS};
+use crate::terminal::note;
+use crate::weights::names;
 use crate::weights::start::Plan;
 use crate::weights::{Dtype, Info, VIT_FILE, write};
 use crate::{Error, Kind, Result};
@@ -26,7 +26,7 @@ pub struct Job {
 }
 
 /// What a tensor of the output is made of.
-enum Piece {
+pub enum Piece {
     Parameter(usize),
     /// 0, 1, 2, ...
     Positions,
@@ -34,7 +34,7 @@ enum Piece {
     Joined(usize, usize),
 }
 
-type Pieces = BTreeMap<String, (Info, Piece)>;
+pub type Pieces = BTreeMap<String, (Info, Piece)>;
 
 impl Job {
     /// A model's folder, whole or not at all; `tokenizer` writes its own files into the folder it is given.
@@ -59,72 +59,9 @@ impl Job {
         })?;
         for (name, tensors) in [(VIT_FILE, vit.len()), ("model.safetensors", model.len())] {
             if tensors > 0 {
-                eprintln!("wrote {}: {tensors} tensors", folder.join(name).display());
+                note!("wrote {}: {tensors} tensors", folder.join(name).display());
             }
         }
-        Ok(())
-    }
-
-    /// One safetensors file of the trained tensors as LAVIS names them, tied names included, and how LAVIS loads it.
-    pub fn lavis(&self, out: &Path) -> Result<()> {
-        let trained: Vec<usize> = (0..self.specs.len()).filter(|i| !is_vit(&self.specs[*i])).collect();
-        let mut pieces = self.parameters(&trained, |i| self.plan.dtype(i).unwrap_or(Dtype::F32));
-        for (twin, of) in TWINS {
-            if let Some((info, Piece::Parameter(i))) = pieces.get(of) {
-                let (info, i) = (Info { name: twin.into(), ..info.clone() }, *i);
-                pieces.insert(twin.into(), (info, Piece::Parameter(i)));
-            }
-        }
-        let info = Info { name: POSITION_IDS.into(), dtype: Dtype::I64, shape: vec![1, self.config.max_pos] };
-        pieces.insert(POSITION_IDS.into(), (info, Piece::Positions));
-        self.write(out, &pieces, &BTreeMap::from([("format".into(), "pt".into())]), None)?;
-        eprintln!("wrote {}: {} tensors", out.display(), pieces.len());
-        // JSON's quotes and escapes are Python's, too.
-        say!(
-            "import lavis.models, safetensors.torch\n\
-             model = lavis.models.load_model(\"blip2\", \"pretrain\")\n\
-             model.Qformer.resize_token_embeddings({})\n\
-             missing, unexpected = model.load_state_dict(safetensors.torch.load_file({}), strict=False)\n\
-             assert not unexpected and all(n.startswith(\"visual_encoder.\") for n in missing)",
-            self.config.vocab,
-            serde_json::json!(out.display().to_string())
-        )?;
-        let Config { vocab, max_txt_len, .. } = self.config;
-        let full = Config { vocab, max_txt_len, ..Config::full() };
-        if self.config != full {
-            eprintln!(
-                "note: LAVIS builds this class in one size, and this model has another: it will not load there"
-            );
-        }
-        Ok(())
-    }
-
-    /// One safetensors file under the names of Hugging Face's BLIP-2; what it has no name for is listed and left out.
-    pub fn hugging_face(&self, out: &Path) -> Result<()> {
-        let mut pieces = Pieces::new();
-        let mut left_out = Vec::new();
-        for (i, spec) in self.specs.iter().enumerate() {
-            let dtype = self.plan.dtype(i).unwrap_or(Dtype::F32);
-            if let Some((v_bias, name)) = names::hugging_face_qkv_bias(&spec.name) {
-                let v = self.specs.iter().position(|s| s.name == v_bias);
-                let v = v.ok_or_else(|| Error::argument(OP, &v_bias, "a parameter", "none"))?;
-                let info = Info { name: name.clone(), dtype: Dtype::F32, shape: vec![3 * spec.shape[0]] };
-                pieces.insert(name, (info, Piece::Joined(i, v)));
-            } else if let Some(name) = names::to_hugging_face(&spec.name) {
-                let info = Info { name: name.clone(), dtype, shape: spec.shape.clone() };
-                pieces.insert(name, (info, Piece::Parameter(i)));
-            } else if !spec.name.ends_with(".attn.v_bias") {
-                left_out.push(spec.name.as_str());
-            }
-        }
-        if !left_out.is_empty() {
-            eprintln!(
-                "left out, since Hugging Face's BLIP-2 has no such parameters: {}",
-                left_out.join(", ")
-            );
-        }
-        self.write(out, &pieces, &BTreeMap::from([("format".into(), "pt".into())]), None)?;
-        eprintln!("wrote {}: {} tensors", out.display(), pieces.len());
         Ok(())
     }
 
@@ -134,7 +71,7 @@ impl Job {
         self.plan.dtype(i).unwrap_or(made)
     }
 
-    fn parameters(&self, which: &[usize], dtype: impl Fn(usize) -> Dtype) -> Pieces {
+    pub fn parameters(&self, which: &[usize], dtype: impl Fn(usize) -> Dtype) -> Pieces {
         let piece = |i: &usize| {
             let spec = &self.specs[*i];
             let info = Info { name: spec.name.clone(), dtype: dtype(*i), shape: spec.shape.clone() };
@@ -144,7 +81,7 @@ impl Job {
     }
 
     /// Writes a file; with a key of its metadata for it, the identity of its tensors is written and returned.
-    fn write(
+    pub fn write(
         &self,
         path: &Path,
         pieces: &Pieces,
@@ -159,7 +96,7 @@ impl Job {
         }
     }
 
-    fn bytes(&self, path: &Path, info: &Info, pieces: &Pieces, w: &mut dyn Write) -> Result<()> {
+    pub fn bytes(&self, path: &Path, info: &Info, pieces: &Pieces, w: &mut dyn Write) -> Result<()> {
         let failed = |e: std::io::Error| files::write_error("write", path, &e);
         match pieces.get(&info.name).map(|(_, piece)| piece) {
             Some(Piece::Parameter(i)) if self.plan.dtype(*i) == Some(info.dtype) => {

@@ -1,7 +1,7 @@
 //! A restricted reader of PyTorch files. It runs nothing: a pickle is a list of instructions; those that describe tensors are
 //! understood, and other objects become nodes that know only the name of their class (`pickle.rs`, `objects.rs`, `graph.rs`).
 //! Names that belong to no data are refused. Which of a file's dictionaries is the model: `choose.rs`. Two containers: the zip archive of PyTorch 1.6 and later (`zip.rs`), and five pickles in a row
-//! before (`legacy.rs`). Tensors are described by `rebuild.rs` and read by offset (`read.rs`).
+//! before (`legacy.rs`). Tensors are described by `rebuild.rs` and read by offset (`read.rs`). `write.rs` writes such files.
 
 #![forbid(unsafe_code)]
 
@@ -12,12 +12,15 @@ mod objects;
 mod pickle;
 mod read;
 mod rebuild;
+mod write;
 mod zip;
 
 use super::source::Source;
 use super::{Dtype, Format, Info, Refusal};
 use graph::Element;
 use rebuild::View;
+
+pub use write::write;
 
 pub(super) fn is_pytorch(first: &[u8; 10]) -> bool {
     first.starts_with(b"PK") || first.starts_with(&legacy::BEGINNING) || is_tar(first)

@@ -15,7 +15,12 @@ const ROOT: &str = "archive";
 const ALIGNMENT: u64 = 64;
 
 /// Writes `path` whole or not at all. `bytes` is asked for every tensor once, in their order, for exactly its bytes.
-pub fn write(disk: &dyn Disk, path: &Path, tensors: &[Info], mut bytes: impl FnMut(&Info) -> Result<Vec<u8>>) -> Result<()> {
+pub fn write(
+    disk: &dyn Disk,
+    path: &Path,
+    tensors: &[Info],
+    mut bytes: impl FnMut(&Info) -> Result<Vec<u8>>,
+) -> Result<()> {
     let data: u64 = tensors.iter().map(|t| t.bytes() as u64).sum();
     // Of an entry beside its bytes: both headers, a name and padding.
     let size = data + pickle(tensors).len() as u64 + 512 * (tensors.len() as u64 + 4);
@@ -129,9 +134,19 @@ impl Zip<'_> {
         let (size, crc) = ((data.len() as u32).to_le_bytes(), crc32fast::hash(data).to_le_bytes());
         common.extend([crc, size, size].concat());
         common.extend((name.len() as u16).to_le_bytes());
-        let local = [b"PK\x03\x04", &common[..], &(padding + 4).to_le_bytes(), name.as_bytes(), b"FB", &padding.to_le_bytes()];
+        let local = [
+            b"PK\x03\x04",
+            &common[..],
+            &(padding + 4).to_le_bytes(),
+            name.as_bytes(),
+            b"FB",
+            &padding.to_le_bytes(),
+        ];
         let local = [&local.concat()[..], &vec![0; usize::from(padding)]].concat();
-        self.directory.extend([b"PK\x01\x02\0\0", &common[..], &[0; 12], &(self.at as u32).to_le_bytes(), name.as_bytes()].concat());
+        self.directory.extend(
+            [b"PK\x01\x02\0\0", &common[..], &[0; 12], &(self.at as u32).to_le_bytes(), name.as_bytes()]
+                .concat(),
+        );
         self.entries += 1;
         self.to.write_all(&local)?;
         self.to.write_all(data)?;
@@ -142,6 +157,9 @@ impl Zip<'_> {
     fn end(self) -> io::Result<()> {
         let (count, size) = (self.entries.to_le_bytes(), (self.directory.len() as u32).to_le_bytes());
         self.to.write_all(&self.directory)?;
-        self.to.write_all(&[&b"PK\x05\x06\0\0\0\0"[..], &count, &count, &size, &(self.at as u32).to_le_bytes(), &[0; 2]].concat())
+        self.to.write_all(
+            &[&b"PK\x05\x06\0\0\0\0"[..], &count, &count, &size, &(self.at as u32).to_le_bytes(), &[0; 2]]
+                .concat(),
+        )
     }
 }
