@@ -1,7 +1,7 @@
 //! The command `qformer`: everything is in the library.
 
 use clap::Parser;
-use qformer::terminal::{note, printable};
+use qformer::terminal::{printable, tell};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -13,14 +13,14 @@ fn main() -> ExitCode {
             if matches!(printable(&text), std::borrow::Cow::Borrowed(_)) {
                 e.exit();
             }
-            note(text.trim_end());
+            tell(text.trim_end());
             return ExitCode::from(2);
         }
     };
     match qformer::commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            note(&format!("qformer: {e}"));
+            tell(&format!("qformer: {e}"));
             ExitCode::from(e.exit_code())
         }
     }

@@ -1,6 +1,6 @@
 //! Where text meets a terminal. Names of files, models and captions are strangers' text: whatever they hold, it is shown and never obeyed.
 //!
-//! Everything that is written to standard output or standard error passes [`printable`]: by [`note!`](crate::terminal::note) here, by
+//! Everything that is written to standard output or standard error passes [`printable`]: by `note!` here, by
 //! `commands/output.rs` and by the progress line.
 
 use std::borrow::Cow;
@@ -31,7 +31,7 @@ fn acts(c: char) -> bool {
 }
 
 /// A line to standard error. Nobody may be reading there; then there is nobody to tell.
-pub fn note(text: &str) {
+pub fn tell(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "{}", printable(text));
 }
@@ -39,7 +39,7 @@ pub fn note(text: &str) {
 /// A line to standard error, as `eprintln!` takes it.
 macro_rules! note {
     ($($text:tt)*) => {
-        $crate::terminal::note(&format!($($text)*))
+        $crate::terminal::tell(&format!($($text)*))
     };
 }
 pub(crate) use note;

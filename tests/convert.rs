@@ -3,6 +3,8 @@
 #[allow(dead_code)]
 #[path = "weights/craft.rs"]
 mod craft;
+#[path = "convert/forms.rs"]
+mod forms;
 #[path = "weights/shared.rs"]
 mod shared;
 #[path = "weights/sparse.rs"]

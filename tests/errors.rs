@@ -7,5 +7,6 @@ mod errors {
     mod model;
     mod ops;
     mod output;
+    mod terminal;
     mod training;
 }

@@ -15,5 +15,7 @@ mod llm;
 mod oracle;
 #[path = "text/recorded.rs"]
 mod recorded;
+#[path = "text/strangers.rs"]
+mod strangers;
 #[path = "text/vocabulary.rs"]
 mod vocabulary;

@@ -7,6 +7,7 @@ use super::outputs::{Form, Outputs, Where};
 use crate::model::{GenerateOptions, Images};
 use crate::pretrained::Pretrained;
 use crate::results::{self, Rated};
+use crate::terminal::note;
 use crate::{Kind, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -83,13 +84,13 @@ pub fn run(args: &Args) -> Result<()> {
     let mut outputs = Outputs::open(&to, &found.pictures, found.single)?;
     let all = found.pictures.len();
     let todo: Vec<Picture> = found.pictures.into_iter().filter(|p| outputs.lacks(p)).collect();
-    outputs.notes().for_each(|note| eprintln!("{note}"));
+    outputs.notes().for_each(|note| note!("{note}"));
     let quiet = args.model.run.quiet;
     for error in &found.unusable {
-        eprintln!("skipped {error}");
+        note!("skipped {error}");
     }
     if todo.len() < all && !quiet {
-        eprintln!("{} of {all} pictures have captions already", all - todo.len());
+        note!("{} of {all} pictures have captions already", all - todo.len());
     }
     if todo.is_empty() {
         outputs.end()?;
@@ -115,7 +116,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (rate, end) =
         stream.end(found.single, found.unusable.len(), "run the same command again to continue");
     if !quiet && !found.single {
-        eprintln!("{} pictures captioned, {rate:.2} images/s", outputs.written());
+        note!("{} pictures captioned, {rate:.2} images/s", outputs.written());
     }
     match end {
         Err(e) if matches!(e.kind(), Kind::Signal(_)) => Err(e),

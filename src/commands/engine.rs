@@ -10,6 +10,7 @@ use crate::model::{Images, mean_cosine};
 use crate::nn::{Gelu, Pass, Precision};
 use crate::pretrained::Pretrained;
 use crate::tensor::{Device, Tensor};
+use crate::terminal::note;
 use crate::train::progress::Progress;
 use crate::train::signals::Stop;
 use crate::vision::{self, Photo, Resampling, Turn};
@@ -98,7 +99,7 @@ pub fn place(
 pub fn open(folder: &Path, run: &RunArgs) -> Result<Pretrained> {
     let say = |line: String| {
         if !run.quiet {
-            eprintln!("{line}")
+            note!("{line}")
         }
     };
     let (device, precision) = run.place.open(say)?;
@@ -172,9 +173,9 @@ pub fn note_texts<T: AsRef<str>>(model: &Pretrained, texts: &[T], quiet: bool) {
     };
     let notes: Vec<String> =
         if quiet { Vec::new() } else { texts.iter().filter_map(|t| note(t.as_ref())).collect() };
-    notes.iter().take(SHOWN).for_each(|n| eprintln!("{n}"));
+    notes.iter().take(SHOWN).for_each(|n| note!("{n}"));
     if notes.len() > SHOWN {
-        eprintln!("note: the same of {} more texts", notes.len() - SHOWN);
+        note!("note: the same of {} more texts", notes.len() - SHOWN);
     }
 }
 

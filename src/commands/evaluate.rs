@@ -12,6 +12,7 @@ use crate::metrics::{self, Case, Recall};
 use crate::model::{GenerateOptions, Images};
 use crate::pretrained::Pretrained;
 use crate::results;
+use crate::terminal::note;
 use crate::text::{self, Tokenizer};
 use crate::{Error, Kind, Result};
 use serde::Serialize;
@@ -138,7 +139,7 @@ fn configured(file: &Path, quiet: bool) -> Result<Args> {
     }
     let asked = evaluation::read(file)?;
     if !quiet {
-        asked.notes.iter().for_each(|note| eprintln!("note: {note}"));
+        asked.notes.iter().for_each(|note| note!("note: {note}"));
     }
     let own = std::env::args_os().skip_while(|arg| arg != OPERATION).skip(1);
     let all = [OPERATION.into()].into_iter().chain(asked.flags.into_iter().map(OsString::from)).chain(own);
@@ -205,7 +206,7 @@ fn of_model(args: &Args, folder: &Path, captions: &Path, images: &Path) -> Resul
     }
     let data = Dataset::read(captions, images, args.missing)?;
     if data.report.has_warnings() && !args.run.quiet {
-        eprintln!("{}", data.report);
+        note!("{}", data.report);
     }
     let model = Arc::new(engine::open(folder, &args.run)?);
     let config = &model.model.config;

@@ -6,6 +6,7 @@ use crate::files::{self, Disk, RealDisk};
 use crate::nn::Pass;
 use crate::pretrained::Pretrained;
 use crate::results::{Array, Spool, write_npy, write_safetensors};
+use crate::terminal::note;
 use crate::weights::Weights;
 use crate::{Error, Kind, Result};
 use std::collections::BTreeMap;
@@ -164,7 +165,7 @@ fn of_texts(model: &Pretrained, texts: &[String], folder: &Path) -> Result<Array
 fn of_pictures(args: &Args, texts: &[String], npy: bool) -> Result<()> {
     let found = args.inputs.find()?;
     for error in &found.unusable {
-        eprintln!("skipped {error}");
+        note!("skipped {error}");
     }
     let folder = &files::scratch(&args.out);
     let model = Arc::new(engine::open(&args.model.model, &args.model.run)?);
@@ -209,7 +210,7 @@ fn of_pictures(args: &Args, texts: &[String], npy: bool) -> Result<()> {
     }
     write(&args.out, npy, arrays, &serde_json::Value::Array(names))?;
     if !args.model.run.quiet {
-        eprintln!("{} written, {rate:.2} images/s", args.out.display());
+        note!("{} written, {rate:.2} images/s", args.out.display());
     }
     end
 }

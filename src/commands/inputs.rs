@@ -8,6 +8,7 @@
 
 use crate::data::{self, Image};
 use crate::files::{composed, folder_of};
+use crate::terminal::note;
 use crate::{Error, Kind, Result};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -94,7 +95,7 @@ impl Inputs {
             paths.extend(read_list(list)?);
         }
         if let Some(told) = unread.told() {
-            eprintln!("{told}");
+            note!("{told}");
         }
         let only_folder = match folders[..] {
             [folder] if self.given.len() == 1 && self.list.is_empty() => Some(folder),

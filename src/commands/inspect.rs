@@ -1,11 +1,8 @@
 //! `qformer inspect`: what is in a file of weights, and whether two hold the same.
 
 use super::output::say;
-<<<<<<< HEAD
-use crate::pretrained::parts;
-=======
 use crate::files::{self, RealDisk};
->>>>>>> e0b4659 (What a terminal would obey is escaped once for every message; files that a model names lie in its folder; convert writes a folder for transformers and a .pth for LAVIS)
+use crate::pretrained::parts;
 use crate::weights::names::{self, Meaning, Naming};
 use crate::weights::start::{Plan, Want};
 use crate::weights::{Dtype, Info, Set, Weights, wrappers};
@@ -31,12 +28,8 @@ pub struct Args {
     /// namings (LAVIS, Hugging Face, ...), tensors are matched by what they mean
     #[arg(long, value_name = "OTHER")]
     compare: Option<PathBuf>,
-<<<<<<< HEAD
-    /// Print blake3 of every tensor, for which the whole file is read; where the file says what it was written with, other
-    /// numbers are an error
-=======
-    /// Print blake3 of every file, every tensor and the image encoder, for which all is read
->>>>>>> e0b4659 (What a terminal would obey is escaped once for every message; files that a model names lie in its folder; convert writes a folder for transformers and a .pth for LAVIS)
+    /// Print blake3 of every file, every tensor and the image encoder, for which all is read; where a file says what it was
+    /// written with, other numbers are an error
     #[arg(long)]
     hash: bool,
     /// JSON instead of lines
@@ -49,14 +42,10 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(other) = &args.compare {
         return compare(args, &set, other);
     }
-<<<<<<< HEAD
-    let hashes = if args.hash { Some(hashes(&set)?) } else { None };
+    let hashes = if args.hash { Some(Hashes::of(&args.path, &set)?) } else { None };
     if args.hash {
         parts::verify(&args.path)?;
     }
-=======
-    let hashes = if args.hash { Some(Hashes::of(&args.path, &set)?) } else { None };
->>>>>>> e0b4659 (What a terminal would obey is escaped once for every message; files that a model names lie in its folder; convert writes a folder for transformers and a .pth for LAVIS)
     let naming = naming(&set).map(Naming::name);
     if args.json {
         say!("{}", report(&set, naming, hashes.as_ref()))?;

@@ -9,6 +9,7 @@ use crate::files::RealDisk;
 use crate::index::{self, Adopted, Index};
 use crate::pretrained::Pretrained;
 use crate::results::{Hit, page};
+use crate::terminal::note;
 use crate::vision::{self, Photo, Turn};
 use crate::{Error, Kind, Result, files};
 use std::collections::{HashMap, HashSet};
@@ -169,10 +170,10 @@ fn make(args: &IndexArgs) -> Result<()> {
             Err(_) => true,
         });
     for error in &found.unusable {
-        eprintln!("skipped {error}");
+        note!("skipped {error}");
     }
     if !run.quiet && !known.is_empty() {
-        eprintln!("{} of {all} pictures are in the index and unchanged", known.len());
+        note!("{} of {all} pictures are in the index and unchanged", known.len());
     }
     let hash_of = |s: &Result<index::Picture>| {
         index.find(&s.as_ref().ok()?.path).map(|k| (k.path.clone(), k.hash.clone()))
@@ -199,7 +200,7 @@ fn make(args: &IndexArgs) -> Result<()> {
     if !run.quiet {
         let part = |n: usize, what: &str| if n > 0 { format!(", {n} {what}") } else { String::new() };
         let gone = if args.prune { format!(", {forgotten} forgotten") } else { String::new() };
-        eprintln!(
+        note!(
             "{}: {} pictures, {} added or renewed{}{}{gone}, {rate:.2} images/s",
             args.out.display(),
             index.len(),
@@ -289,7 +290,7 @@ fn find(args: &QueryArgs) -> Result<()> {
     }
     let index = Index::read(&args.index)?;
     let folder = args.model.clone().unwrap_or_else(|| PathBuf::from(&index.identity().folder));
-    let (device, precision) = args.place.open(|line| eprintln!("{line}"))?;
+    let (device, precision) = args.place.open(|line| note!("{line}"))?;
     device.check_computes("search")?;
     let mut model = Pretrained::open(&folder).map_err(|e| match args.model {
         Some(_) => e,
@@ -316,7 +317,7 @@ fn find(args: &QueryArgs) -> Result<()> {
     let rerank = args.rerank.unwrap_or(if args.query.image.is_some() { 0 } else { 32 });
     let ranked = query::search(&model, &index, &query, rerank, args.rank_by)?;
     for gone in ranked.unread.iter().filter(|_| !args.quiet) {
-        eprintln!("not looked at again: {gone}");
+        note!("not looked at again: {gone}");
     }
     let hits: Vec<query::Found> = ranked.found.into_iter().take(args.top_k).collect();
     // A page that cannot be written does not keep the result from being shown.

@@ -48,7 +48,7 @@ pub struct Args {
     epochs: Option<u64>,
     /// Step to stop after for now: --resume goes on to the end that epochs or steps of the configuration set; where they
     /// set none, it is the run's length. Behind the end of the epochs, --set steps=N goes on at min_lr
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..1 << 53))]
     steps: Option<u64>,
     /// Captions of a micro-batch
     #[arg(long)]

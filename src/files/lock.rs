@@ -4,6 +4,7 @@
 //! another takes its place; so one beside it does, `.qformer.HASH.lock`, made for this and removed by its holder.
 
 use super::{Target, folder_of, retry, target, write_error};
+use crate::terminal::note;
 use crate::{Error, Kind, Result};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -31,7 +32,7 @@ pub fn has_no_locks(error: &io::Error) -> bool {
 pub fn no_locks(folder: &Path) {
     static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, Ordering::Relaxed) {
-        eprintln!(
+        note!(
             "warning: the file system of {} has no locks: nothing keeps a second process from writing there; run one at a time",
             folder.display()
         );

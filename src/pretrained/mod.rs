@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 const OP: &str = "model";
 const MODEL_FILE: &str = "model.safetensors";
 const CONFIG_FILE: &str = "config.json";
+const MOST_CONFIG: u64 = 1 << 20;
 
 pub struct Pretrained {
     pub model: Model,
@@ -192,7 +193,7 @@ pub fn read_config(folder: &Path) -> Result<Config> {
 /// The text of `config.json`, and the sizes in it.
 fn config_of(folder: &Path) -> Result<(String, Config)> {
     let path = folder.join(CONFIG_FILE);
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(OP, &path, &e))?;
+    let text = String::from_utf8_lossy(&files::read_regular(&path, MOST_CONFIG, OP)?).into_owned();
     let config = Config::from_json(&text).map_err(|e| e.fix(format!("in {}", path.display())))?;
     Ok((text, config))
 }

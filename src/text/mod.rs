@@ -57,43 +57,17 @@ impl Tokenizer {
     /// strangers: their files are regular ones, or links to such, and the dictionary that the settings name lies in the directory.
     pub fn open(directory: &Path) -> Result<Tokenizer> {
         let path = directory.join(VOCABULARY);
-        Tokenizer::of_files(&path, read_regular(&path, MOST_VOCABULARY, OPERATION)?)
+        Tokenizer::of_file(&path, &read_regular(&path, MOST_VOCABULARY, OPERATION)?)
     }
 
     /// The tokenizer of a `vocab.txt` by whatever name, and of a `tokenizer_config.json` if one lies beside it.
     pub fn open_vocabulary(path: &Path) -> Result<Tokenizer> {
-<<<<<<< HEAD
-        let (vocabulary, settings) = read(path)?;
-        Tokenizer::of(vocabulary, settings, folder_of(path))
-=======
-        Tokenizer::of_files(path, read_most(path, MOST_VOCABULARY, OPERATION)?)
+        Tokenizer::of_file(path, &read_most(path, MOST_VOCABULARY, OPERATION)?)
     }
 
-    fn of_files(path: &Path, vocabulary: Vec<u8>) -> Result<Tokenizer> {
-        let directory = folder_of(path);
-        let beside = directory.join(SETTINGS);
-        let settings = match beside.symlink_metadata() {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Settings::default(),
-            _ => {
-                let bytes = read_regular(&beside, MOST_SETTINGS, OPERATION)?;
-                let text =
-                    String::from_utf8(bytes).map_err(|e| Error::file(OPERATION, &beside, "UTF-8", e))?;
-                Settings::parse(&text, &beside)?
-            }
-        };
-        if let Dictionary::File(file) = &settings.dictionary {
-            let inside = |part: Component| matches!(part, Component::Normal(_));
-            if file.is_empty() || file.contains('\0') || !Path::new(file).components().all(inside) {
-                let expected = "mecab_dic: ipadic, or a dictionary file in the same folder";
-                return Err(Error::file(OPERATION, &beside, expected, file)
-                    .fix("put the file beside vocab.txt and give its name alone"));
-            }
-        }
-        let name = path.display().to_string();
-        let vocabulary =
-            Vocabulary::parse(&vocabulary).and_then(Vocabulary::new).map_err(|e| e.about(name))?;
-        Tokenizer::of(vocabulary, settings, directory)
->>>>>>> e0b4659 (What a terminal would obey is escaped once for every message; files that a model names lie in its folder; convert writes a folder for transformers and a .pth for LAVIS)
+    fn of_file(path: &Path, vocabulary: &[u8]) -> Result<Tokenizer> {
+        let (vocabulary, settings) = parse(path, vocabulary)?;
+        Tokenizer::of(vocabulary, settings, folder_of(path))
     }
 
     /// A tokenizer of these tokens; `[DEC]` comes after them. A dictionary file is looked for from where the program
@@ -225,7 +199,8 @@ impl Tokenizer {
 
 /// The fingerprint of a directory's tokenizer and its number of tokens; its dictionary need not be there.
 pub fn fingerprint_of(directory: &Path) -> Result<(String, usize)> {
-    let (vocabulary, settings) = read(&directory.join(VOCABULARY))?;
+    let path = directory.join(VOCABULARY);
+    let (vocabulary, settings) = parse(&path, &read_regular(&path, MOST_VOCABULARY, OPERATION)?)?;
     Ok((fingerprint(&vocabulary, &settings), vocabulary.len()))
 }
 
@@ -239,18 +214,27 @@ fn fingerprint(vocabulary: &Vocabulary, settings: &Settings) -> String {
     hash.finalize().to_hex().to_string()
 }
 
-/// A vocabulary, and the settings that lie beside it.
-fn read(path: &Path) -> Result<(Vocabulary, Settings)> {
-    const OPERATION: &str = "open the tokenizer";
+/// The vocabulary in these bytes, and the settings that lie beside its file.
+fn parse(path: &Path, vocabulary: &[u8]) -> Result<(Vocabulary, Settings)> {
     let beside = folder_of(path).join(SETTINGS);
-    let settings = match std::fs::read_to_string(&beside) {
-        Ok(text) => Settings::parse(&text, &beside)?,
+    let settings = match beside.symlink_metadata() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Settings::default(),
-        Err(e) => return Err(Error::io(OPERATION, &beside, &e)),
+        _ => {
+            let bytes = read_regular(&beside, MOST_SETTINGS, OPERATION)?;
+            let text = String::from_utf8(bytes).map_err(|e| Error::file(OPERATION, &beside, "UTF-8", e))?;
+            Settings::parse(&text, &beside)?
+        }
     };
-    let bytes = std::fs::read(path).map_err(|e| Error::io(OPERATION, path, &e))?;
+    if let Dictionary::File(file) = &settings.dictionary {
+        let inside = |part: Component| matches!(part, Component::Normal(_));
+        if file.is_empty() || file.contains('\0') || !Path::new(file).components().all(inside) {
+            let expected = "mecab_dic: ipadic, or a dictionary file in the same folder";
+            return Err(Error::file(OPERATION, &beside, expected, file)
+                .fix("put the file beside vocab.txt and give its name alone"));
+        }
+    }
     let name = path.display().to_string();
-    let vocabulary = Vocabulary::parse(&bytes).and_then(Vocabulary::new).map_err(|e| e.about(name))?;
+    let vocabulary = Vocabulary::parse(vocabulary).and_then(Vocabulary::new).map_err(|e| e.about(name))?;
     Ok((vocabulary, settings))
 }
 

@@ -4,7 +4,7 @@
 use super::log::{EvaluationLine, StepLine};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt::Display;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// Between plain lines.
@@ -181,7 +181,7 @@ fn left(done: u64, more: u64, took: Duration) -> Duration {
 
 /// Where nobody reads any more, the work goes on all the same.
 fn line(text: impl Display) {
-    crate::terminal::note(&text.to_string());
+    crate::terminal::tell(&text.to_string());
 }
 
 /// A duration as one reads it.

@@ -11,12 +11,8 @@
 //! | `set.rs` `folder.rs` | the files of a folder as one: shards, and the index that names them |
 //! | [`names`] `wrappers.rs` | LAVIS, Hugging Face BERT, EVA and Hugging Face BLIP-2 names onto each other, whatever wrapped them |
 //! | [`start`] `report.rs` | where training starts: EVA, BERT and earlier checkpoints put together |
-<<<<<<< HEAD
 //! | [`identity`] | what tells a set of tensors from others, without reading it again |
-//! | [`write`] | safetensors files written tensor by tensor |
-=======
 //! | [`write`], [`write_pytorch`] | safetensors and PyTorch files written tensor by tensor |
->>>>>>> e0b4659 (What a terminal would obey is escaped once for every message; files that a model names lie in its folder; convert writes a folder for transformers and a .pth for LAVIS)
 //!
 //! A file is input that may be torn or hostile. Every length is checked before anything is allocated, nothing recurses
 //! over what a file describes, and a refusal names the object, the byte it stands at and what to do.
@@ -36,13 +32,9 @@ pub mod start;
 mod wrappers;
 pub mod write;
 
-<<<<<<< HEAD
 pub use dtype::{Dtype, first_non_finite, to_f32};
-=======
-pub use dtype::{Dtype, to_f32};
 pub use folder::is_checkpoint;
 pub use pytorch::write as write_pytorch;
->>>>>>> e0b4659 (What a terminal would obey is escaped once for every message; files that a model names lie in its folder; convert writes a folder for transformers and a .pth for LAVIS)
 pub use report::Report;
 pub use set::{Set, VIT_FILE};
 pub use wrappers::wrappers;

@@ -2,8 +2,8 @@
 """Runs in an installed LAVIS what `qformer convert MODEL --to lavis` prints, and compares every number.
 
     qformer convert --random full --out full
-    qformer convert full --to lavis --out lavis.safetensors > load_it.py
-    python tests/lavis/load.py load_it.py lavis.safetensors
+    qformer convert full --to lavis --out lavis.pth > load_it.py
+    python tests/lavis/load.py load_it.py lavis.pth                # or lavis.safetensors in both lines
 
 (Packages: as record.py says.) LAVIS's own `load_model("blip2", "pretrain")` runs, offline: a BERT of random numbers stands where
 bert-base-uncased would be downloaded, the image encoder has one block, and the released BLIP-2 is not fetched. Everything else is
@@ -75,8 +75,10 @@ def main():
         offline(folder)
         names = {}
         exec(compile(text, snippet, "exec"), names)
+    import torch
     from safetensors.torch import load_file
-    wanted, state = load_file(file), names["model"].state_dict()
+    wanted = load_file(file) if file.endswith(".safetensors") else torch.load(file, weights_only=True)["model"]
+    state = names["model"].state_dict()
     for name, tensor in wanted.items():
         found = state[name]
         if found.dtype != tensor.dtype or found.shape != tensor.shape or found.numpy().tobytes() != tensor.numpy().tobytes():

@@ -11,6 +11,7 @@ use crate::device::meter;
 use crate::model::{CLS, Config, GenerateOptions, Model, Profile, SEP};
 use crate::nn::{Params, Pass, Precision, Spec};
 use crate::tensor::{DType, Device, Storage, Stream, Tensor};
+use crate::terminal::note;
 use crate::train::optimizer::Hyper;
 use crate::train::schedule::Schedule;
 use crate::train::trainer::{Contrast, Micro, Options, Trainer};
@@ -125,7 +126,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.what == "data" {
         return pool.install(|| data::run(args));
     }
-    let place = args.place.open(|line| eprintln!("{line}"))?;
+    let place = args.place.open(|line| note!("{line}"))?;
     if args.what == "kernels" {
         return kernels::run(args, &place);
     }

@@ -24,6 +24,15 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// The folder's files; the last that is written makes it whole.
+const PARTS: [&str; 6] = [
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "model.safetensors",
+];
 const DEC: &str = "[DEC]";
 const MOST_VOCABULARY: u64 = 64 << 20;
 const MOST_SETTINGS: u64 = 1 << 20;
@@ -34,7 +43,9 @@ impl Job {
         let metadata = BTreeMap::from([("format".into(), "pt".into())]);
         let pieces = self.hugging_face_pieces()?;
         if out.extension().is_some_and(|e| e == "safetensors") {
-            return self.write(out, &pieces, &metadata);
+            self.write(out, &pieces, &metadata, None)?;
+            note!("wrote {}: {} tensors", out.display(), pieces.len());
+            return Ok(());
         }
         if !self.specs.iter().any(super::is_vit) {
             return Err(Error::argument(
@@ -45,20 +56,23 @@ impl Job {
             )
             .fix("give its file with --vit"));
         }
-        files::make_folders(&files::RealDisk, out)?;
-        self.write(&out.join("model.safetensors"), &pieces, &metadata)?;
-        put_json(&out.join("preprocessor_config.json"), &pictures(&self.config))?;
-        put_json(
-            &out.join("processor_config.json"),
-            &json!({"processor_class": "Blip2Processor", "num_query_tokens": null}),
-        )?;
-        match tokenizer {
-            Some(from) => put_tokenizer(from, out, &self.config)?,
-            None => note!(
+        files::write_folder(out, &PARTS, |staged| {
+            if let Some(from) = tokenizer {
+                put_tokenizer(from, staged, &self.config)?;
+            }
+            put_json(&staged.join("preprocessor_config.json"), &pictures(&self.config))?;
+            let processor = json!({"processor_class": "Blip2Processor", "num_query_tokens": null});
+            put_json(&staged.join("processor_config.json"), &processor)?;
+            put_json(&staged.join("config.json"), &sizes(&self.config))?;
+            self.write(&staged.join("model.safetensors"), &pieces, &metadata, None).map(drop)
+        })?;
+        note!("wrote {}: {} tensors", out.display(), pieces.len());
+        if tokenizer.is_none() {
+            note!(
                 "note: no vocab.txt beside the weights: the folder has no tokenizer; convert again with --bert DIR"
-            ),
+            );
         }
-        put_json(&out.join("config.json"), &sizes(&self.config))
+        Ok(())
     }
 
     fn hugging_face_pieces(&self) -> Result<Pieces> {

@@ -38,18 +38,18 @@ impl Job {
         let form = form(out)?;
         match form {
             Form::Safetensors => {
-                self.write(out, &pieces, &BTreeMap::from([("format".into(), "pt".into())]))?
+                self.write(out, &pieces, &BTreeMap::from([("format".into(), "pt".into())]), None)?;
             }
             Form::Pytorch => {
                 let infos: Vec<Info> = pieces.values().map(|(info, _)| info.clone()).collect();
                 write_pytorch(&RealDisk, out, &infos, |info| {
                     let mut bytes = Vec::with_capacity(info.bytes());
-                    self.put(&pieces, info, out, &mut bytes)?;
+                    self.bytes(out, info, &pieces, &mut bytes)?;
                     Ok(bytes)
                 })?;
-                note!("wrote {}: {} tensors", out.display(), infos.len());
             }
         }
+        note!("wrote {}: {} tensors", out.display(), pieces.len());
         // JSON's quotes and escapes are Python's, too.
         let path = serde_json::json!(out.display().to_string());
         let (import, load) = match form {

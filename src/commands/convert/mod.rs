@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 const OP: &str = "convert";
 /// The most bytes of a configuration or a vocabulary.
 const MOST_TEXT: u64 = 64 << 20;
+/// Random numbers are for trying things; the full model has a quarter of it.
+const MOST_RANDOM: usize = 1 << 32;
 
 /// Convert checkpoints: LAVIS, EVA + BERT or Hugging Face BLIP-2 to a model's folder, and back
 ///
@@ -73,6 +75,11 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(sizes) = &args.random {
         let config = sized(named(sizes)?, args.image_size)?;
         let (_, specs) = Model::new(config.clone(), false)?;
+        let numbers: usize = specs.iter().map(|s| s.shape.iter().product::<usize>()).sum();
+        if numbers > MOST_RANDOM {
+            let most = format!("sizes of at most {MOST_RANDOM} parameters");
+            return Err(Error::argument(OP, "--random", most, format!("{numbers}")).fix("give smaller sizes"));
+        }
         let plan = Plan::new(Vec::new(), wants(&specs), true)?;
         let job = write::Job { plan, specs, config, seed: args.seed, random: true };
         return job.folder(&args.out, |staged| random::tokenizer(staged, job.config.vocab));

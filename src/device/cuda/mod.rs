@@ -11,6 +11,7 @@ mod staging;
 use super::gpu::{Driver, Memory, Product, lock};
 use super::launch::{Arg, Launch};
 use super::setup::{self, Image};
+use crate::terminal::note;
 use crate::{Error, Kind, Result};
 use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
@@ -78,7 +79,7 @@ impl Cuda {
         let stream = cu::stream::create(cu::stream::StreamKind::NonBlocking).map_err(wrong)?;
         let mut modules = Vec::new();
         if image == Image::Ptx && !COMPILED.swap(true, Ordering::Relaxed) {
-            eprintln!(
+            note!(
                 "the driver compiles the kernels for compute capability {major}.{minor}; this takes a moment"
             );
         }

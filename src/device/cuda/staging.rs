@@ -1,6 +1,7 @@
 //! Uploads through page-locked memory: two buffers in turns. While one is copied to the GPU, the next upload fills the other.
 
 use super::address;
+use crate::terminal::note;
 use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
 use std::ffi::c_void;
@@ -50,7 +51,7 @@ impl Staging {
                     Ok(at) => (pinned.at, pinned.bytes) = (at, from.len()),
                     Err(_) => {
                         self.refused = true;
-                        eprintln!(
+                        note!(
                             "warning: page-locked memory was refused; uploads to the GPU are slower without it \
                              (ulimit -l, or .wslconfig under WSL)"
                         );

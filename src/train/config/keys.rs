@@ -316,6 +316,10 @@ fn unknown(path: &str, place: &str) -> Error {
 
 /// The known name most like this one, by the whole path or its last word; ours first, then LAVIS's.
 fn nearest(path: &str) -> Option<String> {
+    const LONGEST: usize = 200;
+    if path.len() > LONGEST {
+        return None; // longer than any name, and comparing takes time
+    }
     let last = |p: &str| p.rsplit('.').next().unwrap_or(p).to_string();
     let dataset = path.strip_prefix("datasets.").and_then(|rest| rest.split_once('.'));
     let names: Vec<String> = if let Some((name, _)) = dataset {

@@ -350,12 +350,12 @@ impl Config {
     pub fn length(&self, micro_per_epoch: u64) -> Length {
         let accumulate = self.accumulate as u64;
         let steps_per_epoch = (micro_per_epoch / accumulate).max(1);
-        let epochs = || self.epochs.unwrap_or(DEFAULT_EPOCHS) * steps_per_epoch;
+        let epochs = || self.epochs.unwrap_or(DEFAULT_EPOCHS).saturating_mul(steps_per_epoch);
         let whole = self.steps.unwrap_or_else(epochs);
         let steps = self.stop_after.unwrap_or(whole);
         let max_epoch = self.epochs.unwrap_or_else(|| whole.div_ceil(steps_per_epoch)).max(1);
         let given = self.warmup_steps.or(self.warmup_iterations.map(|n| n.div_ceil(accumulate)));
-        let usual = (max_epoch * steps_per_epoch / 10).min(5000).min(steps_per_epoch).max(1);
+        let usual = (max_epoch.saturating_mul(steps_per_epoch) / 10).min(5000).min(steps_per_epoch).max(1);
         Length { steps, whole, steps_per_epoch, max_epoch, warmup_steps: given.unwrap_or(usual) }
     }
 

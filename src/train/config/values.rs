@@ -25,8 +25,11 @@ pub fn whole(v: &Value, least: u64) -> Read<u64> {
     v.as_u64().filter(|n| *n >= least && *n < 1 << 53).ok_or(format!("a whole number, {least} or more"))
 }
 
+/// A number of things that are held in memory or counted together: products of two stay far below 2^64.
 pub fn count(v: &Value, least: u64) -> Read<usize> {
-    whole(v, least).map(|n| n as usize)
+    const MOST: u64 = 1 << 20;
+    let wrong = || format!("a whole number, {least} to {MOST}");
+    v.as_u64().filter(|n| (least..=MOST).contains(n)).map(|n| n as usize).ok_or_else(wrong)
 }
 
 pub fn flag(v: &Value) -> Read<bool> {
