@@ -113,6 +113,16 @@ fn beside() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             object("my_project.phases", "Phases", tuple(&[b"N".to_vec(), settings])),
             "phases (my_project.phases.Phases)",
         ),
+        (
+            "seeds",
+            call(global("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"), &[int(1)]),
+            "seeds (numpy.random.bit_generator.__pyx_unpickle_SeedSequence)",
+        ),
+        (
+            "layout",
+            call(global("torch.serialization", "_get_layout"), &[text("torch.sparse_coo")]),
+            "layout (torch.serialization._get_layout)",
+        ),
         ("amp", join(&[b"}(", &int(1), &good(), b"u"]), "amp"),
         ("bits", b"U\x02\xff\xfe".to_vec(), "bits"),
     ]

@@ -151,7 +151,7 @@ pub(super) fn is_data(name: &str) -> bool {
 
 /// Whether calling a name makes an object that holds data: a class, or one of the functions that pickles of data are full of.
 pub(super) fn makes_object(name: &str) -> bool {
-    const FUNCTIONS: [&str; 17] = [
+    const FUNCTIONS: [&str; 18] = [
         "_codecs.encode",
         "_operator.getitem",
         "builtins.bytearray",
@@ -169,13 +169,14 @@ pub(super) fn makes_object(name: &str) -> bool {
         "numpy.ndarray",
         "operator.getitem",
         "torch.device",
+        "torch.serialization._get_layout",
     ];
     let parts = [".multiarray.scalar", ".multiarray._reconstruct", ".numeric._frombuffer"];
     let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
     FUNCTIONS.contains(&name)
         || matches!(module, "builtins" | "__builtin__") // those that are data
         || name.starts_with("torch._utils._rebuild_")
-        || name.starts_with("numpy.random._pickle.")
+        || name.starts_with("numpy.random.")
         || name.starts_with("numpy.") && parts.iter().any(|p| name.ends_with(p))
         || last.starts_with(char::is_uppercase)
 }
