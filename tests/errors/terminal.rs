@@ -38,7 +38,9 @@ fn names_and_texts_are_shown_and_not_obeyed() {
     let lines: Vec<String> = vocabulary.lines().enumerate().map(hostile).collect();
     std::fs::write(format!("{model}/vocab.txt"), lines.join("\n") + "\n").unwrap();
     let picture = at("picture.png");
-    image::RgbImage::new(8, 8).save(&picture).unwrap();
+    let mut png = png::Encoder::new(std::fs::File::create(&picture).unwrap(), 8, 8);
+    png.set_color(png::ColorType::Rgb);
+    png.write_header().unwrap().write_image_data(&[0; 192]).unwrap();
     let long = format!("--{NAME}");
     let cases: [(&[&str], i32); 9] = [
         (&["inspect", &odd], 3),
