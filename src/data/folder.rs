@@ -156,7 +156,18 @@ pub(super) fn read(folder: &Path, missing_share: f64) -> Result<Dataset> {
         }
     }
     builder.report.notes.extend(unread.told());
-    builder.finish(missing_share)
+    builder.finish(missing_share).map_err(|e| match metadata_below(&top) {
+        Some(folder) => e.fix(format!("{} has Hugging Face's captions: name that folder", folder.display())),
+        None => e,
+    })
+}
+
+/// The first folder just below that has Hugging Face's captions.
+fn metadata_below(folder: &Path) -> Option<PathBuf> {
+    let mut below: Vec<PathBuf> =
+        std::fs::read_dir(folder).ok()?.take(MAX_LOOK).filter_map(|e| Some(e.ok()?.path())).collect();
+    below.sort();
+    below.into_iter().find(|f| METADATA.iter().any(|name| f.join(name).is_file()))
 }
 
 /// The file of captions beside a picture. Two of them are an error: they are never the same.

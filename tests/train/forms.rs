@@ -165,6 +165,32 @@ fn a_folder_is_read_by_its_metadata_or_by_the_texts_beside_its_pictures() {
     assert_eq!(captions(&data), [(NUMBERS[2], vec!["丸"])]);
 }
 
+/// Hugging Face's folders of splits, and a folder of pictures that has two paths.
+#[test]
+fn what_lies_a_folder_further_or_behind_a_link_is_found_or_named() {
+    let place = Place::new();
+    std::fs::create_dir_all(place.path("hf/train")).unwrap();
+    std::fs::write(place.path("hf/train/000000000009.jpg"), "x").unwrap();
+    std::fs::write(
+        place.path("hf/train/metadata.jsonl"),
+        "{\"file_name\": \"000000000009.jpg\", \"text\": \"犬\"}\n",
+    )
+    .unwrap();
+    let error = Dataset::read(&place.path("hf"), &place.path("hf"), 0.0).unwrap_err().to_string();
+    assert!(error.contains("hf/train has Hugging Face's captions"), "{error}");
+    std::os::unix::fs::symlink(place.path("images"), place.path("linked")).unwrap();
+    let inside = place.path("linked/000000000009.jpg").display().to_string();
+    let data = place.read("a.json", format!("[{{\"image\": \"{inside}\", \"caption\": \"犬\"}}]")).unwrap();
+    assert_eq!(captions(&data), [(NUMBERS[0], vec!["犬"])]);
+    std::fs::write(place.path("outside.jpg"), "x").unwrap();
+    let outside = place.path("outside.jpg").display().to_string();
+    place.refused(
+        "b.json",
+        format!("[{{\"image\": \"{outside}\", \"caption\": \"犬\"}}]"),
+        &["the absolute path"],
+    );
+}
+
 #[test]
 fn what_fits_no_form_is_refused_with_what_was_seen_and_what_is_understood() {
     let place = Place::new();

@@ -287,6 +287,12 @@ impl<'a> Builder<'a> {
                             return Ok((Place::Under(Arc::clone(&folder)), false));
                         }
                     }
+                    // An absolute path that leads inside by way of a link.
+                    if Path::new(&s.name).is_absolute()
+                        && let Ok(Some(path)) = root.inside(Path::new(&s.name))
+                    {
+                        return Ok((Place::At(path.into()), false));
+                    }
                     if let Some(path) = root.find(source, &s.name)? {
                         return Ok((Place::At(path.into()), false));
                     }
