@@ -289,7 +289,9 @@ impl<'a> Builder<'a> {
                     }
                     // An absolute path that leads inside by way of a link.
                     if Path::new(&s.name).is_absolute()
-                        && let Ok(Some(path)) = root.inside(Path::new(&s.name))
+                        && let Ok(path) = Path::new(&s.name).canonicalize()
+                        && path.starts_with(root.folder())
+                        && path.is_file()
                     {
                         return Ok((Place::At(path.into()), false));
                     }
