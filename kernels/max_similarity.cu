@@ -1,7 +1,8 @@
 // max_similarity.cu: the similarity of pictures and captions, the largest product over a picture's queries.
 // math      y[i,j] = max_q a[i*Q+q] . b[j], best[i,j] the first such q;
+//           or y[i,j] = a[i*Q+given[i,j]] . b[j], best = given;
 //           da[i*Q+q] = sum of dy[i,j] b[j] with best[i,j] = q;   db[j] = sum_i dy[i,j] a[i*Q+best[i,j]]
-// shapes    a,da [A*Q,E] T   b,db [B,E] T   y,dy [A,B] f32   best [A,B] i32
+// shapes    a,da [A*Q,E] T   b,db [B,E] T   y,dy [A,B] f32   best,given [A,B] i32; given null: the maximum
 // launch    fwd: grid (ceil(B/64), A), block 128.   bwd_a: grid (Q, A), block 128.   bwd_b: grid B, block 128.   dynamic shared 0
 // requires  no divisibility or alignment.   A <= 65535
 // numerics  products and sums in f32 in a fixed order; the first NaN of a maximum wins
@@ -17,7 +18,7 @@ DEV void take_larger(float &value, int &place, float other, int other_place) {
 }
 
 // Thread (tx, ty) of (16, 8): queries ty*4 .. +3 of a tile, texts tx + 16*0..3.
-template <class T> DEV void forward(const T *a, const T *b, float *y, int *best, int Q, int B, int E) {
+template <class T> DEV void forward(const T *a, const T *b, const int *given, float *y, int *best, int Q, int B, int E) {
     DEV_SHARED(float, a_s, [QUERIES][DEPTH + 1]);
     DEV_SHARED(float, b_s, [TEXTS][DEPTH + 1]);
     DEV_SHARED(float, value_s, [8][TEXTS]);
@@ -50,6 +51,14 @@ template <class T> DEV void forward(const T *a, const T *b, float *y, int *best,
         for (int j = 0; j < 4; j++) {
             float v = acc[0][j];
             int p = q0 + ty * 4;
+            if (given) {  // the others are no candidates
+                const int text = j0 + tx + 16 * j;
+                const int own = text < B ? given[picture * size_t(B) + size_t(text)] - q0 - ty * 4 : 0;
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    if (i != own) acc[i][j] = -dev::infinity();
+                v = acc[0][j];
+            }
 #pragma unroll
             for (int i = 1; i < 4; i++)
                 if (q0 + ty * 4 + i < Q) take_larger(v, p, acc[i][j], q0 + ty * 4 + i);
@@ -104,8 +113,9 @@ template <class T> DEV void backward_b(const float *dy, const int *best, const T
 }  // namespace
 
 #define MAX_SIMILARITY(NAME, T)                                                                                            \
-    DEV_KERNEL(max_similarity_fwd_##NAME, 128, 0, const T *a, const T *b, float *y, int *best, int Q, int B, int E) {      \
-        forward(a, b, y, best, Q, B, E);                                                                                   \
+    DEV_KERNEL(max_similarity_fwd_##NAME, 128, 0, const T *a, const T *b, const int *given, float *y, int *best, int Q,    \
+               int B, int E) {                                                                                             \
+        forward(a, b, given, y, best, Q, B, E);                                                                            \
     }                                                                                                                      \
     DEV_KERNEL(max_similarity_bwd_a_##NAME, 128, 0, const float *dy, const int *best, const T *b, T *da, int B, int E) {   \
         backward_a(dy, best, b, da, B, E);                                                                                 \

@@ -31,7 +31,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["model", "nn", "ops", "tensor", "device", "data", "vision", "text", "metrics", "weights", "files"],
     ),
     ("pretrained", &["model", "nn", "tensor", "text", "vision", "weights", "files"]),
-    ("parity", &["train", "model", "nn", "tensor", "text", "vision"]),
+    ("parity", &["train", "model", "nn", "ops", "tensor", "text", "vision", "weights"]),
     ("report", &["train", "data", "vision", "metrics", "results", "files"]),
     (
         "commands",

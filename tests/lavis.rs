@@ -7,13 +7,14 @@ use qformer::tensor::DType;
 use safetensors::{SafeTensors, tensor::TensorView};
 use std::path::{Path, PathBuf};
 
-fn case(kind: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/lavis/{kind}-small.safetensors"))
+fn case(name: &str) -> PathBuf {
+    let name = if name.contains('-') { name.to_string() } else { format!("{name}-small") };
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/lavis/{name}.safetensors"))
 }
 
-fn agrees(kind: &str) {
+fn agrees(name: &str) {
     for dtype in [DType::F32, DType::F64] {
-        let report = parity::run(&case(kind), &parity::Place::cpu(dtype)).unwrap();
+        let report = parity::run(&case(name), &parity::Place::cpu(dtype)).unwrap();
         assert!(report.pass, "{dtype}\n{report}");
         assert!(report.lines.len() > 3, "{report}");
     }
@@ -52,6 +53,31 @@ fn features() {
 #[test]
 fn retrieval() {
     agrees("retrieval");
+}
+
+/// Activations so small that an eps decides: 1e-12 of the Q-Former, 1e-6 of the image encoder, 1e-5 of `ln_vision`.
+#[test]
+fn every_eps() {
+    agrees("stage1-eps");
+    agrees("vit-eps");
+}
+
+/// Decay 0.5, eps 1e-3, betas 0.8 and 0.95: which parameters decay, and where eps stands.
+#[test]
+fn the_settings_of_adamw() {
+    agrees("train-adamw");
+}
+
+/// LAVIS was given the masks that are drawn here.
+#[test]
+fn one_step_with_dropout() {
+    agrees("stage1-dropout");
+}
+
+/// 39 + 12 layers, narrow.
+#[test]
+fn one_step_of_full_depth() {
+    agrees("stage1-deep");
 }
 
 /// One weight moved by a thousandth of its matrix's size: the report names what it feeds first.

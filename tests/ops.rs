@@ -21,6 +21,7 @@ mod cases {
     mod patch_embed;
     mod real;
     mod rows;
+    mod samples;
     mod scale;
     mod tape;
     mod top_k;

@@ -34,7 +34,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "vocab")]
     tokenizer: Option<PathBuf>,
     /// Precision to compute in: f32; f64 on the CPU; f16 or bf16 (dense layers and attention, as --help of train says) on a
-    /// GPU
+    /// GPU. In 16 bits a case is held to twice what LAVIS itself is off by under autocast, CASE.autocast.json beside it, else to a
+    /// bound derived from the case; the last line says which
     #[arg(long, default_value = "f32", value_parser = ["f32", "f64", "f16", "bf16", "bf16-vit"])]
     dtype: String,
     /// Where to compute: cpu, cuda (cuda:1, ..), or host (the kernels of the GPU, emulated on the CPU)

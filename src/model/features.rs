@@ -163,7 +163,8 @@ pub struct Retrieval {
 }
 
 /// Re-ranked retrieval as LAVIS's `compute_sim_matrix`: of each row's `k` best by `itc`, the score is `itm` + `itc`; the
-/// rest are -100. `itc` is [I][T]; `itm` computes the logits of pairs (image, text).
+/// rest are -100. `itc` is [I][T]; `itm` computes the logits of pairs (image, text). Of equal `itc`, as of duplicates, the lower index
+/// is a candidate here; torch.topk, which LAVIS calls, leaves open which one is.
 pub fn retrieval_scores(
     itc: &[Vec<f64>],
     k: usize,

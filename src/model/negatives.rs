@@ -18,6 +18,11 @@ pub struct Negatives {
 #[derive(Clone)]
 pub enum Sampling<'a> {
     Given(&'a Negatives),
+    /// With, for every picture and caption [B,B], the query row that their similarity is of: what was chosen elsewhere.
+    Recorded {
+        negatives: &'a Negatives,
+        queries: &'a [u32],
+    },
     /// Drawn from the similarities; `site` tells micro-batches of a step apart.
     Draw {
         seed: u64,
@@ -36,7 +41,9 @@ pub(crate) struct NegativeWeights<'a> {
 impl NegativeWeights<'_> {
     pub fn choose(&self, sampling: Sampling) -> Result<Negatives> {
         match sampling {
-            Sampling::Given(given) => check_negatives(given, self.i2t.rows().0),
+            Sampling::Given(given) | Sampling::Recorded { negatives: given, .. } => {
+                check_negatives(given, self.i2t.rows().0)
+            }
             Sampling::Draw { seed, step, site } => {
                 let draw = |sim, own| self.draw(sim, Stream { seed, step, site: site.wrapping_add(own) });
                 let image = draw(self.t2i, sites::NEGATIVE_IMAGES)?;

@@ -171,7 +171,8 @@ impl Model {
         }
         let merged = self.merged_pass(pass, tokens, batch.text, trace.is_none(), batch.text.len())?;
         let (image_feats, text_feat) = self.contrastive_features(pass, &merged)?;
-        let (i2t, t2i) = self.similarities(pass, &image_feats, &text_feat)?;
+        let queries = if let Sampling::Recorded { queries, .. } = &sampling { Some(*queries) } else { None };
+        let (i2t, t2i) = self.similarities_of(pass, &image_feats, &text_feat, queries)?;
         let (itc, itc_right) = self.itc_loss(&i2t, &t2i, profile, batch.image_id)?;
         let ids = batch.image_id.filter(|_| profile == Profile::LavisImageId);
         let weights = NegativeWeights { i2t: &i2t, t2i: &t2i, ids };
@@ -270,9 +271,19 @@ impl Model {
         image: &Tensor,
         text: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
+        self.similarities_of(pass, image, text, None)
+    }
+
+    fn similarities_of(
+        &self,
+        pass: &Pass,
+        image: &Tensor,
+        text: &Tensor,
+        queries: Option<&[u32]>,
+    ) -> Result<(Tensor, Tensor)> {
         let (q, temp) = (self.config.num_query, pass.param(self.temp));
-        let i2t = ops::max_similarity(image, &text.detach(), q)?;
-        let t2i = ops::transpose(&ops::max_similarity(&image.detach(), text, q)?)?;
+        let i2t = ops::max_similarity_of(image, &text.detach(), q, queries)?;
+        let t2i = ops::transpose(&ops::max_similarity_of(&image.detach(), text, q, queries)?)?;
         Ok((ops::divide(&i2t, &temp)?, ops::divide(&t2i, &temp)?))
     }
 

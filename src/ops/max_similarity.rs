@@ -1,6 +1,7 @@
 //! The similarity of pictures and captions: the largest product over a picture's queries.
 //!   a [A*Q,E] (Q rows a picture)   b [T,E]   y [A,T]
 //!   y[i,j] = max_q a[i*Q+q] . b[j];     with q* the first largest: da[i*Q+q*] += dy[i,j] b[j],   db[j] += dy[i,j] a[i*Q+q*]
+//!   Or q* is given [A,T]: then y[i,j] = a[i*Q+q*] . b[j].
 
 use super::check::check_dtype;
 use super::gpu::{arrays, gradient, int, same_storage};
@@ -11,6 +12,11 @@ use crate::{Error, Result, on};
 const OP: &str = "max_similarity";
 
 pub fn max_similarity(a: &Tensor, b: &Tensor, q: usize) -> Result<Tensor> {
+    max_similarity_of(a, b, q, None)
+}
+
+/// Pictures, queries of each, captions, and the width of their features.
+fn sizes(a: &Tensor, b: &Tensor, q: usize) -> Result<(usize, usize, usize, usize)> {
     let ((ra, e), (t, eb)) = (a.rows(), b.rows());
     if q == 0 || !ra.is_multiple_of(q) {
         return Err(Error::argument(OP, "q", format!("a divisor of {ra} rows"), q));
@@ -19,13 +25,37 @@ pub fn max_similarity(a: &Tensor, b: &Tensor, q: usize) -> Result<Tensor> {
         return Err(Error::argument(OP, "b", format!("{e} columns"), b.shape()));
     }
     check_dtype(OP, a, &[("b", b)])?;
+    Ok((ra / q, q, t, e))
+}
+
+/// The query of every picture and caption whose product is the largest, the first of equals: [A,T].
+pub fn best_queries(a: &Tensor, b: &Tensor, q: usize) -> Result<Vec<u32>> {
+    let sizes = sizes(a, b, q)?;
     if let Some(arrays) = arrays(OP, [a, b])? {
-        return on_gpu([a, b], arrays, (ra / q, q, t, e));
+        let [_, best] = forward_on_gpu(&arrays, sizes, None)?;
+        return Ok(best.read::<i32>()?.into_iter().map(|q| q.max(0) as u32).collect());
+    }
+    on!(a.dtype(), T => Ok(forward::<T>(a.data(), b.data(), sizes, None).1))
+}
+
+/// With the query of every picture and caption, if it is given.
+pub fn max_similarity_of(a: &Tensor, b: &Tensor, q: usize, queries: Option<&[u32]>) -> Result<Tensor> {
+    let sizes = sizes(a, b, q)?;
+    let (n, _, t, e) = sizes;
+    if let Some(given) = queries {
+        let (all, wrong) = (n * t, given.iter().find(|g| **g as usize >= q));
+        if given.len() != all || wrong.is_some() {
+            let got = wrong.map_or(format!("{} of them", given.len()), |g| format!("query {g}"));
+            return Err(Error::argument(OP, "queries", format!("{all} of them, each below {q}"), got));
+        }
+    }
+    if let Some(arrays) = arrays(OP, [a, b])? {
+        return on_gpu([a, b], arrays, sizes, queries);
     }
     on!(a.dtype(), T => {
-        let (y, best) = forward::<T>(a.data(), b.data(), (ra / q, q, t, e));
+        let (y, best) = forward::<T>(a.data(), b.data(), sizes, queries);
         let (a2, b2) = (a.detach(), b.detach());
-        record(OP, [a, b], y, &[ra / q, t], move |dy, grads| {
+        record(OP, [a, b], y, &[n, t], move |dy, grads| {
             let (dy, a, b) = (dy.data::<T>(), a2.data::<T>(), b2.data::<T>());
             grads.accumulate::<T>(0, |da, _| {
                 cpu::each_row(da, q * e, |i, rows| {
@@ -38,7 +68,7 @@ pub fn max_similarity(a: &Tensor, b: &Tensor, q: usize) -> Result<Tensor> {
             })?;
             grads.accumulate::<T>(1, |db, _| {
                 cpu::each_row(db, e, |j, row| {
-                    for i in 0..ra / q {
+                    for i in 0..n {
                         axpy(row, dy[i * t + j], &a[(i * q + best[i * t + j] as usize) * e..][..e]);
                     }
                 });
@@ -48,19 +78,34 @@ pub fn max_similarity(a: &Tensor, b: &Tensor, q: usize) -> Result<Tensor> {
     })
 }
 
+/// The similarities, and which query each is of.
+fn forward_on_gpu(
+    [a, b]: &[Array; 2],
+    (n, q, t, e): (usize, usize, usize, usize),
+    queries: Option<&[u32]>,
+) -> Result<[Array; 2]> {
+    same_storage(OP, "b", b, a.storage())?;
+    let gpu = a.gpu();
+    let [y, best] = [gpu.array(OP, Storage::F32, n * t)?, gpu.array(OP, Storage::I32, n * t)?];
+    let given = queries.map(|all| all.iter().map(|q| *q as i32).collect::<Vec<_>>());
+    let given = given.map(|all| gpu.upload(OP, Storage::I32, &all)).transpose()?;
+    let args = crate::args![a, b, given.as_ref(), &y, &best, int(q), int(t), int(e)];
+    let name = format!("max_similarity_fwd_{}", a.storage().name());
+    gpu.launch(&name, (t.div_ceil(64), n), (128, 1), 0, args)?;
+    Ok([y, best])
+}
+
 fn on_gpu(
     tensors: [&Tensor; 2],
-    [a, b]: [Array; 2],
-    (n, q, t, e): (usize, usize, usize, usize),
+    arrays: [Array; 2],
+    sizes: (usize, usize, usize, usize),
+    queries: Option<&[u32]>,
 ) -> Result<Tensor> {
-    same_storage(OP, "b", &b, a.storage())?;
+    let [y, best] = forward_on_gpu(&arrays, sizes, queries)?;
+    let ((n, q, t, e), [a, b]) = (sizes, arrays);
     let (gpu, storage) = (a.gpu().clone(), a.storage());
-    let y = gpu.array(OP, Storage::F32, n * t)?;
-    let best = gpu.array(OP, Storage::I32, n * t)?;
     let [ti, ei, qi] = [t, e, q].map(int);
     let name = move |pass: &str| format!("max_similarity_{pass}_{}", storage.name());
-    let args = crate::args![&a, &b, &y, &best, qi, ti, ei];
-    gpu.launch(&name("fwd"), (t.div_ceil(64), n), (128, 1), 0, args)?;
     record_tensor(OP, &tensors, Tensor::of_array(y, &[n, t])?, move |dy, grads| {
         let dy = gradient(OP, dy)?;
         if grads.wants(0) {
@@ -79,9 +124,18 @@ fn on_gpu(
     })
 }
 
-fn forward<T: Real>(a: &[T], b: &[T], (n, q, t, e): (usize, usize, usize, usize)) -> (Vec<T>, Vec<u32>) {
+fn forward<T: Real>(
+    a: &[T],
+    b: &[T],
+    (n, q, t, e): (usize, usize, usize, usize),
+    queries: Option<&[u32]>,
+) -> (Vec<T>, Vec<u32>) {
     let mut all = vec![T::ZERO; n * q * t];
     gemm((n * q, t, e), T::ONE, View::rows(a, e), View::rows(b, e).transposed(), T::ZERO, &mut all, t, true);
+    if let Some(given) = queries {
+        let y = given.iter().enumerate().map(|(at, k)| all[(at / t * q + *k as usize) * t + at % t]);
+        return (y.collect(), given.to_vec());
+    }
     let mut best = vec![0u32; n * t];
     let mut y = vec![T::ZERO; n * t];
     for (i, (y, best)) in y.chunks_mut(t.max(1)).zip(best.chunks_mut(t.max(1))).enumerate() {

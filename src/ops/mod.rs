@@ -38,7 +38,7 @@ pub use linear::{
     linear, linear_beside, linear_exact, linear_exact_cached, linear_exact_gelu, linear_gelu_tanh,
     linear_half, linear_padded, norm_linear,
 };
-pub use max_similarity::max_similarity;
+pub use max_similarity::{best_queries, max_similarity, max_similarity_of};
 pub use mean_rows::mean_rows;
 pub use patch_embed::{patch_embed, pixel_planes};
 pub use rows::{concat_rows, gather_rows, transpose, with_room};

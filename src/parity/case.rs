@@ -1,72 +1,72 @@
-//! A recorded case: metadata and tensors of a safetensors file, by name.
+//! A recorded case: metadata and tensors of a safetensors file, by name. A tensor's bytes are read when it is asked for.
 
+use super::tolerance;
 use crate::model::Config;
-use crate::tensor::{DType, Tensor};
+use crate::nn::{Precision, Spec};
+use crate::tensor::{DType, Stream, Tensor};
+use crate::weights::{Dtype, Format, Weights};
 use crate::{Error, Result};
-use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+#[derive(Clone)]
 pub struct Case {
     pub path: PathBuf,
     pub kind: String,
-    metadata: HashMap<String, String>,
-    tensors: BTreeMap<String, Recorded>,
-}
-
-struct Recorded {
-    shape: Vec<usize>,
-    values: Values,
-}
-
-enum Values {
-    F32(Vec<f32>),
-    F64(Vec<f64>),
-    I64(Vec<i64>),
-    U8(Vec<u8>),
+    weights: Arc<Weights>,
+    names: Arc<[String]>,
+    off: Option<(u64, Precision)>,
 }
 
 impl Case {
     pub fn open(path: &Path) -> Result<Case> {
-        const OP: &str = "parity";
-        let bytes = std::fs::read(path).map_err(|e| Error::io(OP, path, &e))?;
-        let torn = |e: safetensors::SafeTensorError| Error::file(OP, path, "a safetensors file", e);
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(torn)?;
-        let metadata = header.metadata().clone().unwrap_or_default();
-        let file = SafeTensors::deserialize(&bytes).map_err(torn)?;
-        let mut tensors = BTreeMap::new();
-        for (name, view) in file.tensors() {
-            let data = view.data();
-            let values = match view.dtype() {
-                Dtype::F32 => Values::F32(
-                    data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-                ),
-                Dtype::F64 => Values::F64(bytemuck::pod_collect_to_vec(data)),
-                Dtype::I64 => Values::I64(bytemuck::pod_collect_to_vec(data)),
-                Dtype::U8 => Values::U8(data.to_vec()),
-                other => {
-                    return Err(Error::file(
-                        OP,
-                        path,
-                        "f32, f64, i64 and u8 tensors",
-                        format!("{other:?} in {name}"),
-                    ));
-                }
-            };
-            tensors.insert(name, Recorded { shape: view.shape().to_vec(), values });
+        let weights = Weights::open(path)?;
+        let wrong = |expected: &str, got: String| Error::file("parity", path, expected, got);
+        if weights.format() != Format::Safetensors {
+            return Err(wrong("a safetensors file", weights.format().name().into()));
         }
-        let kind = metadata.get("kind").map(|k| k.trim_matches('"').to_string());
-        let kind = kind
-            .ok_or_else(|| Error::file(OP, path, "a recorded case", "a file without the metadata `kind`"))?;
-        Ok(Case { path: path.to_path_buf(), kind, metadata, tensors })
+        let known = [Dtype::F32, Dtype::F64, Dtype::I64, Dtype::U8];
+        if let Some(other) = weights.tensors().iter().find(|t| !known.contains(&t.dtype)) {
+            return Err(wrong("f32, f64, i64 and u8 tensors", format!("{} in {}", other.dtype, other.name)));
+        }
+        let kind = weights.metadata().get("kind").map(|k| k.trim_matches('"').to_string());
+        let kind =
+            kind.ok_or_else(|| wrong("a recorded case", "a file without the metadata `kind`".into()))?;
+        let mut names: Vec<String> = weights.tensors().iter().map(|t| t.name.clone()).collect();
+        names.sort();
+        Ok(Case {
+            path: path.to_path_buf(),
+            kind,
+            weights: Arc::new(weights),
+            names: names.into(),
+            off: None,
+        })
+    }
+
+    /// The same case, every operand of a matmul off by as much as 16 bits of this precision make of one (see
+    /// [`tolerance`]); another draw for every number.
+    pub fn off(&self, draw: u64, precision: Precision) -> Case {
+        Case { off: Some((draw, precision)), ..self.clone() }
+    }
+
+    pub fn as_recorded(&self) -> Case {
+        Case { off: None, ..self.clone() }
+    }
+
+    fn wrong(&self, expected: impl std::fmt::Display, got: impl std::fmt::Display) -> Error {
+        Error::file("parity", &self.path, expected.to_string(), got.to_string())
     }
 
     /// A JSON value of the metadata.
     pub fn meta<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
-        let wrong = |got: String| Error::file("parity", &self.path, format!("metadata `{key}`"), got);
-        let text = self.metadata.get(key).ok_or_else(|| wrong("none".into()))?;
+        let wrong = |got: String| self.wrong(format!("metadata `{key}`"), got);
+        let text = self.weights.metadata().get(key).ok_or_else(|| wrong("none".into()))?;
         serde_json::from_str(text).map_err(|e| wrong(e.to_string()))
+    }
+
+    pub fn has_meta(&self, key: &str) -> bool {
+        self.weights.metadata().contains_key(key)
     }
 
     pub fn config(&self) -> Result<Config> {
@@ -76,29 +76,30 @@ impl Case {
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.weights.get(name).is_some()
     }
 
     pub fn names(&self, prefix: &'static str) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str).filter(move |n| n.starts_with(prefix))
+        self.names.iter().map(String::as_str).filter(move |n| n.starts_with(prefix))
     }
 
-    fn get(&self, name: &str) -> Result<&Recorded> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| Error::file("parity", &self.path, format!("a tensor {name}"), "none"))
+    fn bytes_of(&self, name: &str) -> Result<(Dtype, Vec<u8>)> {
+        let info = self.weights.get(name).ok_or_else(|| self.wrong(format!("a tensor {name}"), "none"))?;
+        Ok((info.dtype, self.weights.bytes(name)?))
     }
 
     pub fn shape(&self, name: &str) -> Result<&[usize]> {
-        Ok(&self.get(name)?.shape)
+        let info = self.weights.get(name).ok_or_else(|| self.wrong(format!("a tensor {name}"), "none"))?;
+        Ok(&info.shape)
     }
 
     pub fn f64s(&self, name: &str) -> Result<Vec<f64>> {
-        Ok(match &self.get(name)?.values {
-            Values::F32(v) => v.iter().map(|x| f64::from(*x)).collect(),
-            Values::F64(v) => v.clone(),
-            Values::I64(v) => v.iter().map(|x| *x as f64).collect(),
-            Values::U8(v) => v.iter().map(|x| f64::from(*x)).collect(),
+        let (dtype, bytes) = self.bytes_of(name)?;
+        Ok(match dtype {
+            Dtype::F64 => bytemuck::pod_collect_to_vec(&bytes),
+            Dtype::I64 => bytemuck::pod_collect_to_vec(&bytes).into_iter().map(|x: i64| x as f64).collect(),
+            Dtype::U8 => bytes.into_iter().map(f64::from).collect(),
+            _ => bytemuck::pod_collect_to_vec(&bytes).into_iter().map(|x: f32| f64::from(x)).collect(),
         })
     }
 
@@ -106,25 +107,42 @@ impl Case {
         Tensor::of(dtype, &self.f64s(name)?, self.shape(name)?)
     }
 
-    pub fn i64s(&self, name: &str) -> Result<&[i64]> {
-        match &self.get(name)?.values {
-            Values::I64(v) => Ok(v),
-            _ => Err(Error::file("parity", &self.path, format!("i64 in {name}"), "another type")),
+    /// The recorded weight of a parameter.
+    pub fn weight(&self, spec: &Spec, dtype: DType) -> Result<Tensor> {
+        let name = format!("weights.{}", spec.name);
+        let Some((draw, precision)) = self.off.filter(|_| spec.dense) else {
+            return self.tensor(&name, dtype);
+        };
+        let vit = spec.name.starts_with("visual_encoder.");
+        let unit = tolerance::unit(if vit { precision.vit } else { precision.rest });
+        let hash = blake3::hash(name.as_bytes());
+        let seed = hash.as_bytes().iter().take(8).fold(0u64, |s, b| s << 8 | u64::from(*b));
+        let stream = Stream { seed, step: draw as u32, site: 0 };
+        let mut values = self.f64s(&name)?;
+        let deviation = unit * (4f64 / 3.0).sqrt();
+        for (i, v) in values.iter_mut().enumerate() {
+            *v *= 1.0 + deviation * stream.normal(i as u64);
+        }
+        Tensor::of(dtype, &values, self.shape(&name)?)
+    }
+
+    pub fn i64s(&self, name: &str) -> Result<Vec<i64>> {
+        match self.bytes_of(name)? {
+            (Dtype::I64, bytes) => Ok(bytemuck::pod_collect_to_vec(&bytes)),
+            (other, _) => Err(self.wrong(format!("i64 in {name}"), other)),
         }
     }
 
-    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
-        match &self.get(name)?.values {
-            Values::U8(v) => Ok(v),
-            _ => Err(Error::file("parity", &self.path, format!("u8 in {name}"), "another type")),
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        match self.bytes_of(name)? {
+            (Dtype::U8, bytes) => Ok(bytes),
+            (other, _) => Err(self.wrong(format!("u8 in {name}"), other)),
         }
     }
 
     pub fn ids(&self, name: &str) -> Result<Vec<u32>> {
-        let id = |x: &i64| {
-            u32::try_from(*x).map_err(|_| Error::file("parity", &self.path, format!("ids in {name}"), x))
-        };
-        self.i64s(name)?.iter().map(id).collect()
+        let id = |x: i64| u32::try_from(x).map_err(|_| self.wrong(format!("ids in {name}"), x));
+        self.i64s(name)?.into_iter().map(id).collect()
     }
 
     /// Rows of ids without their padding: as many as the mask has ones.
@@ -132,7 +150,7 @@ impl Case {
         let width = self.shape(ids)?.last().copied().unwrap_or(0).max(1);
         let (all, mask) = (self.ids(ids)?, self.i64s(mask)?);
         if all.len() != mask.len() {
-            return Err(Error::file("parity", &self.path, "a mask as large as the ids", mask.len()));
+            return Err(self.wrong("a mask as large as the ids", mask.len()));
         }
         let text = |(ids, mask): (&[u32], &[i64])| ids[..mask.iter().filter(|m| **m != 0).count()].to_vec();
         Ok(all.chunks(width).zip(mask.chunks(width)).map(text).collect())

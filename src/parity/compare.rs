@@ -1,7 +1,8 @@
-//! Lines of a parity report: what was compared, how far apart it is, and the verdict.
+//! Lines of a parity report: what was compared, how far apart it is, and the verdict. What decides is in [`super::tolerance`].
 
+use super::tolerance::{FEW, Held, MOST, Rounded, TOGETHER};
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
@@ -12,10 +13,41 @@ pub struct Line {
     pub max_abs: f64,
     pub rel_l2: f64,
     pub tolerance: f64,
-    /// What the tolerance bounds: "rel_l2", "max_abs" or "equal".
+    /// What the tolerance bounds: "rel_l2", "gain" (how far ours . theirs / theirs . theirs is from 1), "max_abs" or "equal".
     pub measure: &'static str,
     pub pass: bool,
+    /// In 16 bits: ours . theirs / theirs . theirs; what the tensor may be off by, and how many times what is expected it is.
+    #[serde(skip)]
+    rounded: Option<Judged>,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Judged {
+    gain: f64,
+    bound: f64,
+    ratio: f64,
+}
+
+impl Line {
+    fn judge(&mut self) {
+        let Some(Judged { gain, bound, .. }) = self.rounded else { return };
+        let by_gain = bound > MOST;
+        (self.measure, self.tolerance) = if by_gain { ("gain", MOST) } else { ("rel_l2", bound) };
+        self.pass = self.rel_l2 <= bound && (!by_gain || (gain - 1.0).abs() <= MOST);
+    }
+}
+
+/// A recorded tensor that is not comparable.
+#[derive(Clone, Debug, Serialize)]
+pub struct Skipped {
+    pub name: String,
+    pub why: &'static str,
+}
+
+/// Its true gradient is 0, and AdamW makes steps of the noise around it.
+pub const NOISE: &str = "steps of AdamW along a gradient whose true value is 0";
+/// Asked for: it does not count as missing.
+pub const FROZEN: &str = "no gradient with GELU in its tanh form";
 
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -24,18 +56,36 @@ pub struct Report {
     pub lines: Vec<Line>,
     /// Recorded tensors that were not compared.
     pub missed: Vec<String>,
-    /// Recorded tensors that cannot be compared: noise, without a gradient here, or behind a choice that rounding
-    /// made otherwise.
-    pub skipped: Vec<String>,
+    /// Recorded tensors that cannot be compared.
+    pub skipped: Vec<Skipped>,
     pub first_divergence: Option<String>,
     pub pass: bool,
-    /// What 16-bit storage adds to relative tolerances; 0 in f32 and f64.
-    pub rounding: f64,
-    pub gradient_rounding: f64,
+    /// What the tolerances in 16 bits come from; none in f32 and f64.
+    pub held_to: Option<String>,
+    #[serde(skip)]
+    held: Option<Rounded>,
+    /// Our values, where they are asked for.
+    #[serde(skip)]
+    pub(super) kept: Option<BTreeMap<String, Kept>>,
+}
+
+/// Ours, and the size that an error of it is relative to.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub values: Vec<f32>,
+    pub size: f64,
+}
+
+fn norm(x: impl Iterator<Item = f64>) -> f64 {
+    x.map(|v| v * v).sum::<f64>().sqrt()
 }
 
 impl Report {
-    pub fn new(path: &Path, kind: &str) -> Report {
+    pub(super) fn new(path: &Path, kind: &str, held: Held) -> Report {
+        let held = match held {
+            Held::Exact => None,
+            Held::Rounded(r) => Some(r),
+        };
         Report {
             file: path.display().to_string(),
             kind: kind.to_string(),
@@ -44,24 +94,37 @@ impl Report {
             skipped: Vec::new(),
             first_divergence: None,
             pass: false,
-            rounding: 0.0,
-            gradient_rounding: 0.0,
+            held_to: held.as_ref().map(|h| h.from.clone()),
+            held,
+            kept: None,
         }
     }
 
     /// Whether what is chosen (a token, a candidate) can be expected to be the same.
     pub fn is_exact(&self) -> bool {
-        self.rounding == 0.0
+        self.held.is_none()
     }
 
-    /// Relative L2 distance |ours - theirs| / |theirs|.
+    pub(super) fn rounded(&self) -> Option<&Rounded> {
+        self.held.as_ref()
+    }
+
+    /// Relative L2 distance |ours - theirs| / |theirs|; `tolerance` is that of f32.
     pub fn close(&mut self, name: &str, shape: &[usize], ours: &[f64], theirs: &[f64], tolerance: f64) {
-        self.line(name, shape, ours, theirs, self.loosened(tolerance), "rel_l2");
+        self.keep(name, ours, None);
+        self.line(name, shape, ours, theirs, tolerance, "rel_l2");
+        let (Some(held), Some(line)) = (&self.held, self.lines.last_mut()) else { return };
+        let size = theirs.iter().map(|x| x * x).sum::<f64>();
+        let gain = ours.iter().zip(theirs).map(|(a, b)| a * b).sum::<f64>() / size;
+        let (bound, ratio) =
+            (held.bound(name, theirs.len()).max(tolerance), line.rel_l2 / held.expected(name));
+        line.rounded = Some(Judged { gain, bound, ratio });
+        line.judge();
     }
 
-    /// A relative tolerance that 16-bit storage can keep; arithmetic in f64 (learning rates) has nothing to do with it.
-    pub fn loosened(&self, tolerance: f64) -> f64 {
-        if tolerance < 1e-10 { tolerance } else { tolerance.max(self.rounding) }
+    /// The same of arithmetic in f64 on both sides, which no precision changes.
+    pub fn arithmetic(&mut self, name: &str, shape: &[usize], ours: &[f64], theirs: &[f64], tolerance: f64) {
+        self.line(name, shape, ours, theirs, tolerance, "rel_l2");
     }
 
     /// Largest absolute difference.
@@ -75,8 +138,19 @@ impl Report {
     }
 
     /// A recorded tensor that is not comparable, and said so.
-    pub fn skip(&mut self, name: &str) {
-        self.skipped.push(name.to_string());
+    pub fn skip(&mut self, name: &str, why: &'static str) {
+        self.skipped.push(Skipped { name: name.to_string(), why });
+    }
+
+    /// Keeps ours, or what became of `before`.
+    pub(super) fn keep(&mut self, name: &str, ours: &[f64], before: Option<&[f64]>) {
+        let Some(kept) = &mut self.kept else { return };
+        let values = match before {
+            Some(before) => ours.iter().zip(before).map(|(a, b)| (a - b) as f32).collect(),
+            None => ours.iter().map(|x| *x as f32).collect(),
+        };
+        // What became of weights is kept first, and stays.
+        kept.entry(name.to_string()).or_insert(Kept { values, size: norm(ours.iter().copied()) });
     }
 
     fn line(
@@ -96,14 +170,14 @@ impl Report {
             tolerance,
             measure,
             pass: false,
+            rounded: None,
         };
         if ours.len() == theirs.len() {
             let differences = || ours.iter().zip(theirs).map(|(a, b)| (a - b).abs());
-            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
             // A NaN on either side must not vanish in `max`.
             line.max_abs =
                 differences().fold(0.0, |m, d| if d.is_nan() || m.is_nan() { f64::NAN } else { m.max(d) });
-            let (distance, size) = (norm(&mut differences()), norm(&mut theirs.iter().copied()));
+            let (distance, size) = (norm(differences()), norm(theirs.iter().copied()));
             line.rel_l2 = if distance == 0.0 { 0.0 } else { distance / size };
             line.pass = match measure {
                 "rel_l2" => line.rel_l2 <= tolerance,
@@ -115,11 +189,47 @@ impl Report {
 
     /// Names what was recorded but not compared, and the first line that fails.
     pub fn finish<'a>(&mut self, recorded: impl Iterator<Item = &'a str>) {
+        self.widen();
         let lines = self.lines.iter().map(|l| l.name.as_str());
-        let compared: HashSet<&str> = lines.chain(self.skipped.iter().map(String::as_str)).collect();
+        let compared: HashSet<&str> = lines.chain(self.skipped.iter().map(|s| s.name.as_str())).collect();
         self.missed = recorded.filter(|n| !compared.contains(n)).map(str::to_string).collect();
         self.first_divergence = self.lines.iter().find(|l| !l.pass).map(|l| l.name.clone());
-        self.pass = !self.lines.is_empty() && self.missed.is_empty() && self.first_divergence.is_none();
+        let whole = !self.lines.is_empty() && self.missed.is_empty() && !self.too_little();
+        self.pass = whole && self.first_divergence.is_none();
+    }
+
+    /// What gradients are off by together (c of [`super::tolerance`]).
+    fn widen(&mut self) {
+        let is_gradient = |l: &Line| l.name.starts_with("grads.");
+        let judged = |l: &Line| l.rounded.filter(|_| is_gradient(l));
+        let mut ratios: Vec<f64> = self.lines.iter().filter_map(judged).map(|j| j.ratio).collect();
+        ratios.sort_by(f64::total_cmp);
+        let median = ratios.get(ratios.len() / 2).copied().unwrap_or(1.0);
+        if ratios.len() < FEW || median.is_nan() {
+            return;
+        }
+        for line in self.lines.iter_mut().filter(|l| is_gradient(l)) {
+            if let Some(j) = &mut line.rounded {
+                j.bound *= median.clamp(1.0, TOGETHER);
+            }
+            line.judge();
+        }
+    }
+
+    /// Whether more than a tenth of what was recorded is not comparable.
+    fn too_little(&self) -> bool {
+        let skipped = self.skipped.iter().filter(|s| s.why != FROZEN).count();
+        10 * skipped > self.lines.len() + skipped
+    }
+
+    /// What the tolerances come from, and what was left out, for the last line.
+    fn how(&self) -> String {
+        let held = self.held_to.as_ref().map_or(String::new(), |from| format!("; held to {from}"));
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        self.skipped.iter().for_each(|s| *counts.entry(s.why).or_default() += 1);
+        let skipped: Vec<String> =
+            counts.iter().map(|(why, n)| format!("; {n} not compared: {why}")).collect();
+        held + &skipped.concat()
     }
 }
 
@@ -139,16 +249,59 @@ impl fmt::Display for Report {
         for name in &self.missed {
             writeln!(f, "  {name:width$}  recorded, but not compared")?;
         }
-        for name in &self.skipped {
-            writeln!(f, "  {name:width$}  noise, behind a near tie, or without a gradient: not compared")?;
+        for Skipped { name, why } in &self.skipped {
+            writeln!(f, "  {name:width$}  not compared: {why}")?;
         }
         let worst = self.lines.iter().filter(|l| l.measure == "rel_l2").map(|l| l.rel_l2).fold(0.0, f64::max);
+        let (n, how) = (self.lines.len(), self.how());
         match &self.first_divergence {
-            Some(name) => write!(f, "DIFFERS: first diverging tensor in order of computation: {name}"),
-            None if self.pass => {
-                write!(f, "ok: {} tensors, largest relative L2 error {worst:.1e}", self.lines.len())
+            Some(name) => write!(f, "DIFFERS: first diverging tensor in order of computation: {name}{how}"),
+            None if self.pass => write!(f, "ok: {n} tensors, largest relative L2 error {worst:.1e}{how}"),
+            None if self.missed.is_empty() => {
+                let all = n + self.skipped.len();
+                write!(f, "DIFFERS: only {n} of {all} recorded tensors can be compared{how}")
             }
-            None => write!(f, "DIFFERS: {} recorded tensors were not compared", self.missed.len()),
+            None => write!(f, "DIFFERS: {} recorded tensors were not compared{how}", self.missed.len()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exact() -> Report {
+        Report::new(Path::new("x"), "stage1", Held::Exact)
+    }
+
+    #[test]
+    fn more_than_a_tenth_left_out_is_a_failure() {
+        let report = |skipped: usize, why: &'static str| {
+            let mut r = exact();
+            (0..18).for_each(|i| r.close(&format!("outputs.{i}"), &[1], &[1.0], &[1.0], 1e-4));
+            (0..skipped).for_each(|i| r.skip(&format!("after.{i}"), why));
+            r.finish(std::iter::empty());
+            r
+        };
+        assert!(report(2, NOISE).pass && report(30, FROZEN).pass);
+        let three = report(3, NOISE);
+        assert!(!three.pass);
+        let last = three.to_string();
+        assert!(
+            last.contains("DIFFERS: only 18 of 21 recorded tensors can be compared; 3 not compared"),
+            "{last}"
+        );
+    }
+
+    /// A record of 0 beside which we have something is no agreement, nor is a NaN on either side.
+    #[test]
+    fn nothing_and_no_numbers_are_told_apart() {
+        let mut r = exact();
+        r.close("outputs.a", &[2], &[1e-9, 0.0], &[0.0, 0.0], 1e-4);
+        r.close("outputs.b", &[2], &[0.0, 0.0], &[0.0, 0.0], 1e-4);
+        r.close("outputs.c", &[1], &[f64::NAN], &[1.0], 1e-4);
+        r.close("outputs.d", &[1], &[1.0], &[f64::NAN], 1e-4);
+        r.close("outputs.e", &[2], &[1.0], &[1.0, 1.0], 1e-4);
+        assert_eq!(r.lines.iter().map(|l| l.pass).collect::<Vec<_>>(), [false, true, false, false, false]);
     }
 }

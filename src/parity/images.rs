@@ -38,7 +38,7 @@ pub fn images(case: &Case, report: &mut Report) -> Result<()> {
         };
         let resized = vision::resize_crop(&picture, &crop, side, side, Resampling::Exact)?;
         if what.ends_with("u8") {
-            pixels(name, shape, &resized, case.bytes(name)?, report);
+            pixels(name, shape, &resized, &case.bytes(name)?, report);
         } else {
             let ours: Vec<f64> = normalise.planes(&resized)?.iter().map(|x| f64::from(*x)).collect();
             report.near(name, shape, &ours, &case.f64s(name)?, 1e-6);

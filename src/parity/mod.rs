@@ -3,26 +3,30 @@
 //! A case is a safetensors file that holds weights, inputs and what LAVIS made of them (`tests/lavis/record.py` writes
 //! them). Every recorded tensor is compared, in order of computation; a recorded tensor that is not compared is a failure.
 //!
-//! Tolerances (f32 and f64, the recorded numbers being f32): outputs and gradients relative L2 1e-4, losses relative 1e-4,
-//! losses of a training run relative 1e-3, token ids and candidates equal. Pictures: see `images`. On a GPU in 16 bits:
-//! what the roundings on the way add up to (`Place::rounding`); weights after a training run within what AdamW can move them;
-//! gradients that differ do not count where two query rows are nearly as similar to a text.
+//! How far a number may be off, and why, says [`tolerance`]; of pictures, `images`.
 
 mod case;
 mod compare;
 mod decode;
 mod images;
 pub mod text;
+pub mod tolerance;
+mod trace;
 mod training;
 
-pub use compare::{Line, Report};
+pub use compare::{Line, Report, Skipped};
 
-use crate::model::{Config, Model, Profile};
+use crate::model::{Model, Profile};
 use crate::nn::{Params, Precision};
 use crate::tensor::{DType, Device, Storage};
 use crate::{Error, Result};
 use case::Case;
+use std::collections::BTreeMap;
 use std::path::Path;
+use tolerance::Held;
+
+/// The relative L2 error of f32.
+const CLOSE: f64 = 1e-4;
 
 /// Where a case is run, and how exactly.
 pub struct Place {
@@ -39,25 +43,6 @@ impl Place {
         if self.precision.rest == Storage::F16 { 1024.0 } else { 1.0 }
     }
 
-    /// The relative L2 error that storing in 16 bits may add. A sublayer rounds about four results, a layer has two, and
-    /// the backward as many again: n = 16 (image layers + Q-Former layers) roundings, each off by up to u, u / sqrt 3 on
-    /// average, which add in quadrature: u sqrt(n / 3). Twice that, for what softmax and norms amplify.
-    fn rounding(&self, config: &Config) -> f64 {
-        let unit = match self.precision.rest {
-            Storage::F16 => 2f64.powi(-11),
-            Storage::BF16 => 2f64.powi(-8),
-            _ => return 0.0,
-        };
-        let n = 16.0 * (config.vit_depth + config.layers) as f64;
-        2.0 * unit * (n / 3.0).sqrt()
-    }
-
-    /// The same of gradients: the contrastive loss looks at cosines divided by the temperature, so an error e of these is
-    /// one of e / temperature in its probabilities, which are half wrong at most.
-    fn gradient_rounding(&self, config: &Config, temperature: f64) -> f64 {
-        self.rounding(config) * (1.0 + 0.5 / temperature)
-    }
-
     pub fn cpu(dtype: DType) -> Place {
         Place { device: Device::Cpu, dtype, precision: Precision::F32 }
     }
@@ -72,29 +57,54 @@ struct Setup {
 /// Runs one case file.
 pub fn run(path: &Path, at: &Place) -> Result<Report> {
     let case = Case::open(path)?;
-    let mut report = Report::new(path, &case.kind);
-    if case.kind != "images" {
+    let held = if case.kind == "images" {
+        Held::Exact
+    } else {
         let config = case.config()?;
-        let temperature = case.f64s("weights.temp").ok().and_then(|t| t.first().copied());
-        report.rounding = at.rounding(&config);
-        report.gradient_rounding = at.gradient_rounding(&config, temperature.unwrap_or(1.0));
-    }
-    match case.kind.as_str() {
-        "vit" => training::vit(&case, at, &mut report)?,
-        "stage1" => training::stage1(&case, at, Profile::LavisDiagonal, &mut report)?,
-        "stage1_ids" => training::stage1(&case, at, Profile::LavisImageId, &mut report)?,
-        "train" => training::train(&case, at, &mut report)?,
-        "generate" => decode::generate(&case, at, &mut report)?,
-        "features" => decode::features(&case, at, &mut report)?,
-        "retrieval" => decode::retrieval(&case, at, &mut report)?,
-        "images" => images::images(&case, &mut report)?,
-        other => {
-            let kinds = "vit, stage1, stage1_ids, train, generate, features, retrieval or images";
-            return Err(Error::file("parity", path, format!("a case of kind {kinds}"), other));
-        }
-    }
+        Held::of(&case, at, config.vit_depth + config.layers, || derived(&case, at.precision))?
+    };
+    let mut report = Report::new(path, &case.kind, held);
+    compare_all(&case, at, &mut report)?;
     report.finish(case.names("outputs.").chain(case.names("grads.")).chain(case.names("after.")));
     Ok(report)
+}
+
+fn compare_all(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
+    match case.kind.as_str() {
+        "vit" => training::vit(case, at, report),
+        "stage1" => training::stage1(case, at, Profile::LavisDiagonal, report),
+        "stage1_ids" => training::stage1(case, at, Profile::LavisImageId, report),
+        "train" => training::train(case, at, report),
+        "generate" => decode::generate(case, at, report),
+        "features" => decode::features(case, at, report),
+        "retrieval" => decode::retrieval(case, at, report),
+        "images" => images::images(case, report),
+        other => {
+            let kinds = "vit, stage1, stage1_ids, train, generate, features, retrieval or images";
+            Err(Error::file("parity", &case.path, format!("a case of kind {kinds}"), other))
+        }
+    }
+}
+
+/// The errors that 16 bits may make, from runs on the CPU in f32: how far results move if weights do (see [`tolerance`]).
+fn derived(case: &Case, precision: Precision) -> Result<BTreeMap<String, f64>> {
+    let run = |case: &Case| {
+        let mut report = Report::new(&case.path, &case.kind, Held::Exact);
+        report.kept = Some(BTreeMap::new());
+        compare_all(case, &Place::cpu(DType::F32), &mut report)?;
+        Ok::<_, Error>(report.kept.unwrap_or_default())
+    };
+    let right = run(case)?;
+    let mut squares: BTreeMap<String, f64> = BTreeMap::new();
+    for draw in 1..=tolerance::DRAWS {
+        for (name, off) in run(&case.off(draw, precision))? {
+            let Some(right) = right.get(&name).filter(|r| r.size > 0.0) else { continue };
+            let far = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
+            let square = right.values.iter().zip(&off.values).map(far).sum::<f64>() / right.size.powi(2);
+            *squares.entry(name).or_default() += square / tolerance::DRAWS as f64;
+        }
+    }
+    Ok(squares.into_iter().map(|(name, s)| (name, s.sqrt())).collect())
 }
 
 /// Parameters as recorded. Names outside `needed` prefixes may be missing (a case of the image encoder has no Q-Former).
@@ -105,9 +115,9 @@ fn set_up(case: &Case, at: &Place, train_vit: bool, needed: &[&str]) -> Result<S
         return Err(Error::file("parity", &case.path, "weights of the case's configuration", name));
     }
     let params = Params::new(specs.clone(), |spec| {
-        let name = format!("weights.{}", spec.name);
-        if needed.iter().any(|p| spec.name.starts_with(p)) || case.has(&name) {
-            case.tensor(&name, at.dtype)
+        let has = case.has(&format!("weights.{}", spec.name));
+        if has || needed.iter().any(|p| spec.name.starts_with(p)) {
+            case.weight(spec, at.dtype)
         } else {
             Ok(crate::tensor::Tensor::zeros(at.dtype, &spec.shape))
         }

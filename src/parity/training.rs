@@ -1,19 +1,19 @@
 //! Cases of the image encoder, of one step and of a training run.
 
 use super::case::Case;
-use super::{Line, Place, Report, Setup, set_up};
-use crate::model::{Batch, Layout, Negatives, Outputs, Profile, Sampling, Trace};
-use crate::nn::{Gelu, Params, Pass};
-use crate::tensor::{Gradients, Tape, Tensor};
+use super::compare::{FROZEN, NOISE, Report};
+use super::tolerance::NOTHING;
+use super::trace::{self, Best};
+use super::{CLOSE, Place, Setup, set_up};
+use crate::model::{Batch, Negatives, Profile, Sampling, Trace};
+use crate::nn::{DropoutPlan, Gelu, Params, Pass};
+use crate::tensor::{DType, Gradients, Tape, Tensor};
 use crate::train::optimizer::{AdamW, Hyper};
 use crate::train::schedule::Schedule;
 use crate::{Error, Result};
 use serde::Deserialize;
-use std::ops::Range;
 
-const CLOSE: f64 = 1e-4;
-
-fn compare(case: &Case, name: &str, ours: &Tensor, report: &mut Report) -> Result<()> {
+pub(super) fn compare(case: &Case, name: &str, ours: &Tensor, report: &mut Report) -> Result<()> {
     report.close(name, case.shape(name)?, &ours.to_f64(), &case.f64s(name)?, CLOSE);
     Ok(())
 }
@@ -23,25 +23,29 @@ fn is_noise(name: &str) -> bool {
     name.ends_with("attention.self.key.bias")
 }
 
+fn largest(x: &[f64]) -> f64 {
+    x.iter().fold(0.0, |m: f64, x| m.max(x.abs()))
+}
+
+/// What nine tenths of the recorded gradients have as their largest number at most.
+fn size_of_gradients(case: &Case) -> Result<f64> {
+    let of = |name| Ok::<_, Error>(largest(&case.f64s(name)?));
+    let mut all = case.names("grads.").map(of).collect::<Result<Vec<_>>>()?;
+    all.sort_by(f64::total_cmp);
+    Ok(all.get(all.len() * 9 / 10).copied().unwrap_or(0.0))
+}
+
 /// Gradients in the order backward reaches them: the last parameter first.
 fn gradients(case: &Case, params: &Params, grads: &Gradients, scale: f64, report: &mut Report) -> Result<()> {
-    let largest = case
-        .names("grads.")
-        .map(|n| case.f64s(n))
-        .try_fold(0f64, |m, g| -> Result<f64> { Ok(g?.iter().fold(m, |m, x| m.max(x.abs()))) })?;
+    let size = size_of_gradients(case)?;
     let all: Vec<_> = params.iter().collect();
     for (id, spec, value) in all.into_iter().rev() {
         let name = format!("grads.{}", spec.name);
         if !case.has(&name) {
             if spec.trained && grads.get(id.0).is_some() {
+                let want = "the gradients of the trained parameters";
                 let got = "a gradient that was not recorded";
-                return Err(Error::file(
-                    "parity",
-                    &case.path,
-                    "the gradients of the trained parameters",
-                    name,
-                )
-                .fix(got));
+                return Err(Error::file("parity", &case.path, want, name).fix(got));
             }
             continue;
         }
@@ -53,12 +57,11 @@ fn gradients(case: &Case, params: &Params, grads: &Gradients, scale: f64, report
             None => Vec::new(),
         };
         let theirs = case.f64s(&name)?;
-        if is_noise(&spec.name) {
-            // f32 sums of up to a few thousand terms whose true sum is 0
-            let share = 1e-5f64.max(report.rounding / 10.0);
-            report.near(&name, &spec.shape, &ours, &theirs, share * largest);
+        if is_noise(&spec.name) || largest(&theirs) <= NOTHING * size {
+            let share = report.rounded().map_or(1e-5, |r| r.floor().max(1e-5));
+            report.near(&name, &spec.shape, &ours, &theirs, share * size);
         } else {
-            report.close(&name, &spec.shape, &ours, &theirs, CLOSE.max(report.gradient_rounding));
+            report.close(&name, &spec.shape, &ours, &theirs, CLOSE);
         }
     }
     Ok(())
@@ -74,7 +77,7 @@ pub fn vit(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     let embeds = model.image_embeds(&pass, &tokens)?;
     compare(case, "outputs.image_embeds", &embeds, report)?;
     if !trained {
-        case.names("grads.").for_each(|name| report.skip(name));
+        case.names("grads.").for_each(|name| report.skip(name, FROZEN));
         return Ok(());
     }
     let seed = case.tensor("inputs.grad_image_embeds", at.dtype)?.reshape(embeds.shape().sizes())?;
@@ -82,152 +85,99 @@ pub fn vit(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     gradients(case, &params, &grads, 1.0, report)
 }
 
-fn negatives(case: &Case, step: Option<usize>) -> Result<Negatives> {
-    let pick = |name: &str| -> Result<Vec<u32>> {
-        let all = case.ids(name)?;
-        let Some(step) = step else { return Ok(all) };
-        let n = case.shape(name)?.last().copied().unwrap_or(0);
-        let row = all.get(step * n..(step + 1) * n);
-        Ok(row
-            .ok_or_else(|| Error::file("parity", &case.path, format!("step {step} in {name}"), "none"))?
-            .to_vec())
+fn negatives(case: &Case) -> Result<Negatives> {
+    Ok(Negatives { image: case.ids("inputs.neg_image_index")?, text: case.ids("inputs.neg_text_index")? })
+}
+
+/// The query of every picture and caption that the gradient goes through, as [`super::tolerance`] says.
+fn best_queries(case: &Case, batch: &Batch, profile: Profile, negatives: &Negatives) -> Result<Best> {
+    const NAMES: [&str; 2] = ["outputs.image_feats", "outputs.text_feat"];
+    let config = case.config()?;
+    let (q, e) = (config.num_query, config.embed_dim);
+    let [image, text] = if NAMES.iter().all(|n| case.has(n)) {
+        [case.f64s(NAMES[0])?, case.f64s(NAMES[1])?]
+    } else {
+        let cpu = Place::cpu(DType::F32);
+        let Setup { model, params } = set_up(&case.as_recorded(), &cpu, false, &[""])?;
+        let mut trace = Trace::default();
+        let plan = dropout(case)?;
+        let pass = Pass::untracked(&params, plan);
+        let image = case.tensor("inputs.image", cpu.dtype)?;
+        let batch = Batch { image: &image, text: batch.text, image_id: batch.image_id };
+        model.stage1(&pass, &batch, profile, Sampling::Given(negatives), Some(&mut trace))?;
+        [trace.image_feats, trace.text_feat].map(|t| t.map_or(Vec::new(), |t| t.to_f64()))
     };
-    Ok(Negatives { image: pick("inputs.neg_image_index")?, text: pick("inputs.neg_text_index")? })
+    let mut best = Best::of(&image, &text, q, e);
+    if case.has("inputs.best_query") {
+        best.queries = case.ids("inputs.best_query")?;
+    }
+    Ok(best)
+}
+
+/// Dropout of a case that was recorded with it: LAVIS was given the masks that these numbers name.
+fn dropout(case: &Case) -> Result<Option<DropoutPlan>> {
+    #[derive(Deserialize)]
+    struct Plan {
+        p: f32,
+        seed: u64,
+        step: u32,
+    }
+    if !case.has_meta("dropout") {
+        return Ok(None);
+    }
+    let Plan { p, seed, step } = case.meta("dropout")?;
+    Ok(Some(DropoutPlan { p, seed, step }))
+}
+
+fn are_finite(params: &Params, grads: &Gradients) -> Result<bool> {
+    for (id, _, value) in params.iter() {
+        let Some(g) = grads.get(id.0) else { continue };
+        let all = Tensor::of_buffer(g.clone(), value.shape().sizes())?.to_f64();
+        if !all.iter().all(|x| x.is_finite()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 pub fn stage1(case: &Case, at: &Place, profile: Profile, report: &mut Report) -> Result<()> {
     let Setup { model, params } = set_up(case, at, false, &[""])?;
     let image = case.tensor("inputs.image", at.dtype)?;
     let text = case.texts("inputs.input_ids", "inputs.attention_mask")?;
-    let image_id = if profile == Profile::LavisImageId { Some(case.i64s("inputs.image_id")?) } else { None };
-    let batch = Batch { image: &image, text: &text, image_id };
-    let negatives = negatives(case, None)?;
+    let ids = if profile == Profile::LavisImageId { Some(case.i64s("inputs.image_id")?) } else { None };
+    let batch = Batch { image: &image, text: &text, image_id: ids.as_deref() };
+    let negatives = negatives(case)?;
+    let (best, plan) = (best_queries(case, &batch, profile, &negatives)?, dropout(case)?);
+    let given = Sampling::Recorded { negatives: &negatives, queries: &best.queries };
 
-    // Once as a user computes it (rows nobody reads left out), once with every row for comparison.
-    let (tape, mut grads) = (Tape::new(), Gradients::new());
-    let pass = Pass::training(&params, &tape, None);
-    let out = model.stage1(&pass, &batch, profile, Sampling::Given(&negatives), None)?;
-    tape.backward(&out.loss, at.loss_scale(), &mut grads)?;
-    let mut trace = Trace::default();
-    model.stage1(
-        &Pass::inference(&params),
-        &batch,
-        profile,
-        Sampling::Given(&negatives),
-        Some(&mut trace),
-    )?;
-
-    trace_lines(case, &trace, &text, report)?;
-    losses(case, &out, report)?;
-    let before = report.lines.len();
-    gradients(case, &params, &grads, at.loss_scale(), report)?;
-    if !report.is_exact() && near_tie(case, &trace)? {
-        let (good, bad): (Vec<Line>, Vec<Line>) =
-            report.lines.split_off(before).into_iter().partition(|l| l.pass);
-        report.lines.extend(good);
-        bad.iter().for_each(|l| report.skip(&l.name));
-    }
-    Ok(())
-}
-
-/// Whether a picture's two query rows that answer a text best, in the recorded features, are nearer than twice what ours are
-/// off by: then 16 bits may choose the other, and the gradient takes another way.
-fn near_tie(case: &Case, t: &Trace) -> Result<bool> {
-    const NAMES: [&str; 2] = ["outputs.image_feats", "outputs.text_feat"];
-    let (Some(images), Some(texts)) = (&t.image_feats, &t.text_feat) else { return Ok(false) };
-    if !NAMES.iter().all(|name| case.has(name)) {
-        return Ok(false);
-    }
-    let &[_, queries, width] = case.shape(NAMES[0])? else { return Ok(false) };
-    // Cosines of every text and query row, picture by picture.
-    let cosines = |images: &[f64], texts: &[f64]| -> Vec<f64> {
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let of = |rows: &[f64], t: &[f64]| rows.chunks(width).map(|q| dot(q, t)).collect::<Vec<_>>();
-        let picture = |rows: &[f64]| texts.chunks(width).flat_map(|t| of(rows, t)).collect::<Vec<_>>();
-        images.chunks(queries * width).flat_map(picture).collect()
+    // Once as a user computes it (rows nobody reads left out), once with every row for comparison. Masks of dropout are named by
+    // rows: the recorded ones are of every row.
+    let mut scale = at.loss_scale();
+    let (out, grads, mut trace) = loop {
+        let (tape, mut grads) = (Tape::new(), Gradients::new());
+        let pass = Pass::training(&params, &tape, plan);
+        let mut trace = Trace::default();
+        let every = plan.is_some().then_some(&mut trace);
+        let out = model.stage1(&pass, &batch, profile, given.clone(), every)?;
+        tape.backward(&out.loss, scale, &mut grads)?;
+        // As torch.amp.GradScaler does: where gradients overflow they are computed again with less.
+        if scale <= 1.0 || are_finite(&params, &grads)? {
+            break (out, grads, trace);
+        }
+        scale /= 16.0;
     };
-    let theirs = cosines(&case.f64s(NAMES[0])?, &case.f64s(NAMES[1])?);
-    let ours = cosines(&images.to_f64(), &texts.to_f64());
-    let off = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    let gap = |row: &[f64]| {
-        let mut sorted = row.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        if let [.., second, first] = sorted[..] { first - second } else { f64::INFINITY }
-    };
-    Ok(theirs.chunks(queries).any(|row| gap(row) <= 2.0 * off))
-}
-
-fn losses(case: &Case, out: &Outputs, report: &mut Report) -> Result<()> {
+    if plan.is_none() {
+        let own = Sampling::Given(&negatives);
+        model.stage1(&Pass::inference(&params), &batch, profile, own, Some(&mut trace))?;
+    }
+    trace::lines(case, &trace, &text, report)?;
+    best.line(&trace, model.config.num_query, report)?;
     for (name, t) in
         [("loss_itc", &out.itc), ("loss_itm", &out.itm), ("loss_lm", &out.lm), ("loss", &out.loss)]
     {
         compare(case, &format!("outputs.{name}"), t, report)?;
     }
-    Ok(())
-}
-
-/// Every recorded activation, padded rows left out.
-fn trace_lines(case: &Case, t: &Trace, text: &[Vec<u32>], report: &mut Report) -> Result<()> {
-    let simple = |name: &str, ours: &Option<Tensor>, report: &mut Report| -> Result<()> {
-        match ours.as_ref().filter(|_| case.has(name)) {
-            Some(ours) => compare(case, name, ours, report),
-            None => Ok(()),
-        }
-    };
-    for (i, block) in t.vit_blocks.iter().enumerate() {
-        simple(&format!("outputs.vit.block.{i}"), &Some(block.clone()), report)?;
-    }
-    simple("outputs.image_embeds", &t.image_embeds, report)?;
-    let (Some((merged, layout)), Some((pairs, pair_layout))) = (&t.merged, &t.pairs) else { return Ok(()) };
-    let groups = |rows: usize, n: usize| (0..n).map(|i| i * rows..(i + 1) * rows).collect::<Vec<_>>();
-    let queries = |l: &Layout, n: usize| groups(l.query_rows / n.max(1), n);
-    rows(case, "outputs.query_hidden", merged, &[queries(layout, text.len())], report)?;
-    rows(case, "outputs.text_hidden", merged, std::slice::from_ref(&layout.text), report)?;
-    simple("outputs.image_feats", &t.image_feats, report)?;
-    simple("outputs.text_feat", &t.text_feat, report)?;
-    simple("outputs.sim_i2t", &t.sim_i2t, report)?;
-    simple("outputs.sim_t2i", &t.sim_t2i, report)?;
-    simple("outputs.weights_i2t", &t.weights_i2t, report)?;
-    simple("outputs.weights_t2i", &t.weights_t2i, report)?;
-    let pair_queries = queries(pair_layout, pair_layout.text.len());
-    rows(case, "outputs.itm_hidden", pairs, &[pair_queries, pair_layout.text.clone()], report)?;
-    simple("outputs.itm_logits", &t.itm_logits, report)?;
-    rows(case, "outputs.lm_hidden", merged, std::slice::from_ref(&layout.lm), report)?;
-    if let Some(logits) = &t.lm_logits {
-        let first = layout.lm.first().map_or(0, |r| r.start);
-        let moved = layout.lm.iter().map(|r| r.start - first..r.end - first).collect();
-        rows(case, "outputs.lm_logits", logits, &[moved], report)?;
-    }
-    Ok(())
-}
-
-/// Packed rows against a recorded [B,L,C]: sequence b is `parts[0][b]`, then `parts[1][b]`, ...; the rest is padding.
-fn rows(
-    case: &Case,
-    name: &str,
-    ours: &Tensor,
-    parts: &[Vec<Range<usize>>],
-    report: &mut Report,
-) -> Result<()> {
-    if !case.has(name) {
-        return Ok(());
-    }
-    let &[b, l, c] = case.shape(name)? else {
-        return Err(Error::file("parity", &case.path, format!("three axes in {name}"), "others"));
-    };
-    let (mine, recorded) = (ours.to_f64(), case.f64s(name)?);
-    let (mut x, mut y) = (Vec::new(), Vec::new());
-    for i in 0..b {
-        let mut at = i * l;
-        for range in parts.iter().filter_map(|p| p.get(i)) {
-            x.extend_from_slice(&mine[range.start * c..range.end * c]);
-            let to = (at + range.len()).min((i + 1) * l);
-            y.extend_from_slice(&recorded[at * c..to * c]);
-            at = to;
-        }
-    }
-    report.close(name, &[b, l, c], &x, &y, CLOSE);
-    Ok(())
+    gradients(case, &params, &grads, scale, report)
 }
 
 #[derive(Deserialize)]
@@ -243,8 +193,8 @@ struct Run {
     eps: f64,
 }
 
-pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
-    let Setup { model, mut params } = set_up(case, at, false, &[""])?;
+/// The optimizer and the schedule of a run.
+fn optimizer(case: &Case, params: &Params) -> Result<(Run, Schedule, AdamW)> {
     let run: Run = case.meta("run")?;
     let schedule = Schedule {
         init_lr: run.init_lr,
@@ -254,9 +204,27 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         max_epoch: run.max_epoch,
     };
     let hyper = Hyper { betas: run.betas, eps: run.eps, weight_decay: run.weight_decay, ..Hyper::default() };
-    let mut optimizer = AdamW::new(&params, hyper)?;
+    let optimizer = AdamW::new(params, hyper)?;
+    Ok((run, schedule, optimizer))
+}
+
+/// Row `step` of an input of every step.
+fn of_step(case: &Case, name: &str, steps: usize, step: usize) -> Result<Vec<u32>> {
+    let all = case.ids(name)?;
+    let n = all.len() / steps.max(1);
+    let row = all.get(step * n..(step + 1) * n);
+    Ok(row
+        .ok_or_else(|| Error::file("parity", &case.path, format!("step {step} in {name}"), "none"))?
+        .to_vec())
+}
+
+pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
+    let Setup { model, mut params } = set_up(case, at, false, &[""])?;
+    let (run, schedule, mut optimizer) = optimizer(case, &params)?;
     let steps = case.shape("outputs.losses")?.first().copied().unwrap_or(0);
     let batches = (0..).take_while(|k| case.has(&format!("inputs.{k}.image"))).count().max(1);
+    let values = |params: &Params| params.iter().map(|(_, _, v)| v.to_f64()).collect::<Vec<_>>();
+    let before = report.kept.is_some().then(|| values(&params));
     let (mut lrs, mut all) = (Vec::new(), Vec::new());
     for step in 0..steps {
         let k = step % batches;
@@ -264,9 +232,18 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         let text = case.texts(&format!("inputs.{k}.input_ids"), &format!("inputs.{k}.attention_mask"))?;
         let (tape, mut grads) = (Tape::new(), Gradients::new());
         let pass = Pass::training(&params, &tape, None);
-        let negatives = negatives(case, Some(step))?;
+        let negatives = Negatives {
+            image: of_step(case, "inputs.neg_image_index", steps, step)?,
+            text: of_step(case, "inputs.neg_text_index", steps, step)?,
+        };
+        let queries = case.has("inputs.best_query").then(|| of_step(case, "inputs.best_query", steps, step));
+        let queries = queries.transpose()?;
+        let given = match &queries {
+            Some(queries) => Sampling::Recorded { negatives: &negatives, queries },
+            None => Sampling::Given(&negatives),
+        };
         let batch = Batch { image: &image, text: &text, image_id: None };
-        let out = model.stage1(&pass, &batch, Profile::LavisDiagonal, Sampling::Given(&negatives), None)?;
+        let out = model.stage1(&pass, &batch, Profile::LavisDiagonal, given, None)?;
         tape.backward(&out.loss, at.loss_scale(), &mut grads)?;
         let lr = schedule.lr(step as u64, run.steps_per_epoch);
         all.extend([&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item));
@@ -275,36 +252,34 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         optimizer.step(&mut params, &mut grads, lr, 1.0 / at.loss_scale())?;
     }
     // The learning rate is arithmetic in f64 on both sides: equal to a few units in the last place.
-    report.close("outputs.lr", case.shape("outputs.lr")?, &lrs, &case.f64s("outputs.lr")?, 1e-14);
-    let recorded = case.f64s("outputs.losses")?;
-    // Stored in 16 bits a logit errs by its size, and a loss by twice that, however small the loss has become.
-    let largest = recorded.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-    let (of, what) = if report.is_exact() { (0.0, "relative") } else { (largest, "of the largest") };
-    let far = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs().max(of);
-    // A NaN on either side must not vanish in `max`.
-    let worst = all.iter().zip(&recorded).map(far).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m });
-    let width = recorded.len();
-    report.close("outputs.losses", case.shape("outputs.losses")?, &all, &recorded, 1e-3);
-    report.near(
-        &format!("outputs.losses, worst of a step ({what})"),
-        &[width],
-        &[worst],
-        &[0.0],
-        report.loosened(1e-3),
-    );
-    for (_, spec, value) in params.iter().filter(|(_, s, _)| s.trained) {
+    report.arithmetic("outputs.lr", case.shape("outputs.lr")?, &lrs, &case.f64s("outputs.lr")?, 1e-14);
+    losses_of_a_run(case, &all, report)?;
+    for (id, spec, value) in params.iter().filter(|(_, s, _)| s.trained) {
         let name = format!("after.{}", spec.name);
         if is_noise(&spec.name) {
-            report.skip(&name);
-        } else if report.is_exact() {
-            report.close(&name, &spec.shape, &value.to_f64(), &case.f64s(&name)?, 1e-3);
-        } else {
-            // An update has the size of the learning rate whatever the gradient's, at most (1 - b1) / sqrt(1 - b2) of it
-            // (Kingma and Ba, section 2.1); two runs may go opposite ways where rounding decides.
-            let most = ((1.0 - run.betas[0]) / (1.0 - run.betas[1]).sqrt()).max(1.0);
-            let apart = 2.0 * most * lrs.iter().sum::<f64>();
-            report.near(&name, &spec.shape, &value.to_f64(), &case.f64s(&name)?, apart);
+            report.skip(&name, NOISE);
+            continue;
         }
+        let ours = value.to_f64();
+        // A weight that is off is so from the start: how far its way is off is what counts.
+        report.keep(&name, &ours, before.as_ref().and_then(|b| b.get(id.0)).map(Vec::as_slice));
+        report.close(&name, &spec.shape, &ours, &case.f64s(&name)?, 1e-3);
     }
+    Ok(())
+}
+
+fn losses_of_a_run(case: &Case, ours: &[f64], report: &mut Report) -> Result<()> {
+    const WORST: &str = "outputs.losses, worst of a step (relative)";
+    let recorded = case.f64s("outputs.losses")?;
+    report.close("outputs.losses", case.shape("outputs.losses")?, ours, &recorded, 1e-3);
+    let most = match report.rounded() {
+        None => 1e-3,
+        Some(rounded) if rounded.knows(WORST) => rounded.bound(WORST, 1),
+        Some(_) => return Ok(()),
+    };
+    let far = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs();
+    // A NaN on either side must not vanish in `max`.
+    let worst = ours.iter().zip(&recorded).map(far).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m });
+    report.near(WORST, &[recorded.len()], &[worst], &[0.0], most);
     Ok(())
 }

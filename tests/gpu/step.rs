@@ -14,51 +14,22 @@ fn place(name: &str) -> Place {
     Place { device: device(), dtype: DType::F32, precision: Precision::named(name).unwrap() }
 }
 
-/// The recorded cases of this repository, in all precisions.
+/// The recorded cases of this repository, in all precisions; in 16 bits they are held to twice what LAVIS itself is off by under
+/// torch.autocast, where that is recorded beside them.
 #[test]
 fn recorded_cases() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lavis");
     let mut count = 0;
-    for kind in ["vit", "stage1", "stage1_ids", "generate", "features", "retrieval"] {
+    let small = ["vit", "stage1", "stage1_ids", "generate", "features", "retrieval", "train"];
+    let others = ["stage1-dropout", "stage1-eps", "vit-eps", "train-adamw"].map(String::from);
+    for name in small.iter().map(|kind| format!("{kind}-small")).chain(others) {
         for dtype in ["f32", "f16", "bf16"] {
-            let report =
-                parity::run(&folder.join(format!("{kind}-small.safetensors")), &place(dtype)).unwrap();
+            let report = parity::run(&folder.join(format!("{name}.safetensors")), &place(dtype)).unwrap();
             assert!(report.pass, "{dtype}\n{report}");
             count += report.lines.len();
         }
     }
     assert!(count > 300, "{count} tensors");
-}
-
-/// In 16 bits no tensor is further from LAVIS than twice what LAVIS itself is under torch.autocast
-/// (`tests/lavis/autocast.py`: the root mean square of eight runs, the median of the case where a small tensor was lucky).
-/// Our bf16 also rounds the image encoder's output, which autocast keeps in f32: 2^-8, in quadrature. The norm of n errors
-/// varies by about 1 / sqrt(2n) of itself, which is much for a bias of two numbers: three times that is allowed.
-#[test]
-fn sixteen_bits_err_no_more_than_autocast() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lavis");
-    let mut compared = 0;
-    for kind in ["vit", "stage1", "stage1_ids", "features"] {
-        let text = std::fs::read_to_string(folder.join(format!("{kind}-small.autocast.json"))).unwrap();
-        let all: std::collections::BTreeMap<String, std::collections::BTreeMap<String, f64>> =
-            serde_json::from_str(&text).unwrap();
-        for (dtype, rounding) in [("f16", 0.0), ("bf16", 2f64.powi(-8))] {
-            let report =
-                parity::run(&folder.join(format!("{kind}-small.safetensors")), &place(dtype)).unwrap();
-            let theirs = &all[dtype];
-            let mut sorted: Vec<f64> = theirs.values().copied().collect();
-            sorted.sort_by(f64::total_cmp);
-            let median = sorted[sorted.len() / 2];
-            for line in report.lines.iter().filter(|l| l.measure == "rel_l2") {
-                let Some(own) = theirs.get(&line.name) else { continue };
-                let chance = 3.0 / (2.0 * line.shape.iter().product::<usize>() as f64).sqrt();
-                let bound = 2.0 * (1.0 + chance) * own.max(median).hypot(rounding);
-                assert!(line.rel_l2 <= bound, "{kind} {dtype} {}: {:e} > {bound:e}", line.name, line.rel_l2);
-                compared += 1;
-            }
-        }
-    }
-    assert!(compared > 400, "{compared} tensors");
 }
 
 /// Twenty recorded steps of AdamW follow LAVIS's losses.

@@ -182,7 +182,8 @@ fn max_similarity() {
             let (ad, bd, dyd) = (on_device(&a), on_device(&b), on_device(&dy));
             let (y, best) = (fresh::<f32>(pictures * texts), fresh::<i32>(pictures * texts));
             let (da, db) = (fresh::<T>(a.len()), fresh::<T>(b.len()));
-            let args = [Arg::from(&ad), (&bd).into(), (&y).into(), (&best).into(), n[1], n[2], n[3]];
+            let args =
+                [Arg::from(&ad), (&bd).into(), Arg::NULL, (&y).into(), (&best).into(), n[1], n[2], n[3]];
             let grid = [texts.div_ceil(64) as u32, pictures as u32, 1];
             run(&launch_of(&format!("max_similarity_fwd_{}", T::NAME), grid, [128, 1, 1]), &args, s);
             let args = [Arg::from(&dyd), (&best).into(), (&bd).into(), (&da).into(), n[2], n[3]];
@@ -218,19 +219,51 @@ fn max_similarity() {
     go::<f32>(1, 1, 1, 1);
 }
 
+/// Of given queries, the product itself, whatever the others are: small integers, exact in every type.
+#[test]
+fn a_similarity_of_given_queries() {
+    fn go<T: Storage>(pictures: usize, q: usize, texts: usize, e: usize) {
+        let whole =
+            |n: usize, by: usize| (0..n).map(|i| T::of((i * by % 7) as f64 - 3.0)).collect::<Vec<_>>();
+        let (a, b) = (whole(pictures * q * e, 5), whole(texts * e, 3));
+        let given: Vec<i32> = (0..pictures * texts).map(|at| (at * 11 % q) as i32).collect();
+        let (y, best) = everywhere(|s| {
+            let [ad, bd] = [&a, &b].map(|x| on_device(x));
+            let (gd, y, best) = (on_device(&given), fresh::<f32>(given.len()), fresh::<i32>(given.len()));
+            let sizes = [q, texts, e].map(|n| Arg::from(n as i32));
+            let args = [&[&ad, &bd, &gd, &y, &best].map(Arg::from)[..], &sizes].concat();
+            let grid = [texts.div_ceil(64) as u32, pictures as u32, 1];
+            run(&launch_of(&format!("max_similarity_fwd_{}", T::NAME), grid, [128, 1, 1]), &args, s);
+            (read::<f32>(&y), read::<i32>(&best))
+        });
+        assert_eq!(best, given);
+        for (at, y) in y.iter().enumerate() {
+            let (row, text) = (at / texts * q + given[at] as usize, at % texts);
+            let want: f64 = (0..e).map(|k| a[row * e + k].get() * b[text * e + k].get()).sum();
+            assert_eq!(f64::from(*y), want, "picture {}, caption {text} of {}", at / texts, T::NAME);
+        }
+    }
+    go::<f32>(3, 33, 5, 40);
+    go::<f16>(2, 1, 70, 7);
+    go::<bf16>(2, 37, 3, 33);
+}
+
 #[test]
 fn ties_and_nan_in_a_maximum() {
     let a = [1f32, 0.0, 2.0, f32::NAN, f32::NAN, 2.0]; // two pictures of three queries
     let (ad, bd) = (on_device(&a), on_device(&[1f32]));
     let (y, best) = (fresh::<f32>(2), fresh::<i32>(2));
-    let args = [Arg::from(&ad), (&bd).into(), (&y).into(), (&best).into(), 3.into(), 1.into(), 1.into()];
+    let sizes = [3.into(), 1.into(), 1.into()];
+    let args = [&[Arg::from(&ad), (&bd).into(), Arg::NULL, (&y).into(), (&best).into()], &sizes[..]].concat();
     run(&launch_of("max_similarity_fwd_f32", [1, 2, 1], [128, 1, 1]), &args, Schedule::default());
     let y: Vec<f32> = read(&y);
     assert!(y[0] == 2.0 && y[1].is_nan());
     assert_eq!(read::<i32>(&best), [2, 0]);
     let same = on_device(&[3f32; 40]);
     let (y, best) = (fresh::<f32>(1), fresh::<i32>(1));
-    let args = [Arg::from(&same), (&bd).into(), (&y).into(), (&best).into(), 40.into(), 1.into(), 1.into()];
+    let sizes = [40.into(), 1.into(), 1.into()];
+    let args =
+        [&[Arg::from(&same), (&bd).into(), Arg::NULL, (&y).into(), (&best).into()], &sizes[..]].concat();
     run(&launch_of("max_similarity_fwd_f32", [1, 1, 1], [128, 1, 1]), &args, Schedule::default());
     assert_eq!((read::<f32>(&y)[0], read::<i32>(&best)[0]), (3.0, 0));
 }

@@ -49,11 +49,30 @@ def as_on_a_gpu():
             setattr(at, name, function)
 
 
+@contextlib.contextmanager
+def choosing(best):
+    """The query that answers a caption best is given, as negatives are: in 16 bits a near tie would send the gradient elsewhere."""
+    plain, both = torch.Tensor.max, [best.transpose(0, 1), best]
+
+    def chosen(x, *a, **k):
+        if x.ndim != 3 or a != (-1,) or not both:
+            return plain(x, *a, **k)
+        index = both.pop()
+        return x.gather(-1, index.unsqueeze(-1)).squeeze(-1), index
+    try:
+        torch.Tensor.max = chosen
+        yield
+    finally:
+        torch.Tensor.max = plain
+
+
 class Replay(Recorder):
     """Records a case again with its own weights, inputs and negatives."""
 
-    def __init__(self, case, meta, dtype=None, draw=0):
+    def __init__(self, case, meta, dtype=None, draw=0, best=None):
         self.case, self.dtype, self.draw = case, dtype, draw
+        self.chosen = None
+        self.best = None if best is None else iter(best.unsqueeze(0) if best.ndim == 2 else best)
         model = build(meta["config"])
         _, unknown = model.load_state_dict({n.removeprefix("weights."): t for n, t in case.items() if n.startswith("weights.")}, strict=False)
         if unknown:
@@ -65,8 +84,9 @@ class Replay(Recorder):
                     p *= 1 + 0.01 * torch.randn(p.shape, generator=g)
         self.pictures = [case[n] for n in sorted(case) if n.startswith("inputs.") and n.endswith("image")]
         steps = len(case["outputs.losses"]) if "outputs.losses" in case else 0
-        super().__init__(model, meta["config"], types.SimpleNamespace(batch=len(self.pictures[0]), steps=steps, seed=0))
+        super().__init__(model, meta["config"], types.SimpleNamespace(batch=len(self.pictures[0]), steps=steps, seed=0, run="{}", dropout=0.0))
         self.run = meta.get("run")
+        self.dropout = meta.get("dropout")
         self.captions = [self.ids(n) for n in sorted(case, key=lambda n: (len(n), n)) if n.startswith("inputs.") and "input_ids" in n]
         if "inputs.neg_image_index" in case:  # of a step first the images, then the texts
             pair = torch.stack([case["inputs.neg_image_index"], case["inputs.neg_text_index"]], -2)
@@ -99,7 +119,10 @@ class Replay(Recorder):
         if self.dtype is None:
             yield
             return
-        with torch.autocast("cpu", self.dtype), as_on_a_gpu():
+        if self.best is not None and (self.plan is None or self.chosen is None):
+            self.chosen = next(self.best)
+        best = self.chosen
+        with torch.autocast("cpu", self.dtype), as_on_a_gpu(), contextlib.nullcontext() if best is None else choosing(best):
             yield
 
     def backward(self, y, grad=None):
@@ -121,8 +144,11 @@ class Replay(Recorder):
     def results(self, kind):
         # features has no backward: all of it is within
         with self.precision() if kind == "features" else contextlib.nullcontext():
+            self.args.dropout, self.args.seed = (self.dropout["p"], self.dropout["seed"]) if self.dropout else (0.0, 0)
             RECORD[kind](self)
         for name, given in self.case.items():
+            if name == "inputs.best_query":
+                continue  # it follows from the precision
             if name.startswith(("inputs.",) if self.draw else ("inputs.", "weights.")) and not torch.equal(self.tensors[name], given):
                 raise ValueError(f"{name} was not replayed")
         return {n: t.double() for n, t in self.tensors.items() if n.startswith(("outputs.", "grads.", "after."))}
@@ -161,13 +187,14 @@ def autocast(path, draws):
     recorded = {n: t.double() for n, t in case.items() if n.startswith(("outputs.", "grads.", "after."))}
     squares = {d: {} for d in DTYPES}
     for draw in range(draws):
-        f32 = Replay(case, meta, draw=draw).results(kind)
+        exact = Replay(case, meta, draw=draw)
+        f32, best = exact.results(kind), exact.tensors.get("inputs.best_query")
         if draw == 0:
             again = max(errors(f32, recorded, case).values())
         if not again < 1e-5:
             sys.exit(f"autocast.py: {path}: expected LAVIS in float32 to give what is recorded, got a relative error of {again:.1e}")
         for dtype, torch_dtype in DTYPES.items():
-            for name, e in errors(Replay(case, meta, torch_dtype, draw).results(kind), f32, case).items():
+            for name, e in errors(Replay(case, meta, torch_dtype, draw, best).results(kind), f32, case).items():
                 squares[dtype].setdefault(name, []).append(e * e)
                 if not math.isfinite(e):
                     sys.exit(f"autocast.py: {path}: expected finite numbers in {dtype}, got others in {name}")

@@ -80,8 +80,9 @@ def build(c):
     return model.eval()
 
 
-def randomize(model, g):
-    """Every parameter takes part visibly: no zero biases, no unit norms, logits of a few units."""
+def randomize(model, g, small=False):
+    """Every parameter takes part visibly: no zero biases, no unit norms, logits of a few units. `small`: what every norm of the image
+    encoder and the first of the Q-Former see is near their eps."""
     with torch.no_grad():
         for name, p in model.named_parameters():
             r = torch.randn(p.shape, generator=g)
@@ -97,6 +98,9 @@ def randomize(model, g):
                 p.copy_(0.1 * r)
             else:
                 p.copy_(r / math.sqrt(p[0].numel()))
+            stream = name.startswith("visual_encoder.") and ("proj" in name or "fc2" in name)
+            if small and (stream or "embed" in name and "norm" not in name.lower() or "token" in name):
+                p *= 0.004
 
 
 def read_checkpoint(path):

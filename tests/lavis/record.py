@@ -13,7 +13,8 @@ Your own checkpoint (sizes are read from it; give the head counts if they are no
 Then:
     qformer parity cases/*.safetensors
 
-All in float32 on the CPU without dropout. Each KIND-NAME.safetensors holds `weights.*`, `inputs.*`, `outputs.*` and, where the kind
+All in float32 on the CPU, without dropout unless --dropout gives masks. Beside each case that has something to compare in 16 bits lies
+KIND-NAME.autocast.json: how far LAVIS is off under torch.autocast (autocast.py), which `qformer parity --dtype bf16` holds itself to. Each KIND-NAME.safetensors holds `weights.*`, `inputs.*`, `outputs.*` and, where the kind
 has them, `grads.*` or `after.*` (parameters after the last optimizer step) under LAVIS's parameter names, and as JSON
 metadata `kind`, `config` and what the kind needs. The model is LAVIS's own code (blip2_qformer.py, Qformer.py, eva_vit.py):
 lavis_model.py only builds it in other sizes; this file feeds it and listens.
@@ -29,6 +30,7 @@ import types
 
 try:
     import torch
+    import dropout
     from lavis_model import CLS, PAD, SEP, build, fill, load_state, randomize, sizes_of
 except ModuleNotFoundError:
     torch = None  # --help, which says how to install it, works without
@@ -49,7 +51,8 @@ class Recorder:
     def __init__(self, model, c, args):
         self.model, self.c, self.args = model, c, args
         self.g = torch.Generator().manual_seed(args.seed + 1)
-        self.tensors, self.meta, self.run = {}, {}, RUN
+        self.tensors, self.meta, self.run = {}, {}, dict(RUN, **json.loads(args.run))
+        self.plan = None  # of a dropout
         self.given = None  # an iterator over negatives to use instead of LAVIS's draws
 
     def put(self, name, value):
@@ -98,8 +101,18 @@ def evaluation_picture(path, size):
     return ((torch.from_numpy(x) - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1).contiguous()
 
 
-def forward(r, image, texts, image_id=None, seed=0):
+def best_queries(seen):
+    """Of every image and text, the query that answers best: the gradient of the contrastive loss goes through it."""
+    return torch.einsum("iqe,je->ijq", seen["image_feats"].detach().double(), seen["text_feat"].detach().double()).argmax(-1)
+
+
+def forward(r, image, texts, image_id=None, seed=0, negatives_of_texts=None):
     """The stage-1 forward with everything LAVIS computes on the way: {name: tensor}, and the outputs."""
+    if r.plan and negatives_of_texts is None:
+        # The masks of a pair are those of its texts: what is drawn must be known first. It does not depend on the masks of the pairs.
+        _, drawn = forward(r, image, texts, image_id, seed, [0] * len(texts))
+        r.given = iter(torch.cat([drawn["neg_image_index"], drawn["neg_text_index"]]).tolist())
+        return forward(r, image, texts, image_id, seed, drawn["neg_text_index"].tolist())
     m, seen, negatives = r.model, {}, []
     torch.manual_seed(seed)
     bert = []
@@ -107,7 +120,7 @@ def forward(r, image, texts, image_id=None, seed=0):
     hooks += [m.ln_vision.register_forward_hook(lambda _m, _i, o: seen.setdefault("image_embeds", o)),
               m.Qformer.bert.register_forward_hook(lambda _m, _i, o: bert.append(o.last_hidden_state)),
               m.Qformer.cls.register_forward_hook(lambda _m, _i, o: seen.__setitem__("lm_logits", o))]
-    with r.precision(), listening(seen, negatives, image_id, inspect.getsource(type(m).forward), r.given):
+    with r.precision(), dropout.given(m, r.plan, [len(t) for t in texts], negatives_of_texts), listening(seen, negatives, image_id, inspect.getsource(type(m).forward), r.given):
         samples = {"image": image, "text_input": texts}
         out = m(samples if image_id is None else dict(samples, image_id=image_id))
     for h in hooks:
@@ -185,10 +198,13 @@ def record_stage1(r, ids=False):
     n = at_least(r, 2, "LAVIS draws each negative from the rest of the batch")
     image, texts = r.images(n), r.texts(n, r.c["max_txt_len"])
     image_id = torch.tensor([7 if i in (0, 2) and n > 2 else i for i in range(n)]) if ids else None
+    if r.args.dropout:
+        r.plan = dict(p=r.args.dropout, seed=r.args.seed, step=3)
+        r.meta = dict(dropout=r.plan)
     out, seen = forward(r, image, texts, image_id, r.args.seed)
     r.backward(out.loss)
     tokens = r.model.tokenizer(texts, padding="max_length", max_length=r.c["max_txt_len"])
-    inputs = dict(image=image, **tokens, **{k: seen.pop(k) for k in ("neg_image_index", "neg_text_index")}, **({"image_id": image_id} if ids else {}))
+    inputs = dict(image=image, **tokens, best_query=best_queries(seen), **{k: seen.pop(k) for k in ("neg_image_index", "neg_text_index")}, **({"image_id": image_id} if ids else {}))
     weights = {k: seen.pop(k) for k in ("weights_t2i", "weights_i2t")}
     for name, t in inputs.items():
         r.put("inputs." + name, t)
@@ -214,7 +230,7 @@ def record_train(r):
     opt = torch.optim.AdamW(groups, lr=run["init_lr"], weight_decay=run["weight_decay"], betas=tuple(run["betas"]), eps=run["eps"])
     schedule = LinearWarmupCosineLRScheduler(opt, max_epoch=run["max_epoch"], min_lr=run["min_lr"], init_lr=run["init_lr"],
                                              warmup_steps=run["warmup_steps"], warmup_start_lr=run["warmup_lr"])
-    losses, lrs, images, texts = [], [], [], []
+    losses, lrs, images, texts, queries = [], [], [], [], []
     for step in range(r.args.steps):
         schedule.step(cur_epoch=step // run["steps_per_epoch"], cur_step=step % run["steps_per_epoch"])
         out, seen = forward(r, *batches[step % 3], None, r.args.seed + step)
@@ -225,12 +241,14 @@ def record_train(r):
         lrs.append(opt.param_groups[0]["lr"])
         images.append(seen["neg_image_index"])
         texts.append(seen["neg_text_index"])
+        queries.append(best_queries(seen))
     for k, (image, text) in enumerate(batches):
         tokens = r.model.tokenizer(text, padding="max_length", max_length=r.c["max_txt_len"])
         for name, t in dict(image=image, **tokens).items():
             r.put(f"inputs.{k}.{name}", t)
     r.put("inputs.neg_image_index", torch.stack(images))
     r.put("inputs.neg_text_index", torch.stack(texts))
+    r.put("inputs.best_query", torch.stack(queries))
     r.put("outputs.losses", torch.tensor(losses))
     r.put("outputs.lr", torch.tensor(lrs, dtype=torch.float64))
     r.parameters("after", lambda n, p: p.requires_grad)
@@ -343,6 +361,10 @@ def main():
     ap.add_argument("--seed", type=int, default=0, help="of weights, inputs and drawn negatives (default: 0)")
     ap.add_argument("--image", nargs="*", help="picture files to use as input instead of noise")
     ap.add_argument("--steps", type=int, default=20, help="optimizer steps of `train` (default: 20)")
+    ap.add_argument("--run", default="{}", help="`train`: a JSON object of what is other than usual: init_lr, weight_decay, betas, eps, ...")
+    ap.add_argument("--dropout", type=float, default=0.0, metavar="P", help="`stage1`: LAVIS is given the masks that qformer draws at this probability")
+    ap.add_argument("--small", action="store_true", help="random weights that make activations small, so that every eps shows")
+    ap.add_argument("--draws", type=int, default=4, metavar="N", help="runs under autocast to average over (default: 4; 0: none)")
     ap.add_argument("--runs", help="`generate`: a JSON list of arguments of transformers' generate instead of the built-in ones")
     ap.add_argument("--k-test", type=int, default=4, help="`retrieval`: candidates to re-rank (default: 4)")
     ap.add_argument("--name", help="the file is KIND-NAME.safetensors (default: the configuration's name, or `checkpoint`)")
@@ -356,10 +378,14 @@ def main():
     os.makedirs(args.out, exist_ok=True)
     for kind in RECORD if "all" in args.kinds else args.kinds:
         model = build(c)
-        randomize(model, torch.Generator().manual_seed(args.seed)) if state is None else fill(model, state)
+        randomize(model, torch.Generator().manual_seed(args.seed), args.small) if state is None else fill(model, state)
         recorder = Recorder(model, c, args)
         RECORD[kind](recorder)
-        recorder.save(kind, os.path.join(args.out, f"{kind}-{name}.safetensors"))
+        path = os.path.join(args.out, f"{kind}-{name}.safetensors")
+        recorder.save(kind, path)
+        import autocast  # which needs this file
+        if args.draws > 0 and kind in autocast.KINDS:
+            autocast.autocast(path, args.draws)
 
 
 if __name__ == "__main__":

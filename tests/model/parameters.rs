@@ -3,7 +3,8 @@
 use crate::tiny;
 use qformer::model::{Config, Model};
 use qformer::nn::{Init, Params, Precision, Value};
-use qformer::tensor::{DType, Device, HalfMatrix, Tensor};
+use qformer::tensor::{Buffer, DType, Device, Gradients, HalfMatrix, Tensor};
+use qformer::train::optimizer::{AdamW, Hyper};
 use std::sync::Arc;
 
 /// Deviations, bounds and constants are those of the specifications, and no two parameters begin alike.
@@ -32,6 +33,48 @@ fn random_parameters_begin_as_specified() {
         }
         assert!(matches!(spec.init, Init::Constant(_)) || first.insert((x[0] / square.sqrt()).to_bits()));
     }
+}
+
+/// What weight decay is for, by name: matrices, embeddings and the query tokens; nothing of one axis, no bias, not the temperature.
+#[test]
+fn weight_decay_is_of_these() {
+    let config = Config { layers: 2, cross_freq: 2, ..Config::tiny() };
+    let (_, specs) = Model::new(config, false).unwrap();
+    let mut params = Params::random(specs, DType::F64, 5).unwrap();
+    let before: Vec<Vec<f64>> = params.iter().map(|(_, _, v)| v.to_f64()).collect();
+    let hyper = Hyper { weight_decay: 0.5, ..Hyper::default() };
+    let mut grads = Gradients::new();
+    for (id, spec, value) in params.iter().filter(|(_, s, _)| s.trained) {
+        assert!(!spec.name.starts_with("visual_encoder."), "{}", spec.name);
+        grads.add(id.0, Buffer::zeros(DType::F64, value.len())).unwrap();
+    }
+    AdamW::new(&params, hyper).unwrap().step(&mut params, &mut grads, 0.1, 1.0).unwrap();
+    let mut decayed = std::collections::BTreeSet::new();
+    for ((_, spec, value), before) in params.iter().zip(&before) {
+        let after = value.to_f64();
+        let by = if &after == before { 1.0 } else { 1.0 - 0.1 * 0.5 };
+        assert!(after.iter().zip(before).all(|(a, b)| (a - by * b).abs() <= 1e-15), "{}", spec.name);
+        // What begins as zeros shows nothing: biases alone do.
+        assert!(before.iter().any(|x| *x != 0.0) || spec.name.contains("bias"), "{}", spec.name);
+        decayed.extend((by != 1.0).then(|| spec.name.clone()));
+    }
+    let mut want = vec!["itm_head.weight", "query_tokens", "text_proj.weight", "vision_proj.weight"];
+    want.extend([
+        "Qformer.bert.embeddings.position_embeddings.weight",
+        "Qformer.bert.embeddings.word_embeddings.weight",
+        "Qformer.cls.predictions.transform.dense.weight",
+    ]);
+    let mut want: std::collections::BTreeSet<String> = want.into_iter().map(String::from).collect();
+    for (layer, kinds) in [(0, &["attention", "crossattention"][..]), (1, &["attention"])] {
+        let name = format!("Qformer.bert.encoder.layer.{layer}");
+        for kind in kinds {
+            let parts = ["self.query", "self.key", "self.value", "output.dense"];
+            want.extend(parts.map(|part| format!("{name}.{kind}.{part}.weight")));
+        }
+        let feed_forwards = ["intermediate", "intermediate_query", "output", "output_query"];
+        want.extend(feed_forwards.map(|part| format!("{name}.{part}.dense.weight")));
+    }
+    assert_eq!(decayed, want);
 }
 
 /// Bytes of halves, where halves may stand.

@@ -1,0 +1,138 @@
+//! PyTorch's own test inputs, with what PyTorch makes of them in f64 (tests/samples/record.py): results and gradients.
+
+use super::harness::{distance, gradient_of};
+use qformer::nn::{Init, Params, Spec};
+use qformer::ops::{self, Heads, Segment, Segments, Targets};
+use qformer::tensor::{Buffer, DType, Gradients, Tensor};
+use qformer::train::optimizer::{AdamW, Hyper};
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::path::Path;
+
+/// f64 on both sides: sums of a few hundred terms in another order.
+const CLOSE: f64 = 1e-11;
+
+struct Sample<'a> {
+    number: usize,
+    options: &'a Value,
+    file: &'a SafeTensors<'a>,
+}
+
+impl Sample<'_> {
+    fn find(&self, name: &str) -> Option<Tensor> {
+        let view = self.file.tensor(&format!("{}.{name}", self.number)).ok()?;
+        let values: Vec<f64> =
+            view.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect();
+        Some(Tensor::of(DType::F64, &values, view.shape()).unwrap())
+    }
+
+    fn tensor(&self, name: &str) -> Tensor {
+        self.find(name).unwrap_or_else(|| panic!("{name} of {}", self.options))
+    }
+
+    fn size(&self, key: &str) -> usize {
+        self.options[key].as_u64().unwrap_or_else(|| panic!("{key} of {}", self.options)) as usize
+    }
+
+    fn number(&self, key: &str) -> f64 {
+        self.options[key].as_f64().unwrap_or_else(|| panic!("{key} of {}", self.options))
+    }
+
+    fn numbers(&self, key: &str) -> Vec<f64> {
+        self.options[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    }
+
+    /// The operation's result and its gradients, beside the recorded ones.
+    fn compare(&self, f: impl Fn(&[Tensor]) -> qformer::Result<Tensor>) {
+        let leaves: Vec<Tensor> = (0..self.size("inputs")).map(|i| self.tensor(&format!("x{i}"))).collect();
+        let dy = self.tensor("dy").to_f64();
+        let (y, grads) = gradient_of(&leaves.iter().collect::<Vec<_>>(), &dy, f);
+        assert!(distance(&y, &self.tensor("y").to_f64()) <= CLOSE, "y of {}", self.options);
+        for (i, grad) in grads.iter().enumerate() {
+            let want = self.find(&format!("dx{i}")).map(|t| t.to_f64()).unwrap_or_default();
+            let got = grad.clone().unwrap_or_else(|| vec![0.0; want.len()]);
+            assert!(distance(&got, &want) <= CLOSE, "gradient {i} of {}", self.options);
+        }
+    }
+
+    fn attention(&self) {
+        let [batch, heads, rows, keys] = ["batch", "heads", "rows", "keys"].map(|key| self.size(key));
+        let causal = self.options["causal"].as_bool().unwrap();
+        let segment = |i: usize| {
+            let all = i * keys..(i + 1) * keys;
+            // A causal row sees the keys up to its own place, an other one all of them.
+            let (a, b) = if causal { (0..0, all) } else { (all, 0..0) };
+            Segment { q: i * rows..(i + 1) * rows, a, b, causal }
+        };
+        let segments = Segments::new((0..batch).map(segment).collect(), batch * rows, batch * keys).unwrap();
+        self.compare(|x| {
+            let parts = [0, 1, 2].map(|i| Heads { tensor: &x[i], column: 0 });
+            ops::attention(parts, &segments, heads, self.number("scale"), None)
+        });
+    }
+
+    fn cross_entropy(&self) {
+        if let Some(classes) = self.options["classes"].as_array() {
+            let classes: Vec<Option<u32>> = classes.iter().map(|c| c.as_u64().map(|c| c as u32)).collect();
+            let smoothing = self.number("smoothing");
+            return self.compare(|x| ops::cross_entropy(&x[0], Targets::Classes(&classes, smoothing)));
+        }
+        let soft = Tensor::of(DType::F64, &self.numbers("soft"), self.tensor("x0").shape().sizes()).unwrap();
+        self.compare(|x| ops::cross_entropy(&x[0], Targets::Soft(&soft)));
+    }
+
+    fn adamw(&self) {
+        let start = self.tensor("x0");
+        let shape = start.shape().sizes().to_vec();
+        let spec = Spec { name: "w".into(), shape, init: Init::Constant(0.0), trained: true, dense: false };
+        let mut params = Params::new(vec![spec], |_| Ok(self.tensor("x0"))).unwrap();
+        let betas = self.numbers("betas");
+        let hyper = Hyper {
+            betas: [betas[0], betas[1]],
+            eps: self.number("eps"),
+            weight_decay: self.number("weight_decay"),
+            ..Hyper::default()
+        };
+        let mut optimizer = AdamW::new(&params, hyper).unwrap();
+        for grad in self.tensor("dy").to_f64().chunks(start.len()) {
+            let mut grads = Gradients::new();
+            let mut g = Buffer::zeros(DType::F64, grad.len());
+            g.slice_mut::<f64>().copy_from_slice(grad);
+            grads.add(0, g).unwrap();
+            optimizer.step(&mut params, &mut grads, self.number("lr"), 1.0).unwrap();
+        }
+        let (_, _, value) = params.iter().next().unwrap();
+        assert!(distance(&value.to_f64(), &self.tensor("y").to_f64()) <= CLOSE, "{}", self.options);
+    }
+
+    fn run(&self) {
+        match self.options["op"].as_str().unwrap() {
+            "linear" => self.compare(|x| ops::linear(&x[0], &x[1], x.get(2))),
+            "layer_norm" => self.compare(|x| ops::layer_norm(&x[0], &x[1], &x[2], self.number("eps"))),
+            "gelu" => self.compare(|x| ops::gelu(&x[0])),
+            "attention" => self.attention(),
+            "cross_entropy" => self.cross_entropy(),
+            "embedding" => {
+                let ids: Vec<u32> = self.numbers("ids").iter().map(|id| *id as u32).collect();
+                let padding = self.options["padding"].as_u64().map(|p| p as u32);
+                self.compare(|x| ops::embedding(&x[0], &ids, padding));
+            }
+            "adamw" => self.adamw(),
+            other => panic!("{other}: no operation of ours"),
+        }
+    }
+}
+
+#[test]
+fn pytorchs_own_samples() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples/samples.safetensors");
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let list: Vec<Value> = serde_json::from_str(&header.metadata().as_ref().unwrap()["samples"]).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for (number, options) in list.iter().enumerate() {
+        Sample { number, options, file: &file }.run();
+    }
+    let of = |op: &str| list.iter().filter(|s| s["op"] == op).count();
+    assert!(of("adamw") > 200 && of("linear") > 10 && of("attention") > 5 && of("cross_entropy") > 5);
+}
