@@ -1,6 +1,6 @@
 //! Builds what stands between us and libjpeg, and the kernels in `kernels/*.cu`, for as many of two targets as there are features switched on:
 //!
-//! - `host-kernels`: as C++ with the system's compiler, for the emulator in `kernels/host` (see `src/device/host.rs`);
+//! - `host-kernels`: as C++ with the system's compiler, for the emulator in `kernels/host` (see `src/device/emulator.rs`);
 //!   `host-check` adds the memory checker.
 //! - `cuda`: with nvcc to one cubin per architecture and one PTX text per file, in parallel, warnings as errors.
 //!   The table of registers, shared memory and spills is left where `tests/registers.rs` finds it.

@@ -1,13 +1,12 @@
-// adamw.cu: AdamW over all parameters in one launch, and the norm and finiteness of their gradients.
+// adamw.cu: AdamW over all parameters in one launch, and the norm of their gradients.
 // math      g' = unscale g;  m += (g' - m) c1;  v = v b2 + g'^2 c2;  c1 = 1 - b1, c2 = 1 - b2, rounded once;
 //           p = p keep - size (m / (sqrt(v) / root + eps)),  keep = 1 - lr wd where `decay`, else 1,
 //           size = lr / (1 - b1^t),  root = sqrt(1 - b2^t);   copy = p rounded to T
-//           norm: sum of g'^2 over everything; bad: whether some g' is not finite
+//           total: the sum of g^2 over everything, not finite if one g is not
 // shapes    slots [S]: a parameter each: its p, m, v, g (f32), copy (T, or null), length, decay
-//           chunks [K] of int2 {slot, number of the chunk in it}: 2048 elements each    partial [K] f32   bad [K] i32
-//           total [1] f32   flag [1] i32
+//           chunks [K] of int2 {slot, number of the chunk in it}: 2048 elements each    partial [K] f32   total [1] f32
 // launch    adamw_{f32,f16,bf16} and adamw_norm: grid K, block 256.   adamw_norm_sum: grid 1, block 256.   dynamic shared 0
-// requires  no divisibility or alignment.   skip: if not null and *skip != 0, nothing is changed
+// requires  no divisibility or alignment
 // numerics  in f32, as torch.optim.AdamW; sums in a fixed order
 // aliasing  nothing overlaps
 #include "dev.cuh"
@@ -41,8 +40,7 @@ template <class T, class F> DEV void each_piece(const Slot<T> *slots, const int2
     if (first < slot.length) f(slot, first, slot.length - first < 8 ? int(slot.length - first) : 8);
 }
 
-template <class T> DEV void step(const Slot<T> *slots, const int2 *chunks, const Hyper &h, const int *skip) {
-    if (skip && *skip) return;
+template <class T> DEV void step(const Slot<T> *slots, const int2 *chunks, const Hyper &h) {
     each_piece(slots, chunks, [&](const Slot<T> &s, uint64_t first, int count) {
         float p[8], m[8], v[8], g[8];
         dev::load8(s.p + first, count, p);
@@ -62,38 +60,29 @@ template <class T> DEV void step(const Slot<T> *slots, const int2 *chunks, const
 
 #define ADAMW(NAME, T)                                                                                                     \
     DEV_KERNEL(adamw_##NAME, 256, 0, const Slot<T> *slots, const int2 *chunks, float size, float root, float c1, float b2, \
-               float c2, float eps, float keep, float unscale, const int *skip) {                                          \
-        step(slots, chunks, Hyper{size, root, c1, b2, c2, eps, keep, unscale}, skip);                                      \
+               float c2, float eps, float keep, float unscale) {                                                           \
+        step(slots, chunks, Hyper{size, root, c1, b2, c2, eps, keep, unscale});                                            \
     }
 ADAMW(f32, float)
 ADAMW(f16, dev::f16)
 ADAMW(bf16, dev::bf16)
 
-DEV_KERNEL(adamw_norm, 256, 0, const Slot<float> *slots, const int2 *chunks, float *partial, int *bad, float unscale) {
+DEV_KERNEL(adamw_norm, 256, 0, const Slot<float> *slots, const int2 *chunks, float *partial) {
     DEV_SHARED(float, sums_s, [32]);
-    float sum = 0.f, wrong = 0.f;
+    float sum = 0.f;
     each_piece(slots, chunks, [&](const Slot<float> &s, uint64_t first, int count) {
         float g[8];
         dev::load8(s.g + first, count, g);
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            g[i] *= unscale;
-            sum += g[i] * g[i];
-            wrong = dev::finite(g[i]) ? wrong : 1.f;
-        }
+        for (int i = 0; i < 8; i++) sum += g[i] * g[i];
     });
     sum = dev::block_sum(sum, sums_s);
-    wrong = dev::block_max(wrong, sums_s);
-    if (threadIdx.x == 0) partial[blockIdx.x] = sum, bad[blockIdx.x] = wrong > 0.f;
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
-DEV_KERNEL(adamw_norm_sum, 256, 0, const float *partial, const int *bad, float *total, int *flag, int K) {
+DEV_KERNEL(adamw_norm_sum, 256, 0, const float *partial, float *total, int K) {
     DEV_SHARED(float, sums_s, [32]);
-    float sum = 0.f, wrong = 0.f;
-    for (int i = int(threadIdx.x); i < K; i += 256) {
-        sum += partial[i];
-        wrong = bad[i] ? 1.f : wrong;
-    }
+    float sum = 0.f;
+    for (int i = int(threadIdx.x); i < K; i += 256) sum += partial[i];
     sum = dev::block_sum(sum, sums_s);
-    wrong = dev::block_max(wrong, sums_s);
-    if (threadIdx.x == 0) *total = sum, *flag = wrong > 0.f;
+    if (threadIdx.x == 0) *total = sum;
 }

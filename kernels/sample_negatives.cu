@@ -4,7 +4,7 @@
 // shapes    sim [n,n] f32   ids [n] i64 or null   picked [n] i32: -1 where the weights have no finite, positive sum
 // launch    grid n, block 32, dynamic shared 0
 // requires  n >= 1
-// numerics  in f64, as in src/model/stage1.rs, so that CPU and GPU draw the same from the same similarities
+// numerics  in f64, as in src/ops/sample_negatives.rs, so that CPU and GPU draw the same from the same similarities
 // aliasing  nothing overlaps
 #include "dev.cuh"
 

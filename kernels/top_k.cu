@@ -1,10 +1,9 @@
-// top_k.cu: the largest logits of each row, and log-softmax: what decoding asks of the vocabulary.
-// math      norm = log sum_V e^x;   the K largest x of a row, ties to the lower index, a NaN before everything;
-//           log_softmax: y = x - norm
-// shapes    x [R,V] T   values [R,K] f32 (x itself)   indices [R,K] i32   norm [R] f32   y [R,V] f32
-// launch    top_k, log_softmax: grid R, block 32 .. 1024, whole warps, dynamic shared 0
+// top_k.cu: the largest logits of each row: what decoding asks of the vocabulary.
+// math      norm = log sum_V e^x;   the K largest x of a row, ties to the lower index, a NaN before everything
+// shapes    x [R,V] T   values [R,K] f32 (x itself)   indices [R,K] i32   norm [R] f32
+// launch    grid R, block 32 .. 1024, whole warps, dynamic shared 0
 // requires  1 <= K <= V; no divisibility or alignment
-// numerics  norm and y in f32, in a fixed order; NaN and +inf propagate
+// numerics  norm in f32, in a fixed order; NaN and +inf propagate
 // aliasing  nothing overlaps
 #include "dev.cuh"
 
@@ -65,19 +64,12 @@ template <class T> DEV void top_k(const T *x, float *values, int *indices, float
         }
     }
 }
-template <class T> DEV void log_softmax(const T *x, float *y, int V) {
-    DEV_SHARED(float, shared_s, [32]);
-    const T *row = x + size_t(blockIdx.x) * size_t(V);
-    const float norm = log_sum_exp(row, V, shared_s);
-    for (int i = int(threadIdx.x); i < V; i += int(blockDim.x)) y[size_t(blockIdx.x) * size_t(V) + size_t(i)] = dev::load(row + i) - norm;
-}
 }  // namespace
 
 #define TOP_K(NAME, T)                                                                                                     \
     DEV_KERNEL(top_k_##NAME, 1024, 0, const T *x, float *values, int *indices, float *norm, int V, int K) {                \
         top_k(x, values, indices, norm, V, K);                                                                             \
-    }                                                                                                                      \
-    DEV_KERNEL(log_softmax_##NAME, 1024, 0, const T *x, float *y, int V) { log_softmax(x, y, V); }
+    }
 TOP_K(f32, float)
 TOP_K(f16, dev::f16)
 TOP_K(bf16, dev::bf16)

@@ -6,7 +6,7 @@
 //! the L2 cache is overwritten.
 
 use crate::Result;
-use crate::ops::{self, Heads, Segment, Segments, Targets};
+use crate::ops::{self, Gelu, Heads, Options, Segment, Segments, Targets, Weight};
 use crate::tensor::{Device, Dropout, Gpu, Gradients, Storage, Stream, Tape, Tensor};
 use std::sync::Arc;
 
@@ -193,7 +193,7 @@ fn products(b: &mut Bench, s: Sizes) -> Result<()> {
         let (x, w, bias) = (b.half(&[m, k], 2)?, b.half(&[n, k], 3)?, b.half(&[n], 4)?);
         let bytes = of(t, m, k) + of(t, n, k) + of(t, m, n);
         b.forward(&format!("product {name} [{m}, {k}] x [{k}, {n}]"), bytes, 2 * m * n * k, move || {
-            ops::linear(&x, &w, Some(&bias))
+            ops::linear(&x, Weight::Dense(&w, Some(&bias)), Options::default())
         });
     }
     let (x, bytes) = (b.half(&[rows, s.vit_mlp], 5)?, 2 * of(t, rows, s.vit_mlp));
@@ -210,7 +210,7 @@ fn product_with_gelu(b: &mut Bench, s: Sizes) -> Result<()> {
         &format!("product fc1 [{m}, {k}] x [{k}, {n}] + gelu, tanh"),
         bytes,
         2 * m * n * k,
-        move || ops::linear_gelu_tanh(&x, &w, Some(&bias)),
+        move || ops::linear(&x, Weight::Dense(&w, Some(&bias)), Options::gelu(Gelu::Tanh)),
     );
     Ok(())
 }
@@ -343,7 +343,8 @@ fn losses(b: &mut Bench, s: Sizes) -> Result<()> {
 pub fn product_rate(gpu: &Gpu, storage: Storage, n: usize) -> Result<f64> {
     let device = Device::Gpu(gpu.clone());
     let (x, w) = (noise(&device, storage, &[n, n], 1)?, noise(&device, storage, &[n, n], 2)?);
-    let best = best(|| gpu.seconds(|| ops::linear(&x, &w, None).map(drop)))?;
+    let product = || ops::linear(&x, Weight::Dense(&w, None), Options::default()).map(drop);
+    let best = best(|| gpu.seconds(product))?;
     Ok(2.0 * (n * n * n) as f64 / best)
 }
 

@@ -212,6 +212,23 @@ fn no_operation_imports_another() {
     }
 }
 
+/// Each operation has a case of its name in `tests/cases`, which the suite runs.
+#[test]
+fn every_operation_has_a_case() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let suite = fs::read_to_string(root.join("ops.rs")).unwrap();
+    let names: BTreeSet<String> =
+        sources().iter().filter(|s| s.room == "ops").map(|s| operation(&s.path)).collect();
+    for name in names.iter().filter(|name| !NO_OPERATION.contains(&name.as_str())) {
+        assert!(
+            root.join(format!("cases/{name}.rs")).exists(),
+            "src/ops/{name}.rs has no tests/cases/{name}.rs"
+        );
+        assert!(suite.contains(&format!("mod {name};")), "tests/ops.rs does not run cases/{name}.rs");
+    }
+    assert!(names.len() > 20, "the operations were not found");
+}
+
 /// Whatever computes on the CPU has kernels, too: nothing is left that would find no numbers there.
 #[test]
 fn every_operation_runs_on_a_gpu() {
@@ -219,7 +236,11 @@ fn every_operation_runs_on_a_gpu() {
     for source in sources().iter().filter(|s| s.room == "ops" && s.code.contains("on!(")) {
         // Half matrices are the CPU's: on a GPU weights in 16 bits are tensors.
         let known = source.path.ends_with("linear/half.rs");
-        assert!(known || source.code.contains("arrays("), "{}: no kernels", source.path.display());
+        assert!(
+            known || ["arrays(", "on_gpu("].iter().any(|door| source.code.contains(door)),
+            "{}: no kernels",
+            source.path.display()
+        );
         found += 1;
     }
     assert!(found > 12, "the operations were not found");
@@ -242,8 +263,13 @@ fn unsafe_and_devices_stay_below_the_model() {
             let allowed = source.code.contains("forbid(unsafe_code)");
             assert!(allowed || !holds(&source.code, "unsafe"), "{at}: unsafe");
         }
-        if ["model", "nn", "train"].contains(&source.room.as_str()) {
-            assert!(!source.code.contains("match device"), "{at}: match device");
+        if ["model", "nn", "train", "pretrained"].contains(&source.room.as_str()) {
+            for name in ["Device::Gpu", "Device::Cpu", "is_gpu", "match device"] {
+                assert!(
+                    !source.code.contains(name),
+                    "{at}: {name}; ask the device what it can do, or an operation"
+                );
+            }
         }
     }
 }

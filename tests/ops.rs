@@ -3,6 +3,7 @@
 mod cases {
     pub mod harness;
 
+    mod adamw;
     mod add;
     mod attend_rows;
     mod attention;
@@ -21,6 +22,7 @@ mod cases {
     mod patch_embed;
     mod real;
     mod rows;
+    mod sample_negatives;
     mod samples;
     mod scale;
     mod tape;

@@ -1,6 +1,6 @@
 //! The memory that `train --dry-run` promises, beside what a step really allocates (counted by the allocator).
 
-use qformer::model::{Config as Sizes, Model, Profile};
+use qformer::model::{Config as Sizes, Image, Model, Profile};
 use qformer::nn::Params;
 use qformer::tensor::{DType, Tensor};
 use qformer::train::config::{Config, yaml};
@@ -44,7 +44,7 @@ fn measured(config: &Config, sizes: &Sizes, batch: usize, text: usize) -> f64 {
         [2].into_iter().chain(middle).chain([3]).collect()
     };
     let micro = Micro {
-        image: Tensor::new(pixels, &[batch, 3, s, s]).unwrap(),
+        image: Image::Pixels(Tensor::new(pixels, &[batch, 3, s, s]).unwrap()),
         text: (0..batch).map(caption).collect(),
         image_id: None,
         names: vec![String::new(); batch],

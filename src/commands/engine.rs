@@ -190,7 +190,7 @@ impl Texts {
     /// `longest` is the number of tokens texts are cut to.
     pub fn new(model: &Pretrained, texts: &[&str], longest: usize) -> Result<Texts> {
         let ids: Vec<Vec<u32>> = texts.iter().map(|t| model.tokenizer.caption(t, longest)).collect();
-        let pass = Pass::inference(&model.params).exact();
+        let pass = Pass::inference(&model.params).batch_invariant();
         let mut cls = Vec::with_capacity(ids.len() * model.model.config.embed_dim);
         for some in ids.chunks(64) {
             for features in model.model.text_features(&pass, some)? {
@@ -213,7 +213,7 @@ pub struct Scores {
 /// The scores of one image with each text.
 pub fn scores(model: &Pretrained, image: &Images, texts: &Texts) -> Result<Vec<Scores>> {
     let m = &model.model;
-    let pass = Pass::inference(&model.params).exact();
+    let pass = Pass::inference(&model.params).batch_invariant();
     let pairs: Vec<(usize, usize)> = (0..texts.ids.len()).map(|t| (0, t)).collect();
     let itc = m.itc_scores(&image.proj, &texts.cls)?.to_f32();
     let matched = m.match_pairs(&pass, image, &texts.ids, &pairs)?;

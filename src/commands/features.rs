@@ -147,7 +147,7 @@ fn of_texts(model: &Pretrained, texts: &[String], folder: &Path) -> Result<Array
     let mut hidden = Spool::new(folder, &[longest, c.hidden])?;
     let mut proj = Spool::new(folder, &[longest, c.embed_dim])?;
     let mut mask = Spool::new(folder, &[longest])?;
-    let pass = Pass::inference(&model.params).exact();
+    let pass = Pass::inference(&model.params).batch_invariant();
     for some in ids.chunks(64) {
         for (features, ids) in model.model.text_features(&pass, some)?.iter().zip(some) {
             let padded = |mut rows: Vec<f32>, width: usize| {
@@ -185,7 +185,7 @@ fn of_pictures(args: &Args, texts: &[String], npy: bool) -> Result<()> {
     let load = move |p: &Picture| engine::see(&loading, &p.image);
     let mut stream = Stream::start((OPERATION, "computing features"), found.pictures, &args.model.run, load)?;
     let mut names = Vec::new();
-    let pass = Pass::inference(&model.params).exact();
+    let pass = Pass::inference(&model.params).batch_invariant();
     while let Some(batch) = stream.next()? {
         for (place, seen) in batch {
             let image = engine::look(&model, &[&seen])?.remove(0);

@@ -13,23 +13,43 @@ const MOST_WARPS: usize = 4;
 /// More than any position: where nothing is causal.
 const ALL: i32 = 1 << 30;
 
-/// Rows `q` see the key rows `a`, and those of `b`: all, or if causal row i those up to b's i-th. A segment of
-/// `ops::Segments`, which has checked it: ranges within the tensors, no query row in two, a and b apart.
-#[derive(Clone, Debug)]
-pub struct Span {
+/// Query rows `q` see all key rows of `a`, and those of `b`: all, or if causal row i those up to b's i-th.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The query rows.
     pub q: Range<usize>,
+    /// Key rows that all of them see.
     pub a: Range<usize>,
+    /// Key rows behind those of `a`.
     pub b: Range<usize>,
+    /// Whether row i of q sees b only up to its i-th row.
     pub causal: bool,
+}
+
+impl Segment {
+    pub(crate) fn keys(&self) -> usize {
+        self.a.len() + self.b.len()
+    }
+
+    /// How many keys row i of q sees (a first, then b).
+    pub(crate) fn visible(&self, i: usize) -> usize {
+        self.a.len() + if self.causal { self.b.len().min(i + 1) } else { self.b.len() }
+    }
+
+    /// The key rows with the column of the score matrix at which they begin.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (usize, &Range<usize>)> {
+        [(0, &self.a), (self.a.len(), &self.b)].into_iter().filter(|(_, r)| !r.is_empty())
+    }
 }
 
 /// Four numbers of a table, as the kernels read them.
 pub type Entry = [i32; 4];
 
-/// The launches of one table of segments; grids are (`blocks`, `sets` or `tiles`, heads), blocks 32 threads times the
+/// What the warps of attention's launches do, for one table of segments that `ops::Segments` has checked: ranges within the
+/// tensors, no query row in two, a and b apart. Grids are (`blocks`, `sets` or `tiles`, heads), blocks 32 threads times the
 /// warps (of sets: four).
 #[derive(Debug, Default)]
-pub struct Plan {
+pub struct WorkLists {
     pub warps: u32,
     pub blocks: Vec<Entry>,
     pub strips: Vec<Entry>,
@@ -43,20 +63,20 @@ pub struct Plan {
     pub steps: Vec<Entry>,
 }
 
-impl Plan {
-    pub fn new(spans: &[Span], q_rows: usize, k_rows: usize) -> Result<Plan> {
+impl WorkLists {
+    pub fn new(segments: &[Segment], q_rows: usize, k_rows: usize) -> Result<WorkLists> {
         let most = q_rows.max(k_rows);
         if most >= ALL as usize {
             return Err(Error::argument("attention", "rows", format!("fewer than {ALL}"), most));
         }
-        let mut plan = Plan::default();
-        plan.queries(spans, q_rows);
-        plan.keys(spans, k_rows);
+        let mut plan = WorkLists::default();
+        plan.queries(segments, q_rows);
+        plan.keys(segments, k_rows);
         Ok(plan)
     }
 
     /// Blocks and strips: strips that see the same keys side by side.
-    fn queries(&mut self, spans: &[Span], q_rows: usize) {
+    fn queries(&mut self, segments: &[Segment], q_rows: usize) {
         let mut groups: Vec<(Entry, Vec<Entry>)> = Vec::new();
         let mut known: HashMap<Entry, usize> = HashMap::new();
         let mut add = |block: Entry, rows: Range<usize>, first: Option<usize>| {
@@ -69,11 +89,11 @@ impl Plan {
                 groups[group].1.push([int(at), int(STRIP.min(rows.end - at)), first, 0]);
             }
         };
-        for s in spans {
+        for s in segments {
             let block = [int(s.a.start), int(s.a.len()), int(s.b.start), int(s.a.len() + s.b.len())];
             add(block, s.q.clone(), s.causal.then_some(s.a.len() + 1));
         }
-        for rows in gaps(spans.iter().map(|s| &s.q), q_rows) {
+        for rows in gaps(segments.iter().map(|s| &s.q), q_rows) {
             add([0; 4], rows, None);
         }
         self.warps = warps(groups.iter().map(|(_, strips)| strips.len()).max());
@@ -94,15 +114,15 @@ impl Plan {
     }
 
     /// Tiles and steps: key rows cut wherever a range begins or ends, so that a segment sees all of a piece or nothing.
-    fn keys(&mut self, spans: &[Span], k_rows: usize) {
+    fn keys(&mut self, segments: &[Segment], k_rows: usize) {
         let parts =
-            || spans.iter().filter(|s| !s.q.is_empty()).flat_map(|s| [(s, &s.a, 0), (s, &s.b, s.a.len())]);
+            || segments.iter().filter(|s| !s.q.is_empty()).flat_map(|s| [(s, &s.a, 0), (s, &s.b, s.a.len())]);
         let mut cuts: Vec<usize> =
             parts().flat_map(|(_, r, _)| [r.start, r.end]).chain([0, k_rows]).collect();
         cuts.sort_unstable();
         cuts.dedup();
         // for each piece between two cuts: who sees it, and the position its first row has there
-        let mut seen_by: Vec<Vec<(&Span, usize)>> = vec![Vec::new(); cuts.len()];
+        let mut seen_by: Vec<Vec<(&Segment, usize)>> = vec![Vec::new(); cuts.len()];
         for (s, rows, position) in parts() {
             let first = cuts.partition_point(|c| *c < rows.start);
             for (piece, cut) in cuts.iter().enumerate().skip(first).take_while(|(_, c)| **c < rows.end) {
@@ -124,7 +144,7 @@ impl Plan {
     }
 
     /// The query rows of a segment that see a tile whose first key has this position.
-    fn add_steps(&mut self, s: &Span, position: usize) {
+    fn add_steps(&mut self, s: &Segment, position: usize) {
         for first in (0..s.q.len()).step_by(TILE) {
             let rows = int(TILE.min(s.q.len() - first));
             let diagonal = if s.causal { int(s.a.len() + first) - int(position) } else { ALL };

@@ -57,7 +57,7 @@ pub fn map2<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T + Sync) -> Vec<T> {
     )
 }
 
-/// The same row `rows` times.
+/// A row `rows` times, one under the other.
 pub fn repeat_row<T: Real>(row: &[T], rows: usize) -> Vec<T> {
     let n = row.len().max(1);
     let len = rows.checked_mul(row.len());
@@ -89,6 +89,19 @@ fn fresh<T: Real>(len: usize, piece: usize, f: impl Fn(usize, &mut [MaybeUninit<
     // SAFETY: the pieces are all of 0..len, and each `f` here writes every element of its part.
     unsafe { out.set_len(len) };
     out
+}
+
+/// Exact GELU: x F(x), F the normal distribution's integral ([`normal_cdf`]).
+#[inline(always)]
+pub fn gelu<T: Real>(x: T) -> T {
+    x * normal_cdf(x)
+}
+
+/// F(x) = (1 + erf(x / sqrt 2)) / 2. Constants stand where they are used: captured by a closure, they would be loaded for
+/// every element, and the loop would not be vectorised.
+#[inline(always)]
+pub fn normal_cdf<T: Real>(x: T) -> T {
+    T::of(0.5) * (T::ONE + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf())
 }
 
 /// GELU in its tanh form, x (1 + tanh u) / 2 = x / (1 + e^(-2u)),  u = sqrt(2/pi) (x + 0.044715 x^3): what cuBLASLt's
@@ -141,7 +154,7 @@ pub fn each_row<T: Real>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]
     }
 }
 
-/// The same over two outputs of the same number of rows.
+/// f(row index, row of `a`, row of `b`) for every row of two outputs with as many rows, in parallel.
 pub fn each_row2<T: Real, U: Real>(
     (a, wa): (&mut [T], usize),
     (b, wb): (&mut [U], usize),

@@ -47,11 +47,22 @@ impl Schedule {
             Schedule { order: Order::InOrder, copies: Copies::Early, seed: 0 },
             Schedule { order: Order::Reverse, copies: Copies::Late, seed: 0 },
         ];
-        for seed in 1..=random {
-            let order = if seed % 2 == 1 { Order::RandomThreads } else { Order::RandomWarps };
-            all.push(Schedule { order, copies: Copies::Random, seed });
-        }
+        all.extend((1..=random).map(Schedule::random));
         all
+    }
+
+    /// A schedule of a device `host:NUMBER`: 0 in order, 1 in reverse with late copies, then random ones.
+    pub fn numbered(number: u64) -> Schedule {
+        match number {
+            0 => Schedule::default(),
+            1 => Schedule { order: Order::Reverse, copies: Copies::Late, seed: 0 },
+            n => Schedule::random(n - 1),
+        }
+    }
+
+    fn random(seed: u64) -> Schedule {
+        let order = if seed % 2 == 1 { Order::RandomThreads } else { Order::RandomWarps };
+        Schedule { order, copies: Copies::Random, seed }
     }
 }
 

@@ -4,6 +4,19 @@
 //! depends on the shapes alone, not on the number of threads.
 
 use super::Real;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static FLOPS: AtomicU64 = AtomicU64::new(0);
+
+/// Notes a product [m,k] x [k,n]: 2 m n k operations.
+pub fn count((m, n, k): (usize, usize, usize)) {
+    FLOPS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
+}
+
+/// Floating-point operations of all matrix products of this process so far; element-wise work is not counted.
+pub fn flops() -> u64 {
+    FLOPS.load(Ordering::Relaxed)
+}
 
 /// A matrix over a slice: element (i, j) is `data[i * row + j * column]`.
 #[derive(Clone, Copy)]
@@ -57,7 +70,7 @@ pub fn gemm<T: Real>(
     if m == 0 || n == 0 {
         return;
     }
-    super::meter::count((m, n, k));
+    count((m, n, k));
     let threads = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
     // SAFETY: the asserts above bound every element that the strides can reach, so that strides that are used fit isize; no
     // element of `c` belongs to two rows, which threads write at once, and `c` is borrowed mutably, so it overlaps neither

@@ -147,7 +147,7 @@ impl Search {
         }
     }
 
-    /// The same where the most probable are known: only [SEP] may have to go.
+    /// Candidates where the most probable are known: only [SEP] may have to go.
     fn process_best(&self, ids: &[u32], best: &mut [(u32, f64)]) {
         if ids.len() < self.options.min_length {
             best.iter_mut().filter(|b| b.0 == self.special.eos).for_each(|b| b.1 = f64::NEG_INFINITY);

@@ -4,7 +4,7 @@
 //! far, written where they stay. A hypothesis is a list of cache rows: the query rows of its image and its own tokens. So
 //! beams share what they have in common, nothing is copied when beams are reordered, and a token is computed once.
 //!
-//! Dense layers are the exact ones (each row's sum in an order of its own) and attention reads a row's list alone: a
+//! Dense layers are batch-invariant (each row's sum in an order of its own) and attention reads a row's list alone: a
 //! caption is the same, bit for bit, in any batch.
 
 use super::beams::{Hypothesis, Next, Outlook, Search, Special};
@@ -55,7 +55,7 @@ impl Model {
             let want = format!("one for each of {} images", images.count);
             return Err(Error::argument(OP, "identities", want, identities.len()));
         }
-        let pass = Pass::inference(params).exact();
+        let pass = Pass::inference(params).batch_invariant();
         let special = Special { bos: self.config.bos(), eos: SEP };
         let mut searches: Vec<Search> =
             identities.iter().map(|id| Search::new(options, special, *id)).collect();
@@ -107,7 +107,7 @@ impl Model {
         if let Some(id) = captions.iter().flatten().find(|id| **id as usize >= self.config.vocab) {
             return Err(Error::argument(OP, "captions", format!("ids below {}", self.config.vocab), id));
         }
-        let pass = Pass::inference(params).exact();
+        let pass = Pass::inference(params).batch_invariant();
         let mut rows = self.first_rows(images);
         let mut cache = Cache::new(images, captions.iter().map(Vec::len).sum())?;
         let mut all = vec![Vec::new(); captions.len()];

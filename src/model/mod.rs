@@ -20,10 +20,10 @@ pub use layout::Layout;
 pub(crate) use negatives::NegativeWeights;
 pub use negatives::{Negatives, Sampling};
 pub use options::Options as GenerateOptions;
-pub use stage1::{Batch, Outputs, Profile, Trace, are_tokens};
+pub use stage1::{Batch, Image, Outputs, Profile, Trace};
 
 use crate::Result;
-use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Spec};
+use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Part, Spec};
 use qformer::Qformer;
 use vit::Vit;
 
@@ -51,7 +51,9 @@ impl Model {
         let query_tokens = b.dense("query_tokens", &[1, c.num_query, c.hidden], Init::Normal(0.02));
         let temp = b.param("temp", &[], Init::Constant(0.07));
         b.trained(train_vit);
+        b.part(Part::Vit);
         let vit = Vit::new(&mut b, c);
+        b.part(Part::Rest);
         b.trained(true);
         let model = Model {
             vit,

@@ -3,10 +3,7 @@
 use super::sites;
 use crate::ops;
 use crate::tensor::{Stream, Tensor};
-use crate::{Error, Kind, Result};
-
-/// The floor of a negative's weight.
-const FLOOR: f64 = 1e-4;
+use crate::{Error, Result};
 
 /// The negative image of every text and the negative text of every image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +42,8 @@ impl NegativeWeights<'_> {
                 check_negatives(given, self.i2t.rows().0)
             }
             Sampling::Draw { seed, step, site } => {
-                let draw = |sim, own| self.draw(sim, Stream { seed, step, site: site.wrapping_add(own) });
+                let stream = |own| Stream { seed, step, site: site.wrapping_add(own) };
+                let draw = |sim, own| ops::sample_negatives(sim, self.ids, stream(own));
                 let image = draw(self.t2i, sites::NEGATIVE_IMAGES)?;
                 Ok(Negatives { image, text: draw(self.i2t, sites::NEGATIVE_TEXTS)? })
             }
@@ -54,40 +52,9 @@ impl NegativeWeights<'_> {
 
     /// i2t and t2i as tensors.
     pub fn tensors(&self) -> Result<[Tensor; 2]> {
-        let tensor = |sim: &Tensor| Tensor::new(negative_weights(sim, self.ids), sim.shape().sizes());
+        let tensor = |sim: &Tensor| Tensor::new(ops::negative_weights(sim, self.ids), sim.shape().sizes());
         Ok([tensor(self.i2t)?, tensor(self.t2i)?])
     }
-
-    /// One index per row.
-    fn draw(&self, sim: &Tensor, stream: Stream) -> Result<Vec<u32>> {
-        let n = sim.rows().0;
-        // Where nothing can be drawn, the loop below says why.
-        if let Some(picked) = ops::sample_negatives(sim, self.ids, stream)? {
-            return Ok(picked);
-        }
-        draw_rows(&negative_weights(sim, self.ids), n, stream)
-    }
-}
-
-fn negative_weights(sim: &Tensor, ids: Option<&[i64]>) -> Vec<f64> {
-    let n = sim.rows().0;
-    let mut w = sim.to_f64();
-    for (i, row) in w.chunks_mut(n.max(1)).enumerate() {
-        if let Some(ids) = ids {
-            for (x, _) in row.iter_mut().zip(ids).filter(|(_, id)| **id == ids[i]) {
-                *x = -10000.0;
-            }
-        }
-        ops::log_softmax_row(row);
-        for (j, x) in row.iter_mut().enumerate() {
-            *x = match ids {
-                Some(_) => x.exp(),
-                None if i == j => 0.0,
-                None => x.exp() + FLOOR,
-            };
-        }
-    }
-    w
 }
 
 fn check_negatives(given: &Negatives, n: usize) -> Result<Negatives> {
@@ -101,29 +68,6 @@ fn check_negatives(given: &Negatives, n: usize) -> Result<Negatives> {
         ));
     }
     Ok(given.clone())
-}
-
-/// One index per row of n weights, by inverting their running sum.
-fn draw_rows(weights: &[f64], n: usize, stream: Stream) -> Result<Vec<u32>> {
-    let row = |(i, row): (usize, &[f64])| {
-        let total: f64 = row.iter().sum();
-        if !total.is_finite() {
-            return Err(Error::new(Kind::NonFinite, "stage 1").expected("finite similarities").got(total));
-        }
-        if total == 0.0 {
-            let got = "none to draw from";
-            return Err(Error::argument("stage 1", "batch", "a negative for every caption", got)
-                .fix("use a batch of at least 2 different images"));
-        }
-        let mut left = stream.uniform(i as u64) * total;
-        let last = row.iter().rposition(|w| *w > 0.0).unwrap_or(0);
-        let pick = row[..last].iter().position(|w| {
-            left -= w;
-            left < 0.0
-        });
-        Ok(pick.unwrap_or(last) as u32)
-    };
-    weights.chunks(n.max(1)).enumerate().map(row).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{Config, Layout, sites};
 use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Pass};
-use crate::ops::{self, Heads};
+use crate::ops::{self, Heads, Options, Weight};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -81,7 +81,8 @@ impl Qformer {
         let project = |l: &Linear| match tokens {
             ImageTokens::Frozen { normalized, norm } => {
                 let [g, b, w, wb] = [norm.weight, norm.bias, l.weight, l.bias].map(|id| pass.master(id));
-                ops::norm_linear(normalized, &g, &b, &w, &wb)
+                let weight = Weight::AfterNorm { norm: [&g, &b], layer: [&w, &wb] };
+                ops::linear(normalized, weight, Options::default())
             }
             ImageTokens::Tracked(x) => l.forward(pass, x),
         };
@@ -179,7 +180,7 @@ impl Qformer {
         Ok(x)
     }
 
-    /// The same for a loss: on a GPU with columns behind the vocabulary's that hold nothing.
+    /// Logits for a loss: on a GPU with columns behind the vocabulary's that hold nothing.
     pub fn padded_logits(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         pass.linear_padded(&self.transformed(pass, x)?, self.word, self.head_bias)
     }
@@ -199,8 +200,10 @@ impl Layer {
     fn new(b: &mut Builder, c: &Config, i: usize) -> Layer {
         let name = format!("Qformer.bert.encoder.layer.{i}");
         Layer {
-            attention: Attention::new(b, &name, "attention", c.hidden, c.hidden),
-            cross: c.has_cross(i).then(|| Attention::new(b, &name, "crossattention", c.hidden, c.vit_width)),
+            attention: Attention::within(b, &format!("{name}.attention"), c.hidden),
+            cross: c
+                .has_cross(i)
+                .then(|| Attention::new(b, &format!("{name}.crossattention"), c.hidden, c.vit_width)),
             text: FeedForward::new(b, &name, "", c),
             query: FeedForward::new(b, &name, "_query", c),
         }
@@ -208,8 +211,14 @@ impl Layer {
 }
 
 impl Attention {
-    fn new(b: &mut Builder, layer: &str, kind: &str, hidden: usize, keys: usize) -> Attention {
-        let name = format!("{layer}.{kind}");
+    /// Queries, keys and values of the same rows: they are computed as one.
+    fn within(b: &mut Builder, name: &str, hidden: usize) -> Attention {
+        let attention = Attention::new(b, name, hidden, hidden);
+        b.beside([attention.query, attention.key, attention.value]);
+        attention
+    }
+
+    fn new(b: &mut Builder, name: &str, hidden: usize, keys: usize) -> Attention {
         Attention {
             query: b.linear(&format!("{name}.self.query"), hidden, hidden),
             key: b.linear(&format!("{name}.self.key"), keys, hidden),

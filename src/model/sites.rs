@@ -19,8 +19,6 @@ pub const NEGATIVE_TEXTS: u32 = NEGATIVE_IMAGES + 1;
 const MICRO_BATCH: u32 = 1 << 16;
 /// Sites of a layer.
 const LAYER: u32 = 8;
-/// The most layers that a pass has sites for.
-pub(super) const MAX_LAYERS: usize = ((PAIRS - MERGED - 1) / LAYER) as usize;
 
 /// The first site of a micro-batch.
 pub fn micro_batch(number: usize) -> u32 {
@@ -33,7 +31,7 @@ pub(super) struct Layer {
     /// The probabilities of self-attention, and what becomes of them.
     pub attention: u32,
     pub output: u32,
-    /// The same of cross-attention.
+    /// The probabilities of cross-attention, and what becomes of them.
     pub cross: u32,
     pub cross_output: u32,
     /// The feed-forwards of query rows and of text rows.

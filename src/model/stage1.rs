@@ -25,17 +25,45 @@ pub enum Profile {
     LavisImageId,
 }
 
-/// Pictures [B,3,S,S], or the tokens [B*N,W] that the image encoder made of them, and their captions: ids from [CLS] to
-/// [SEP], no padding.
-pub struct Batch<'a> {
-    pub image: &'a Tensor,
-    pub text: &'a [Vec<u32>],
-    pub image_id: Option<&'a [i64]>,
+/// The images of a batch.
+#[derive(Clone, Debug)]
+pub enum Image {
+    /// Pixels `[B,3,S,S]`, normalised.
+    Pixels(Tensor),
+    /// Tokens `[B*N,W]` that the image encoder made of them.
+    Tokens(Tensor),
 }
 
-/// Whether these are image tokens, not pictures.
-pub fn are_tokens(image: &Tensor) -> bool {
-    image.shape().sizes().len() == 2
+impl Image {
+    /// The numbers, whichever they are.
+    pub fn tensor(&self) -> &Tensor {
+        match self {
+            Image::Pixels(t) | Image::Tokens(t) => t,
+        }
+    }
+
+    /// The numbers, to be changed.
+    pub fn tensor_mut(&mut self) -> &mut Tensor {
+        match self {
+            Image::Pixels(t) | Image::Tokens(t) => t,
+        }
+    }
+
+    /// How many images there are, of `tokens` tokens each.
+    fn count(&self, tokens: usize) -> usize {
+        let first = self.tensor().shape().sizes().first().copied().unwrap_or(0);
+        match self {
+            Image::Pixels(_) => first,
+            Image::Tokens(_) => first / tokens.max(1),
+        }
+    }
+}
+
+/// Images and their captions: ids from [CLS] to [SEP], no padding.
+pub struct Batch<'a> {
+    pub image: Image,
+    pub text: &'a [Vec<u32>],
+    pub image_id: Option<&'a [i64]>,
 }
 
 /// Everything `parity` compares, filled in when it is asked for.
@@ -108,10 +136,13 @@ impl Model {
     pub(crate) fn tokens_of(
         &self,
         pass: &Pass,
-        image: &Tensor,
+        image: &Image,
         each: impl FnMut(usize, &Tensor),
     ) -> Result<Tensor> {
-        if are_tokens(image) { pass.here(image) } else { self.vit_tokens(pass, image, each) }
+        match image {
+            Image::Pixels(pixels) => self.vit_tokens(pass, pixels, each),
+            Image::Tokens(tokens) => pass.here(tokens),
+        }
     }
 
     /// `ln_vision` of the ViT's tokens [B*N,W].
@@ -125,7 +156,7 @@ impl Model {
             ImageTokens::Tracked(self.image_embeds(pass, tokens)?)
         } else {
             let storage = pass.storage(self.ln_vision.weight);
-            let normalized = ops::normalize_rows_as(tokens, self.ln_vision.eps, storage)?;
+            let normalized = ops::normalize_rows_as(tokens, self.ln_vision.eps, Some(storage))?;
             ImageTokens::Frozen { normalized, norm: &self.ln_vision }
         };
         self.qformer.image_keys(pass, &tokens)
@@ -144,7 +175,8 @@ impl Model {
         let vit_pass = if self.train_vit { pass } else { &frozen };
         let mut blocks = Vec::new();
         let keep = trace.is_some();
-        let tokens = self.tokens_of(vit_pass, batch.image, |_, x| blocks.extend(keep.then(|| x.detach())))?;
+        let tokens =
+            self.tokens_of(vit_pass, &batch.image, |_, x| blocks.extend(keep.then(|| x.detach())))?;
         let mut unused = Trace::default();
         let trace_or = trace.unwrap_or(&mut unused);
         if keep {
@@ -154,7 +186,7 @@ impl Model {
         self.losses(pass, &tokens, batch, profile, sampling, keep.then_some(trace_or))
     }
 
-    /// The same from ViT tokens [B*N,W] (computed before, or cached).
+    /// The losses from ViT tokens [B*N,W] that were computed before.
     pub fn losses(
         &self,
         pass: &Pass,
@@ -197,8 +229,7 @@ impl Model {
     }
 
     fn check_batch(&self, batch: &Batch, profile: Profile) -> Result<()> {
-        let first = batch.image.shape().sizes().first().copied().unwrap_or(0);
-        let n = if are_tokens(batch.image) { first / self.config.image_tokens().max(1) } else { first };
+        let n = batch.image.count(self.config.image_tokens());
         if n == 0 || batch.text.len() != n {
             return Err(Error::argument(
                 "stage 1",

@@ -1,9 +1,9 @@
 //! One use of the parameters, and the layers made of them.
 
-use super::{Gelu, Id, Params};
+use super::{Id, Params};
 use crate::Result;
-use crate::ops;
-use crate::tensor::{Device, Dropout, Storage, Stream, Tape, Tensor};
+use crate::ops::{self, Cache, Gelu, Options, Weight};
+use crate::tensor::{Dropout, Storage, Stream, Tape, Tensor};
 use std::cell::RefCell;
 use std::collections::HashSet;
 
@@ -26,13 +26,13 @@ pub struct Pass<'a> {
     site: u32,
     /// The sites that dropouts have drawn from.
     drawn: RefCell<HashSet<u32>>,
-    exact: bool,
+    batch_invariant: bool,
 }
 
 impl<'a> Pass<'a> {
     pub fn inference(params: &'a Params) -> Pass<'a> {
         let (leaves, drawn) = (RefCell::default(), RefCell::default());
-        Pass { params, tape: None, leaves, drop: None, site: 0, drawn, exact: false }
+        Pass { params, tape: None, leaves, drop: None, site: 0, drawn, batch_invariant: false }
     }
 
     pub fn training(params: &'a Params, tape: &'a Tape, drop: Option<DropoutPlan>) -> Pass<'a> {
@@ -44,15 +44,16 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The same numbers without a tape: as `training` draws them, but nothing is recorded.
+    /// A training pass without a tape: it draws the same numbers, but records nothing.
     pub fn untracked(params: &'a Params, drop: Option<DropoutPlan>) -> Pass<'a> {
         Pass { drop, ..Pass::inference(params) }
     }
 
-    /// For decoding: dense layers whose sums do not depend on the number of rows (see [`ops::linear_exact`]).
+    /// For decoding: dense layers whose sums do not depend on the number of rows ([`Options::batch_invariant`]). Layers in half
+    /// precision, the image encoder's, are not: they are given one picture at a time.
     #[must_use]
-    pub fn exact(mut self) -> Self {
-        self.exact = true;
+    pub fn batch_invariant(mut self) -> Self {
+        self.batch_invariant = true;
         self
     }
 
@@ -78,7 +79,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The same in f32 also where products use less.
+    /// The parameter in f32, also where matmuls use less.
     pub fn master(&self, id: Id) -> Tensor {
         self.leaf(id, self.params.get(id), 0)
     }
@@ -95,18 +96,12 @@ impl<'a> Pass<'a> {
 
     /// A constant where the parameters are: in f32 if it has to be moved there.
     pub fn here(&self, t: &Tensor) -> Result<Tensor> {
-        match self.params.device() {
-            Device::Gpu(_) if t.array().is_none() => t.to(self.params.device(), Storage::F32),
-            _ => Ok(t.clone()),
-        }
+        t.at(self.params.device())
     }
 
-    /// How the part of the model to which a parameter belongs stores its activations on a GPU.
-    pub fn storage(&self, id: Id) -> Option<Storage> {
-        match self.params.device() {
-            Device::Gpu(_) => Some(self.params.precision().storage(&self.params.specs()[id.0].name)),
-            Device::Cpu => None,
-        }
+    /// How a GPU stores the activations of the part of the model to which a parameter belongs.
+    pub fn storage(&self, id: Id) -> Storage {
+        self.params.precision().storage(self.params.specs()[id.0].part)
     }
 
     /// A dense layer with these parameters.
@@ -114,23 +109,27 @@ impl<'a> Pass<'a> {
         self.linear_with(x, weight, &self.param(bias))
     }
 
-    /// Three dense layers of one input: results, and the column where each begins. On a GPU's tape they are one matrix.
+    /// Three dense layers of one input: results, and the column where each begins. Where they lie side by side, their results
+    /// are one matrix on a tape.
     pub fn linears(&self, x: &Tensor, layers: [&Linear; 3]) -> Result<[(Tensor, usize); 3]> {
-        let n = self.params.specs()[layers[0].weight.0].shape[0];
-        if !self.tracks() || self.exact || x.array().is_none() {
+        if !self.tracks() || self.batch_invariant || !self.params.are_beside(layers[0].weight) {
             let [a, b, c] = layers.map(|l| l.forward(self, x));
             return Ok([(a?, 0), (b?, 0), (c?, 0)]);
         }
+        let n = self.params.specs()[layers[0].weight.0].shape[0];
         let own = layers.map(|l| [self.param(l.weight), self.param(l.bias)]);
-        let y = ops::linear_beside(x, own.each_ref().map(|[w, b]| [w, b]))?;
+        let weight = Weight::Beside(own.each_ref().map(|[w, b]| [w, b]));
+        let y = ops::linear(x, weight, Options::default())?;
         Ok([(y.clone(), 0), (y.clone(), n), (y, 2 * n)])
     }
 
-    /// A dense layer for a loss that takes padded columns (see [`ops::linear_padded`]), where there are any.
+    /// A dense layer for a loss that takes padded columns ([`Weight::Padded`]), where there are any.
     pub fn linear_padded(&self, x: &Tensor, weight: Id, bias: Id) -> Result<Tensor> {
         match (self.params.padded(weight), self.params.padded(bias)) {
-            (Some(w), Some(b)) if !self.exact => {
-                ops::linear_padded(x, &self.param(weight), &self.param(bias), [w, b])
+            (Some(w), Some(b)) if !self.batch_invariant => {
+                let layer = [weight, bias].map(|id| self.param(id));
+                let weight = Weight::Padded { layer: layer.each_ref(), wide: [w, b] };
+                ops::linear(x, weight, Options::default())
             }
             _ => self.linear(x, weight, bias),
         }
@@ -139,29 +138,36 @@ impl<'a> Pass<'a> {
     /// A dense layer whose bias is computed.
     pub fn linear_with(&self, x: &Tensor, weight: Id, bias: &Tensor) -> Result<Tensor> {
         if let Some(weight) = self.params.half(weight) {
-            return ops::linear_half(x, weight, Some(bias));
+            return ops::linear(x, Weight::Half(weight, Some(bias)), Options::default());
         }
-        let product = if self.exact { ops::linear_exact } else { ops::linear };
-        product(x, &self.param(weight), Some(bias))
+        let options = Options { batch_invariant: self.batch_invariant, ..Options::default() };
+        ops::linear(x, Weight::Dense(&self.param(weight), Some(bias)), options)
     }
 
-    /// GELU of a dense layer. One kernel where decoding runs on a GPU.
+    /// GELU of a dense layer; where it is batch-invariant, in one kernel.
     pub fn linear_gelu(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
-        if self.exact && x.array().is_some() {
-            return ops::linear_exact_gelu(x, &self.param(layer.weight), &self.param(layer.bias));
+        if self.batch_invariant {
+            return self.with_gelu(x, layer, Gelu::Exact);
         }
         ops::gelu(&layer.forward(self, x)?)
     }
 
-    /// The same in the image encoder, in the form that the precision says.
+    /// GELU of a dense layer of the image encoder, in the form that the precision says.
     pub fn vit_gelu(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
         match self.params.precision().vit_gelu {
             Gelu::Exact => ops::gelu(&layer.forward(self, x)?),
-            Gelu::Tanh => ops::linear_gelu_tanh(x, &self.param(layer.weight), Some(&self.param(layer.bias))),
+            Gelu::Tanh => self.with_gelu(x, layer, Gelu::Tanh),
         }
     }
 
-    /// Queries of rows x; their keys and values become rows of two caches (see [`ops::linear_exact_cached`]).
+    fn with_gelu(&self, x: &Tensor, layer: &Linear, gelu: Gelu) -> Result<Tensor> {
+        let batch_invariant = self.batch_invariant && gelu == Gelu::Exact;
+        let options = Options { gelu: Some(gelu), batch_invariant, ..Options::default() };
+        let [weight, bias] = [layer.weight, layer.bias].map(|id| self.param(id));
+        ops::linear(x, Weight::Dense(&weight, Some(&bias)), options)
+    }
+
+    /// Queries of rows x; their keys and values become rows of two caches, from row `at` on.
     pub fn linear_cached(
         &self,
         x: &Tensor,
@@ -169,8 +175,10 @@ impl<'a> Pass<'a> {
         caches: [&mut Tensor; 2],
         at: usize,
     ) -> Result<Tensor> {
-        let layers = layers.map(|l| (self.param(l.weight), self.param(l.bias)));
-        ops::linear_exact_cached(x, layers.each_ref().map(|(w, b)| (w, b)), caches, at)
+        let layers = layers.map(|l| [self.param(l.weight), self.param(l.bias)]);
+        let weight = Weight::Beside(layers.each_ref().map(|[w, b]| [w, b]));
+        let cache = Some(Cache { tensors: caches, at });
+        ops::linear(x, weight, Options { batch_invariant: true, cache, ..Options::default() })
     }
 
     /// Tracks an input under a key behind the parameters' (gradients with respect to activations).
@@ -209,7 +217,7 @@ pub struct LayerNorm {
 impl LayerNorm {
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         let (w, b) = (pass.param(self.weight), pass.param(self.bias));
-        ops::layer_norm_as(x, &w, &b, self.eps, pass.storage(self.weight))
+        ops::layer_norm_as(x, &w, &b, self.eps, Some(pass.storage(self.weight)))
     }
 
     /// LayerNorm(stream + drop(branch)): the end of a sublayer that is normalised behind the sum. One kernel on a GPU.
@@ -220,22 +228,20 @@ impl LayerNorm {
         stream: &Tensor,
         drop: Option<Dropout>,
     ) -> Result<Tensor> {
-        if branch.array().is_some() {
-            let (w, b) = (pass.param(self.weight), pass.param(self.bias));
-            return Ok(ops::residual_norm(branch, stream, &w, &b, self.eps, drop)?.0);
-        }
-        self.forward(pass, &ops::add(&ops::dropout(branch, drop)?, stream)?)
+        let (w, b) = (pass.param(self.weight), pass.param(self.bias));
+        Ok(ops::residual_norm(branch, stream, &w, &b, self.eps, drop)?.0)
     }
 
-    /// stream + branch, and its LayerNorm: between two sublayers that are normalised in front.
+    /// stream + branch, and its LayerNorm: between two sublayers that are normalised in front. Where no gradient is asked
+    /// for, in one kernel on a GPU.
     pub fn between(&self, pass: &Pass, branch: &Tensor, stream: &Tensor) -> Result<(Tensor, Tensor)> {
-        if branch.array().is_some() && !branch.tracked() && !stream.tracked() {
-            let (w, b) = (pass.param(self.weight), pass.param(self.bias));
-            let (y, sum) = ops::residual_norm(branch, stream, &w, &b, self.eps, None)?;
+        if branch.tracked() || stream.tracked() {
+            let sum = ops::add(stream, branch)?;
+            let y = self.forward(pass, &sum)?;
             return Ok((sum, y));
         }
-        let sum = ops::add(stream, branch)?;
-        let y = self.forward(pass, &sum)?;
+        let (w, b) = (pass.param(self.weight), pass.param(self.bias));
+        let (y, sum) = ops::residual_norm(branch, stream, &w, &b, self.eps, None)?;
         Ok((sum, y))
     }
 }

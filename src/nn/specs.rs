@@ -1,6 +1,6 @@
 //! What parameters a model has: names, shapes, how they begin.
 
-use super::{Id, LayerNorm, Linear};
+use super::{Id, LayerNorm, Linear, Part};
 use crate::tensor::Stream;
 use std::ops::Range;
 
@@ -20,8 +20,14 @@ pub struct Spec {
     pub shape: Vec<usize>,
     pub init: Init,
     pub trained: bool,
-    /// It is an operand of products (or a table of rows): on a GPU they run in the storage that a [`Precision`] says.
+    /// It is an operand of matmuls (or a table of rows): on a GPU they run in the storage that a [`super::Precision`] says.
     pub dense: bool,
+    /// The part of the model it belongs to.
+    pub part: Part,
+    /// Whether weight decay shrinks it: not what has fewer than two axes (LAVIS's groups).
+    pub decays: bool,
+    /// The first of three, declared to lie side by side on a GPU: all of them.
+    pub beside: Option<[Id; 3]>,
 }
 
 /// Collects specifications while a model is laid out.
@@ -29,6 +35,7 @@ pub struct Spec {
 pub struct Builder {
     pub specs: Vec<Spec>,
     trained: bool,
+    part: Part,
 }
 
 impl Builder {
@@ -37,17 +44,30 @@ impl Builder {
         self.trained = trained;
     }
 
+    /// Parameters declared from here on belong to this part.
+    pub fn part(&mut self, part: Part) {
+        self.part = part;
+    }
+
     pub fn param(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Id {
         let (name, shape) = (name.into(), shape.to_vec());
-        self.specs.push(Spec { name, shape, init, trained: self.trained, dense: false });
+        let (trained, part, decays) = (self.trained, self.part, shape.len() >= 2);
+        self.specs.push(Spec { name, shape, init, trained, dense: false, part, decays, beside: None });
         Id(self.specs.len() - 1)
     }
 
-    /// An operand of products.
+    /// An operand of matmuls.
     pub fn dense(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Id {
         let id = self.param(name, shape, init);
         self.specs[id.0].dense = true;
         id
+    }
+
+    /// Three layers of one input and one size, which a GPU computes as one.
+    pub fn beside(&mut self, layers: [Linear; 3]) {
+        for ids in [layers.map(|l| l.weight), layers.map(|l| l.bias)] {
+            self.specs[ids[0].0].beside = Some(ids);
+        }
     }
 
     /// As BERT begins a dense layer.
@@ -76,7 +96,7 @@ impl Builder {
     }
 }
 
-/// The same parameters for a model that starts from nothing. BERT's deviation of 0.02 suits rows that are added to trained
+/// Specifications for a model that starts from nothing. BERT's deviation of 0.02 suits rows that are added to trained
 /// ones; where nothing is trained yet, a signal should keep its size through narrow layers, too:
 ///   weights [out, in..] and tables [rows, C]: 1 / sqrt(in), 1 / sqrt(C);   tokens and places [1, N, C]: 0.5;   biases: 0
 pub fn from_nothing(mut specs: Vec<Spec>) -> Vec<Spec> {

@@ -46,6 +46,11 @@ impl Lists {
     }
 }
 
+/// Attention of single rows over listed key rows, for decoding: q, y `[R,H*D]`, k, v `[N,H*D]`.
+///
+/// Per head, y_r = softmax(scale q_r k_l^T) v_l over l in the list of row r. A row's result depends on its own list alone, bit for
+/// bit. Inputs are constants. Errors: `heads` that do not divide the columns, a `scale` that is not finite, lists that are not one
+/// for each row or name rows that k does not have.
 pub fn attend_rows([q, k, v]: [&Tensor; 3], lists: &Lists, heads: usize, scale: f64) -> Result<Tensor> {
     let ((r, c), (n, _)) = (q.rows(), k.rows());
     if heads == 0 || !c.is_multiple_of(heads) {
@@ -85,7 +90,8 @@ fn on_gpu(
     let width = int(c);
     let args = crate::args![q, k, width, v, width, rows, starts, &y, int(c / heads), scale];
     let kernel = format!("attend_rows_{}", q.storage().name());
-    q.gpu().launch(&kernel, (r, heads), (128, 1), 0, args)?;
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { q.gpu().launch(&kernel, (r, heads), (128, 1), 0, args) }?;
     Ok(y)
 }
 

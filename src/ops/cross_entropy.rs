@@ -21,11 +21,19 @@ pub enum Targets<'a> {
     Soft(&'a Tensor),
 }
 
+/// Softmax cross-entropy of logits x `[R,V]`: the mean over the rows that are counted, loss `[]`.
+///
+/// With a class t and label smoothing s, a row is (1-s) (-logp[t]) + s mean_V(-logp); with a soft target it is -sum_V(target logp).
+/// dx = dloss (p sum(target) - target) / counted. Ignored rows are not counted; without any other the loss is 0.
+/// Sums are in f32 on a GPU. Errors name the argument: as many classes as rows, below V, smoothing from 0 to 1.
+///
+/// Source: `torch.nn.functional.cross_entropy`.
 pub fn cross_entropy(x: &Tensor, targets: Targets) -> Result<Tensor> {
     cross_entropy_of(x, x.rows().1, targets)
 }
 
-/// The same of the first v columns; on a GPU there may be others, whose gradient is 0 ([`super::linear_padded`]).
+/// [`cross_entropy`] of the first v columns of x. On a GPU there may be more, which count for nothing and whose gradient is 0:
+/// those of [`super::Weight::Padded`].
 pub fn cross_entropy_of(x: &Tensor, v: usize, targets: Targets) -> Result<Tensor> {
     let r = check_columns(x, v)?;
     if let Some([logits]) = arrays(OP, [x])? {
@@ -79,11 +87,12 @@ impl Right {
     }
 }
 
+/// In how many rows of x `[R,V]` the first largest entry is the class; rows without a class count as wrong. No gradient.
 pub fn right(x: &Tensor, classes: &[Option<u32>]) -> Result<Right> {
     right_of(x, x.rows().1, classes)
 }
 
-/// The same among the first v columns.
+/// [`right`] among the first v columns.
 pub fn right_of(x: &Tensor, v: usize, classes: &[Option<u32>]) -> Result<Right> {
     let r = check_columns(x, v)?;
     if let Some([logits]) = arrays(OP, [x])? {
@@ -153,7 +162,8 @@ impl OnGpu {
         ];
         let threads = u32::try_from(v.next_multiple_of(32).clamp(32, 512)).unwrap_or(512);
         let kernel = format!("cross_entropy_{}", x.storage().name());
-        x.gpu().launch(&kernel, (r, 1), (threads, 1), 0, args)
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe { x.gpu().launch(&kernel, (r, 1), (threads, 1), 0, args) }
     }
 }
 
@@ -164,7 +174,8 @@ fn on_gpu(x: &Tensor, logits: Array, targets: &Targets, (r, v): (usize, usize)) 
     let (gpu, by) = (logits.gpu().clone(), 1.0 / kernel.counted.max(1) as f32);
     let sum = if r == 0 { gpu.zeros(OP, Storage::F32, 1)? } else { column_sum(OP, &kernel.losses, r, 1)? };
     let loss = gpu.array(OP, Storage::F32, 1)?;
-    gpu.launch_each("scale_fwd_f32", 1, crate::args![&sum, &loss, 1u64, by])?;
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { gpu.launch_each("scale_fwd_f32", 1, crate::args![&sum, &loss, 1u64, by]) }?;
     record_tensor(OP, &[x], Tensor::of_array(loss, &[])?, move |dy, grads| {
         let dy = gradient(OP, dy)?;
         // In place if nobody else looks at the logits any more.
@@ -287,17 +298,4 @@ fn row_gradient<T: Real>(x: &mut [T], norm: Norm<T>, row: &Row<T>, smooth: T, by
             }
         }
     }
-}
-
-/// log softmax of one row, in place (decoding).
-pub fn log_softmax_row<T: Real>(x: &mut [T]) {
-    cpu::simd(
-        #[inline(always)]
-        || {
-            let norm = Norm::of(x);
-            for x in x.iter_mut() {
-                *x = norm.log_p(*x);
-            }
-        },
-    );
 }

@@ -7,6 +7,12 @@ use crate::device::cpu;
 use crate::tensor::{Array, Dropout, Real, Tensor, record, record_tensor};
 use crate::{Result, on};
 
+/// Inverted dropout: y = x m, m = 0 with probability p, else 1 / (1 - p); dx = dy m.
+///
+/// Which elements are kept depends on the random stream and an element's position in x alone, so that all devices keep the
+/// same ones; the backward draws them again. None leaves x as it is. An error unless 0 <= p < 1.
+///
+/// Source: `torch.nn.functional.dropout`.
 pub fn dropout(x: &Tensor, drop: Option<Dropout>) -> Result<Tensor> {
     let Some(drop) = drop else { return Ok(x.clone()) };
     check_dropout("dropout", drop)?;
@@ -26,7 +32,8 @@ fn masked_on_gpu(x: &Array, drop: Dropout) -> Result<Array> {
     let y = x.gpu().array("dropout", x.storage(), x.len())?;
     let args = [crate::args![x, &y, x.len() as u64], &drop_args(Some(drop))[..]].concat();
     let kernel = format!("dropout_fwd_{}", x.storage().name());
-    x.gpu().launch_each(&kernel, x.len(), &args)?;
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { x.gpu().launch_each(&kernel, x.len(), &args) }?;
     Ok(y)
 }
 

@@ -22,13 +22,19 @@ fn check(table: &Tensor, ids: &[u32]) -> Result<usize> {
     Ok(c)
 }
 
+/// Rows of a table `[V,C]`: y `[n,C]`, y[i] = table[ids[i]].
+///
+/// dtable[v] = the sum of dy[i] with ids[i] = v, in order of i; row `padding` gets none. An error if an id is not below V.
+///
+/// Source: `torch.nn.functional.embedding`.
 pub fn embedding(table: &Tensor, ids: &[u32], padding: Option<u32>) -> Result<Tensor> {
     let c = check(table, ids)?;
     if let Some([data]) = arrays("embedding", [table])? {
         return pick_rows("embedding", (table, &data), ids, padding, |[rows, index, y], c| {
             let kernel = format!("embedding_fwd_{}", data.storage().name());
             let args = [rows, index, Arg::NULL, Arg::NULL, y, c.into()];
-            data.gpu().launch(&kernel, (ids.len(), 1), (128, 1), 0, &args)
+            // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+            unsafe { data.gpu().launch(&kernel, (ids.len(), 1), (128, 1), 0, &args) }
         });
     }
     on!(table.dtype(), T => {
@@ -51,6 +57,7 @@ pub fn embedding(table: &Tensor, ids: &[u32], padding: Option<u32>) -> Result<Te
 }
 
 /// Rows of one table, and to each a row of another one of the same width (words and positions): y[i] = table[i] + other[j].
+/// A constant.
 pub fn embedding_sum([table, other]: [&Tensor; 2], rows: &[(u32, u32)]) -> Result<Tensor> {
     const OP: &str = "embedding_sum";
     let n = rows.len();
@@ -68,7 +75,8 @@ pub fn embedding_sum([table, other]: [&Tensor; 2], rows: &[(u32, u32)]) -> Resul
         let (ids, places) = (numbers.part(0..n)?, numbers.part(n..2 * n)?);
         let args = crate::args![a.pointer_at(0, n * c), &ids, b.pointer_at(0, n * c), &places, &y, int(c)];
         let kernel = format!("embedding_fwd_{}", a.storage().name());
-        a.gpu().launch(&kernel, (n, 1), (128, 1), 0, args)?;
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe { a.gpu().launch(&kernel, (n, 1), (128, 1), 0, args) }?;
         return constant_tensor(OP, &[table, other], Tensor::of_array(y, &[n, c])?);
     }
     on!(table.dtype(), T => {

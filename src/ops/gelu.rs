@@ -9,6 +9,11 @@ use crate::{Result, on};
 
 const SQRT_2_PI: f64 = 2.506_628_274_631_000_5;
 
+/// Exact GELU: y = x F(x), F(x) = (1 + erf(x / sqrt 2)) / 2; dx = dy (F(x) + x f(x)), f(x) = e^(-x^2/2) / sqrt(2 pi).
+///
+/// Any shape; y is stored as x is, arithmetic is in f32 on a GPU. NaN and infinities propagate.
+///
+/// Source: `torch.nn.functional.gelu`.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if let Some([u]) = arrays("gelu", [x])? {
         let y = u.gpu().array("gelu", u.storage(), u.len())?;
@@ -21,11 +26,11 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
         });
     }
     on!(x.dtype(), T => {
-        let y = cpu::map(x.data::<T>(), #[inline(always)] |x| x * cdf(x));
+        let y = cpu::map(x.data::<T>(), cpu::gelu);
         let x2 = x.detach();
         record("gelu", [x], y, x.shape().sizes(), move |dy, grads| {
             let dx = cpu::map2(dy.data::<T>(), x2.data::<T>(), #[inline(always)] |d, x| {
-                d * (cdf(x) + x * T::of(1.0 / SQRT_2_PI) * Real::exp(-(x * x) * T::of(0.5)))
+                d * (cpu::normal_cdf(x) + x * T::of(1.0 / SQRT_2_PI) * Real::exp(-(x * x) * T::of(0.5)))
             });
             grads.add(0, dx)
         })
@@ -40,12 +45,6 @@ fn launch(pass: &str, x: &Array, dy: Option<&Array>, out: &Array) -> Result<()> 
         Some(dy) => crate::args![x, dy, out, n as u64].to_vec(),
     };
     let kernel = format!("gelu_{pass}_{}", x.storage().name());
-    x.gpu().launch(&kernel, (n.div_ceil(4096), 1), (256, 1), 0, &args)
-}
-
-// Constants stand where they are used: captured by a closure, they would be loaded for every element, and the loop would
-// not be vectorised.
-#[inline(always)]
-fn cdf<T: Real>(x: T) -> T {
-    T::of(0.5) * (T::ONE + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf())
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { x.gpu().launch(&kernel, (n.div_ceil(4096), 1), (256, 1), 0, &args) }
 }

@@ -70,7 +70,8 @@ fn sum_columns(
     let x_at = x.pointer_at(from, r * c);
     let args = crate::args![x_at, out, &partial, counters, int(r), int(c), int(stride), i32::from(add)];
     let kernel = format!("column_sum_{}", x.storage().name());
-    gpu.launch(&kernel, (pieces, shares), (32, 8), 0, args)
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { gpu.launch(&kernel, (pieces, shares), (32, 8), 0, args) }
 }
 
 /// The sums of the rows of x [R,C] in f32.
@@ -80,7 +81,7 @@ pub(super) fn column_sum(op: &'static str, x: &Array, r: usize, c: usize) -> Res
     Ok(sums)
 }
 
-/// The same of C columns, from one on, into the gradient of input i.
+/// Adds the sums of the rows of C columns of x, from one on, to the gradient of input i.
 pub(super) fn column_sum_into(
     op: &'static str,
     grads: &mut Grads,
@@ -133,14 +134,19 @@ impl SortedRows {
             to.zero()?;
         }
         // Rows of either storage are added into f32 by the one, into their own storage by the other.
-        let kernel = if to.storage() == Storage::F32 { "embedding_bwd" } else { "gather_rows_bwd" };
+        let name = match to.storage() {
+            Storage::F32 => format!("embedding_bwd_{}", dy.storage().name()),
+            _ => format!("gather_rows_bwd_{}", dy.storage().name()),
+        };
         let rows = to.pointer_at(0, 2 * self.targets.len() * c);
         let add = i32::from(!fresh);
         let args = crate::args![dy, &self.order, &self.starts, &self.targets, rows, int(c), add];
-        let name = format!("{kernel}_{}", dy.storage().name());
         // A thread for 8 columns of a target; several threads where there is more to add up than one fetches at once.
         let block = if self.longest > 4 { (32, 8) } else { (row_threads(c).0.min(256), 1) };
-        to.gpu().launch(&name, (c.div_ceil(8 * block.0 as usize), self.targets.len()), block, 0, args)
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe {
+            to.gpu().launch(&name, (c.div_ceil(8 * block.0 as usize), self.targets.len()), block, 0, args)
+        }
     }
 }
 

@@ -9,6 +9,11 @@ use crate::{Result, on};
 
 const EPS: f64 = 1e-12;
 
+/// Rows of length one: y = x / s, s = max(|x|, 1e-12), row by row of `[R,C]`.
+///
+/// dx = (dy - y (dy . y)) / s; where |x| < 1e-12 it is dy / 1e-12. Sums are in f32 on a GPU.
+///
+/// Source: `torch.nn.functional.normalize`.
 pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
     let (r, c) = x.rows();
     if let Some([data]) = arrays("l2_normalize", [x])? {
@@ -17,14 +22,16 @@ pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
         let length = gpu.array("l2_normalize", Storage::F32, r)?;
         let name = move |pass: &str| format!("l2_normalize_{pass}_{}", storage.name());
         let args = crate::args![&data, &y, &length, int(c)];
-        gpu.launch(&name("fwd"), (r, 1), row_threads(c), 0, args)?;
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe { gpu.launch(&name("fwd"), (r, 1), row_threads(c), 0, args) }?;
         let kept = y.clone();
         let y = Tensor::of_array(y, x.shape().sizes())?;
         return record_tensor("l2_normalize", &[x], y, move |dy, grads| {
             let dy = gradient("l2_normalize", dy)?.cast("l2_normalize", storage)?;
             let dx = gpu.array("l2_normalize", storage, r * c)?;
             let args = crate::args![&dy, &kept, &length, &dx, int(c)];
-            gpu.launch(&name("bwd"), (r, 1), row_threads(c), 0, args)?;
+            // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+            unsafe { gpu.launch(&name("bwd"), (r, 1), row_threads(c), 0, args) }?;
             grads.add_array(0, dx)
         });
     }

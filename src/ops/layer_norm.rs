@@ -7,17 +7,24 @@ use super::check::{check_dropout, check_dtype, check_shape};
 use super::gpu::{arrays, drop_args, gradient, int};
 use crate::device::cpu;
 use crate::tensor::{
-    Array, Dropout, Real, Storage, Tensor, constant, constant_tensor, record, record_tensor,
+    Array, Dropout, Grads, Real, Storage, Tensor, constant, constant_tensor, record, record_tensor,
 };
 use crate::{Error, Result, on};
 
 const OP: &str = "layer_norm";
 
+/// LayerNorm over the last axis: x, y `[R,C]`, weight, bias `[C]`.
+///
+/// y = n weight + bias, n = (x - mean) rstd, rstd = 1 / sqrt(var + eps), the variance in two passes.
+/// dx = rstd (g - mean(g) - n mean(g n)) with g = dy weight; dweight = sum_R(dy n); dbias = sum_R(dy).
+/// Statistics and sums are in f32 on a GPU, where C is at most 2048 and weight and bias are in f32. Errors name the argument.
+///
+/// Source: `torch.nn.functional.layer_norm`.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     layer_norm_as(x, weight, bias, eps, None)
 }
 
-/// The same, y stored as told on a GPU (else as x is): a residual stream in f32 is normalised into 16 bits.
+/// [`layer_norm`] with y stored as told on a GPU (else as x is): a residual stream in f32 is normalised into 16 bits.
 pub fn layer_norm_as(
     x: &Tensor,
     weight: &Tensor,
@@ -25,7 +32,7 @@ pub fn layer_norm_as(
     eps: f64,
     storage: Option<Storage>,
 ) -> Result<Tensor> {
-    let (r, c) = x.rows();
+    let (_, c) = x.rows();
     check_shape(OP, "weight", weight, &[c])?;
     check_shape(OP, "bias", bias, &[c])?;
     check_dtype(OP, x, &[("weight", weight), ("bias", bias)])?;
@@ -41,34 +48,23 @@ pub fn layer_norm_as(
         });
     }
     on!(x.dtype(), T => {
-        let (data, w, b) = (x.data::<T>(), weight.data::<T>(), bias.data::<T>());
-        let (mut y, mut stats) = (vec![T::ZERO; r * c], vec![T::ZERO; r * 2]);
-        cpu::each_row2((&mut y, c), (&mut stats, 2), #[inline(always)] |i, y, stat| {
-            let x = &data[i * c..][..c];
-            let (mean, rstd) = statistics(x, eps);
-            (stat[0], stat[1]) = (mean, rstd);
-            for j in 0..c {
-                y[j] = ((x[j] - mean) * rstd).mul_add(w[j], b[j]);
-            }
-        });
+        let (y, stats) = forward::<T>(x.data(), [weight.data(), bias.data()], eps, c);
         let (x2, w2) = (x.detach(), weight.detach());
         record(OP, [x, weight, bias], y, x.shape().sizes(), move |dy, grads| {
-            let (dy, x, w) = (dy.data::<T>(), x2.data::<T>(), w2.data::<T>());
+            let (dy, x) = (dy.data::<T>(), x2.data::<T>());
             if grads.wants(0) {
-                grads.add(0, backward_x(dy, x, w, &stats, c))?;
+                grads.add(0, backward_x(dy, x, w2.data(), &stats, c))?;
             }
-            if grads.wants(1) || grads.wants(2) {
-                let sums = backward_w(dy, x, &stats, r, c);
-                grads.add(2, sums[c..].to_vec())?;
-                grads.add(1, sums[..c].to_vec())?;
-            }
-            Ok(())
+            affine_gradient(dy, x, &stats, c, [1, 2], grads)
         })
     })
 }
 
-/// z = residual + drop(x),   y = LayerNorm(z): what ends every sublayer of a transformer, in one kernel. On a GPU only; x is
-/// stored as y is.     -> y, and z for whoever needs the stream itself (a constant then)
+/// What ends every sublayer of a transformer: z = residual + drop(x),   y = LayerNorm(z); one kernel on a GPU.
+///
+/// x, residual, y, z `[R,C]`; weight, bias `[C]`; y is stored as x is, z as residual is. With dz as in [`layer_norm`]:
+/// dresidual = dz, dx = dz m, m the dropout's factors (element numbers: positions in x).
+/// -> y, and z for whoever needs the stream itself (a constant)
 pub fn residual_norm(
     x: &Tensor,
     residual: &Tensor,
@@ -81,19 +77,21 @@ pub fn residual_norm(
     check_shape(OP, "residual", residual, x.shape().sizes())?;
     check_shape(OP, "weight", weight, &[c])?;
     check_shape(OP, "bias", bias, &[c])?;
+    check_dtype(OP, x, &[("residual", residual), ("weight", weight), ("bias", bias)])?;
     check_eps(eps)?;
     if let Some(drop) = drop {
         check_dropout(OP, drop)?;
     }
-    let Some([a, z, w, b]) = arrays(OP, [x, residual, weight, bias])? else {
-        return Err(Error::argument(OP, "x", "a tensor on a GPU", "one on the CPU"));
+    let inputs = [x, residual, weight, bias];
+    let Some([a, z, w, b]) = arrays(OP, inputs)? else {
+        return on!(x.dtype(), T => residual_on_cpu::<T>(inputs, eps, drop));
     };
     let storage = a.storage();
     let norm = OnGpu::new(Some(&a), z, [&w, &b], c, eps, storage, drop)?;
     let sizes = x.shape();
     let z = Tensor::of_array(norm.z.clone(), sizes.sizes())?;
     let y = Tensor::of_array(norm.y.clone(), sizes.sizes())?;
-    let y = record_tensor(OP, &[x, residual, weight, bias], y, move |dy, grads| {
+    let y = record_tensor(OP, &inputs, y, move |dy, grads| {
         let found = norm.backward(&gradient(OP, dy)?, &w, grads.wants(2) || grads.wants(3))?;
         if let Some(dx) = &found.branch {
             grads.add_array(0, dx.clone())?;
@@ -102,6 +100,84 @@ pub fn residual_norm(
         found.add_affine(grads, [2, 3], c)
     })?;
     Ok((y, z))
+}
+
+fn residual_on_cpu<T: Real>(
+    inputs: [&Tensor; 4],
+    eps: f64,
+    drop: Option<Dropout>,
+) -> Result<(Tensor, Tensor)> {
+    let [x, residual, weight, bias] = inputs;
+    let (shape, c) = (x.shape(), x.rows().1);
+    let masked = move |x: &mut [T]| {
+        cpu::each_row(
+            x,
+            c,
+            #[inline(always)]
+            |i, row| {
+                if let Some(drop) = drop {
+                    drop.apply((i * c) as u64, row);
+                }
+            },
+        );
+    };
+    let mut z = x.data::<T>().to_vec();
+    masked(&mut z);
+    cpu::zip_mut(&mut z, residual.data::<T>(), |z, r| *z += *r);
+    let (y, stats) = forward::<T>(&z, [weight.data(), bias.data()], eps, c);
+    let (z, w) = (Tensor::new(z, shape.sizes())?, weight.detach());
+    let kept = z.clone();
+    let y = Tensor::new(y, shape.sizes())?;
+    let y = record_tensor(OP, &inputs, y, move |dy, grads| {
+        let (dy, z) = (dy.data::<T>(), kept.data::<T>());
+        if grads.wants(0) || grads.wants(1) {
+            let mut dz = backward_x(dy, z, w.data(), &stats, c);
+            if grads.wants(1) {
+                grads.add(1, dz.clone())?;
+            }
+            masked(&mut dz);
+            grads.add(0, dz)?;
+        }
+        affine_gradient(dy, z, &stats, c, [2, 3], grads)
+    })?;
+    Ok((y, z))
+}
+
+/// y, and of each row mean and rstd.
+fn forward<T: Real>(x: &[T], [w, b]: [&[T]; 2], eps: f64, c: usize) -> (Vec<T>, Vec<T>) {
+    let rows = x.len() / c.max(1);
+    let (mut y, mut stats) = (vec![T::ZERO; x.len()], vec![T::ZERO; rows * 2]);
+    cpu::each_row2(
+        (&mut y, c),
+        (&mut stats, 2),
+        #[inline(always)]
+        |i, y, stat| {
+            let x = &x[i * c..][..c];
+            let (mean, rstd) = statistics(x, eps);
+            (stat[0], stat[1]) = (mean, rstd);
+            for j in 0..c {
+                y[j] = ((x[j] - mean) * rstd).mul_add(w[j], b[j]);
+            }
+        },
+    );
+    (y, stats)
+}
+
+/// dweight and dbias, where they are asked for.
+fn affine_gradient<T: Real>(
+    dy: &[T],
+    x: &[T],
+    stats: &[T],
+    c: usize,
+    [w, b]: [usize; 2],
+    grads: &mut Grads,
+) -> Result<()> {
+    if !grads.wants(w) && !grads.wants(b) {
+        return Ok(());
+    }
+    let sums = backward_w(dy, x, stats, stats.len() / 2, c);
+    grads.add(b, sums[c..].to_vec())?;
+    grads.add(w, sums[..c].to_vec())
 }
 
 /// How the kernels share out the work (see `kernels/layer_norm.cu`): threads of a block, its shared memory, and how many
@@ -161,7 +237,8 @@ impl OnGpu {
         let args = crate::args![x, None, &residual, w, b, written, &y, mean, rstd, n, columns, eps as f32];
         let args = [args, &drop_args(drop)[..]].concat();
         let (threads, shared, blocks) = share((r, c), [storage, residual.storage()], gpu.blocks());
-        gpu.launch(&format!("layer_norm_fwd_{kernel}"), (blocks, 1), (threads, 1), shared, &args)?;
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe { gpu.launch(&format!("layer_norm_fwd_{kernel}"), (blocks, 1), (threads, 1), shared, &args) }?;
         Ok(OnGpu { y, z, stats, kernel, sizes: (r, c), drop, branch: x.is_some() })
     }
 
@@ -199,25 +276,28 @@ impl OnGpu {
             columns
         ];
         let args = [args, &drop_args(self.drop)[..]].concat();
-        gpu.launch(&format!("layer_norm_bwd_{}", self.kernel), (blocks, 1), (threads, 1), shared, &args)?;
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe {
+            gpu.launch(&format!("layer_norm_bwd_{}", self.kernel), (blocks, 1), (threads, 1), shared, &args)
+        }?;
         Ok(Found { residual, branch, affine: sums })
     }
 }
 
 impl Found {
-    fn add_affine(&self, grads: &mut crate::tensor::Grads, [w, b]: [usize; 2], c: usize) -> Result<()> {
+    fn add_affine(&self, grads: &mut Grads, [w, b]: [usize; 2], c: usize) -> Result<()> {
         let Some(sums) = &self.affine else { return Ok(()) };
         grads.add_array(w, sums.part(0..c)?)?;
         grads.add_array(b, sums.part(c..2 * c)?)
     }
 }
 
-/// n = (x - mean) rstd without an affine part; a constant.
+/// The normalised rows alone: n = (x - mean) rstd, see [`layer_norm`]; a constant.
 pub fn normalize_rows(x: &Tensor, eps: f64) -> Result<Tensor> {
     normalize_rows_as(x, eps, None)
 }
 
-/// The same, stored as told on a GPU.
+/// [`normalize_rows`] with n stored as told on a GPU.
 pub fn normalize_rows_as(x: &Tensor, eps: f64, storage: Option<Storage>) -> Result<Tensor> {
     let (_, c) = x.rows();
     check_eps(eps)?;

@@ -11,6 +11,13 @@ use crate::{Error, Result, on};
 
 const OP: &str = "max_similarity";
 
+/// The similarity of pictures and captions: the largest dot product over a picture's queries.
+///
+/// a `[A*Q,E]` (Q rows a picture), b `[T,E]`, y `[A,T]`: y[i,j] = max_q a[i*Q+q] . b[j]. With q* the first largest,
+/// da[i*Q+q*] += dy[i,j] b[j] and db[j] += dy[i,j] a[i*Q+q*]. y is in f32 on a GPU. Errors: `q` that does not divide the rows,
+/// other widths or dtypes.
+///
+/// Source: LAVIS, `Blip2Qformer.forward` (the similarities of the contrastive loss).
 pub fn max_similarity(a: &Tensor, b: &Tensor, q: usize) -> Result<Tensor> {
     max_similarity_of(a, b, q, None)
 }
@@ -91,7 +98,8 @@ fn forward_on_gpu(
     let given = given.map(|all| gpu.upload(OP, Storage::I32, &all)).transpose()?;
     let args = crate::args![a, b, given.as_ref(), &y, &best, int(q), int(t), int(e)];
     let name = format!("max_similarity_fwd_{}", a.storage().name());
-    gpu.launch(&name, (t.div_ceil(64), n), (128, 1), 0, args)?;
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { gpu.launch(&name, (t.div_ceil(64), n), (128, 1), 0, args) }?;
     Ok([y, best])
 }
 
@@ -111,13 +119,15 @@ fn on_gpu(
         if grads.wants(0) {
             let da = gpu.array(OP, storage, a.len())?;
             let args = crate::args![&dy, &best, &b, &da, ti, ei];
-            gpu.launch(&name("bwd_a"), (q, n), (128, 1), 0, args)?;
+            // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+            unsafe { gpu.launch(&name("bwd_a"), (q, n), (128, 1), 0, args) }?;
             grads.add_array(0, da)?;
         }
         if grads.wants(1) {
             let db = gpu.array(OP, storage, b.len())?;
             let args = crate::args![&dy, &best, &a, &db, int(n), qi, ti, ei];
-            gpu.launch(&name("bwd_b"), (t, 1), (128, 1), 0, args)?;
+            // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+            unsafe { gpu.launch(&name("bwd_b"), (t, 1), (128, 1), 0, args) }?;
             grads.add_array(1, db)?;
         }
         Ok(())

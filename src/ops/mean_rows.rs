@@ -6,6 +6,7 @@ use crate::device::cpu;
 use crate::tensor::{Real, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 
+/// Means of groups of n rows: x `[G*n,C]`, y `[G,C]`; dx[r] = dy[r / n] / n. An error unless n divides the rows.
 pub fn mean_rows(x: &Tensor, n: usize) -> Result<Tensor> {
     let (r, c) = x.rows();
     if n == 0 || !r.is_multiple_of(n) {
@@ -16,13 +17,15 @@ pub fn mean_rows(x: &Tensor, n: usize) -> Result<Tensor> {
         let y = gpu.array("mean_rows", storage, r / n * c)?;
         let args = crate::args![&data, &y, int(n), int(c)];
         let name = move |pass: &str| format!("mean_rows_{pass}_{}", storage.name());
-        gpu.launch(&name("fwd"), (c.div_ceil(256), r / n), (256, 1), 0, args)?;
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe { gpu.launch(&name("fwd"), (c.div_ceil(256), r / n), (256, 1), 0, args) }?;
         let y = Tensor::of_array(y, &[r / n, c])?;
         return record_tensor("mean_rows", &[x], y, move |dy, grads| {
             let dy = gradient("mean_rows", dy)?.cast("mean_rows", storage)?;
             let dx = gpu.array("mean_rows", storage, r * c)?;
             let args = crate::args![&dy, &dx, int(n), int(c)];
-            gpu.launch(&name("bwd"), (c.div_ceil(256), r), (256, 1), 0, args)?;
+            // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+            unsafe { gpu.launch(&name("bwd"), (c.div_ceil(256), r), (256, 1), 0, args) }?;
             grads.add_array(0, dx)
         });
     }

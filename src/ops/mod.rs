@@ -4,6 +4,7 @@
 //!
 //! Letters: R rows, C columns, N/K of a product, H heads, D head size, V vocabulary, B images, Q queries.
 
+mod adamw;
 mod add;
 mod attend_rows;
 mod attention;
@@ -25,24 +26,23 @@ mod scale;
 mod segments;
 mod top_k;
 
+pub use crate::device::attention::Segment;
+pub use adamw::{AdamWStep, Parameter, adamw, gradient_norm};
 pub use add::add;
 pub use attend_rows::{Lists, attend_rows};
 pub use attention::{Heads, attention};
-pub use cross_entropy::{Right, Targets, cross_entropy, cross_entropy_of, log_softmax_row, right, right_of};
+pub use cross_entropy::{Right, Targets, cross_entropy, cross_entropy_of, right, right_of};
 pub use dropout::dropout;
 pub use embedding::{embedding, embedding_sum};
 pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::{layer_norm, layer_norm_as, normalize_rows, normalize_rows_as, residual_norm};
-pub use linear::{
-    linear, linear_beside, linear_exact, linear_exact_cached, linear_exact_gelu, linear_gelu_tanh,
-    linear_half, linear_padded, norm_linear,
-};
+pub use linear::{Cache, Gelu, Options, Weight, linear};
 pub use max_similarity::{best_queries, max_similarity, max_similarity_of};
 pub use mean_rows::mean_rows;
 pub use patch_embed::{patch_embed, pixel_planes};
 pub use rows::{concat_rows, gather_rows, transpose, with_room};
-pub use sample_negatives::sample_negatives;
+pub use sample_negatives::{negative_weights, sample_negatives};
 pub use scale::{divide, scale};
-pub use segments::{Segment, Segments};
+pub use segments::Segments;
 pub use top_k::top_k;

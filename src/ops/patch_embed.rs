@@ -6,11 +6,20 @@ use super::check::{check_dtype, check_shape};
 use super::gpu::{arrays, column_sum, column_sum_into, gradient, int, same_storage};
 use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm};
-use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
+use crate::tensor::{Array, Device, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
+use rayon::prelude::*;
 
 const OP: &str = "patch_embed";
 
+/// Pictures to tokens: image `[B,3,S,S]` (a constant), weight `[W,3,P,P]`, bias `[W]`, cls `[1,1,W]`, pos `[1,N,W]`; y `[B*N,W]` with
+/// N = (S/P)^2 + 1.
+///
+/// y[b,0] = cls + pos[0]; y[b,1+g] = patch(b,g) . weight + bias + pos[1+g], patches row by row, no padding.
+/// dweight = dy^T patches; dbias = sum(dy of patches); dcls = sum_B(dy[b,0]); dpos = sum_B(dy).
+/// On a GPU, y is in f32 whatever the weight is stored as: it begins the residual stream. Errors name the argument.
+///
+/// Source: EVA's ViT as LAVIS has it (`torch.nn.functional.conv2d` with stride P).
 pub fn patch_embed(
     image: &Tensor,
     weight: &Tensor,
@@ -76,22 +85,46 @@ pub fn patch_embed(
     })
 }
 
-/// Planes [B,3,S,S] in f32 of 8-bit pixels [B,S,S,3] on a GPU:   (v / 255 - mean[c]) / std[c]
-pub fn pixel_planes(bytes: &Array, size: usize, mean: [f32; 3], std: [f32; 3]) -> Result<Tensor> {
+/// Planes `[B,3,S,S]` in f32 of 8-bit pixels `[B,S,S,3]`, on a device:   (v / 255 - mean[c]) / std[c]
+///
+/// In f32 and in this order, as torchvision's ToTensor and Normalize compute it. A GPU is sent the bytes, a quarter of the
+/// planes. A constant; an error unless there are whole pictures of `size` x `size`.
+pub fn pixel_planes(
+    device: &Device,
+    bytes: &[u8],
+    size: usize,
+    mean: [f32; 3],
+    std: [f32; 3],
+) -> Result<Tensor> {
     let picture = 3 * size * size;
-    if bytes.storage() != Storage::U8 || picture == 0 || !bytes.len().is_multiple_of(picture) {
+    if picture == 0 || !bytes.len().is_multiple_of(picture) {
         let want = format!("pictures of {size} x {size} x 3 bytes");
-        return Err(Error::argument("pixel_planes", "bytes", want, format!("{bytes:?}")));
+        return Err(Error::argument("pixel_planes", "bytes", want, format!("{} bytes", bytes.len())));
     }
     let n = bytes.len() / picture;
-    let planes = bytes.gpu().array("pixel_planes", Storage::F32, bytes.len())?;
-    // A patch as large as a picture, in the order of the patch product's rows: channel, row, column.
-    let side = int(size);
-    let [m0, m1, m2] = mean;
-    let [s0, s1, s2] = std;
-    let args = crate::args![bytes, &planes, side, side, m0, m1, m2, s0, s1, s2];
-    bytes.gpu().launch("patch_embed_bytes_f32", (n, 1), (128, 1), 0, args)?;
-    Tensor::of_array(planes, &[n, 3, size, size])
+    let sizes = [n, 3, size, size];
+    if let Device::Gpu(gpu) = device {
+        let bytes = gpu.upload("pictures", Storage::U8, bytes)?;
+        let planes = gpu.array("pixel_planes", Storage::F32, bytes.len())?;
+        // A patch as large as a picture, in the order of the patch matmul's rows: channel, row, column.
+        let side = int(size);
+        let [m0, m1, m2] = mean;
+        let [s0, s1, s2] = std;
+        let args = crate::args![&bytes, &planes, side, side, m0, m1, m2, s0, s1, s2];
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe { gpu.launch("patch_embed_bytes_f32", (n, 1), (128, 1), 0, args) }?;
+        return Tensor::of_array(planes, &sizes);
+    }
+    let mut planes = vec![0f32; bytes.len()];
+    planes.par_chunks_mut(size * size).enumerate().for_each(|(plane, out)| {
+        let (picture, c) = (&bytes[plane / 3 * picture..][..picture], plane % 3);
+        // Only 256 values can occur.
+        let table: [f32; 256] = core::array::from_fn(|v| (v as f32 / 255.0 - mean[c]) / std[c]);
+        for (out, pixel) in out.iter_mut().zip(picture.chunks_exact(3)) {
+            *out = table[usize::from(pixel[c])];
+        }
+    });
+    Tensor::new(planes, &sizes)
 }
 
 #[derive(Clone, Copy)]
@@ -116,14 +149,16 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
     }
     let patches = gpu.array(OP, storage, b * g * k)?;
     let args = crate::args![&image, &patches, int(s), int(p)];
-    gpu.launch(&format!("patch_embed_planes_{}", storage.name()), (b * g, 1), (128, 1), 0, args)?;
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { gpu.launch(&format!("patch_embed_planes_{}", storage.name()), (b * g, 1), (128, 1), 0, args) }?;
     let product = gpu.array(OP, storage, b * g * w)?;
     let (rows, columns) = (Operand::rows(&patches, k), Operand::rows(&weight, k).transposed());
     gpu.product(&Product::of((b * g, w, k), rows, columns, Operand::rows(&product, w)))?;
     let y = gpu.array(OP, Storage::F32, b * (g + 1) * w)?;
     let args = crate::args![&product, &bias, &cls, &pos, &y, int(g), int(w)];
     let kernel = if storage == Storage::F32 { "f32".into() } else { format!("{}_f32", storage.name()) };
-    gpu.launch(&format!("patch_embed_tokens_{kernel}"), (b * (g + 1), 1), (128, 1), 0, args)?;
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { gpu.launch(&format!("patch_embed_tokens_{kernel}"), (b * (g + 1), 1), (128, 1), 0, args) }?;
     let y = Tensor::of_array(y, &[b * (g + 1), w])?;
     record_tensor(OP, &tensors, y, move |dy, grads| {
         let dy = gradient(OP, dy)?;
@@ -137,7 +172,7 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
                 let x = patches.part(i * g * k..(i + 1) * g * k)?;
                 let (a, b) = (Operand::rows(&d, w).transposed(), Operand::rows(&x, k));
                 let (c, add) = (Operand::rows(dw, k), !fresh || i > 0);
-                gpu.product(&Product { add, ..Product::of((w, k, g), a, b, c) })
+                gpu.product(&Product::of((w, k, g), a, b, c).added(add))
             })
         })?;
         let n = (g + 1) * w;

@@ -11,6 +11,10 @@ use crate::tensor::{Array, Real, Storage, Tensor, constant, constant_tensor, rec
 use crate::{Error, Result, on};
 use std::sync::Arc;
 
+/// Rows of x `[R,C]` by their numbers: y `[n,C]`, y[i] = x[index[i]]; dx[r] = the sum of dy[i] with index[i] = r, in order of i.
+/// An error if an index is not below R.
+///
+/// Source: `torch.index_select`.
 pub fn gather_rows(x: &Tensor, index: &[u32]) -> Result<Tensor> {
     let (r, c) = x.rows();
     if let Some(bad) = index.iter().find(|i| **i as usize >= r) {
@@ -19,7 +23,10 @@ pub fn gather_rows(x: &Tensor, index: &[u32]) -> Result<Tensor> {
     if let Some([data]) = arrays("gather_rows", [x])? {
         return pick_rows("gather_rows", (x, &data), index, None, |[rows, numbers, y], c| {
             let kernel = format!("gather_rows_fwd_{}", data.storage().name());
-            data.gpu().launch(&kernel, (index.len(), 1), (128, 1), 0, &[rows, numbers, y, c.into()])
+            // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+            unsafe {
+                data.gpu().launch(&kernel, (index.len(), 1), (128, 1), 0, &[rows, numbers, y, c.into()])
+            }
         });
     }
     on!(x.dtype(), T => {
@@ -43,6 +50,10 @@ pub fn gather_rows(x: &Tensor, index: &[u32]) -> Result<Tensor> {
     })
 }
 
+/// Parts one under the other: y `[sum of rows, C]`; dpart = its rows of dy. All have C columns and one dtype; on a GPU y is stored as
+/// they are, or in f32 where they differ. An error if there are none.
+///
+/// Source: `torch.cat`.
 pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
     let Some(first) = parts.first() else {
         return Err(Error::argument("concat_rows", "parts", "at least one", "none"));
@@ -105,7 +116,7 @@ fn concat_on_gpu(parts: &[&Tensor], c: usize) -> Result<Tensor> {
     })
 }
 
-/// x, and behind its rows room for those that [`super::linear_exact_cached`] writes: `rows` of them all in all.
+/// x, and behind its rows room for those that [`super::Options::cache`] writes later: `rows` of them all in all. A constant.
 pub fn with_room(x: &Tensor, rows: usize) -> Result<Tensor> {
     let (r, c) = x.rows();
     if rows < r {
@@ -123,7 +134,7 @@ pub fn with_room(x: &Tensor, rows: usize) -> Result<Tensor> {
     })
 }
 
-/// y [C,R] = x^T of [R,C]
+/// y `[C,R]` = x^T of `[R,C]`; dx = dy^T.
 pub fn transpose(x: &Tensor) -> Result<Tensor> {
     let (r, c) = x.rows();
     if let Some([data]) = arrays("transpose", [x])? {
@@ -131,7 +142,8 @@ pub fn transpose(x: &Tensor) -> Result<Tensor> {
             let y = x.gpu().array("transpose", x.storage(), r * c)?;
             let args = crate::args![x, &y, int(r), int(c)];
             let kernel = format!("transpose_fwd_{}", x.storage().name());
-            x.gpu().launch(&kernel, (c.div_ceil(32), r.div_ceil(32)), (32, 8), 0, args)?;
+            // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+            unsafe { x.gpu().launch(&kernel, (c.div_ceil(32), r.div_ceil(32)), (32, 8), 0, args) }?;
             Ok(y)
         };
         let y = Tensor::of_array(turn(&data, r, c)?, &[c, r])?;

@@ -1,26 +1,97 @@
-//! One negative for each row of similarities, drawn on a GPU by its kernel, which draws what `model/negatives.rs` does.
+//! One negative for each row of similarities, drawn by its weight.     sim [n,n]   ids [n]   picks [n]
+//!   without ids:  w[i,j] = softmax(sim[i])[j] + 1e-4,   w[i,i] = 0
+//!   with ids:     sim is -10000 where ids are equal;   w = softmax(sim)
+//!   pick[i] = the first j with w[i,0] + .. + w[i,j] > u_i sum(w[i]),   u_i: element i of a random stream
+//! In f64 everywhere, so that all devices draw the same from the same similarities.
 
-use super::gpu::int;
-use crate::Result;
-use crate::tensor::{Storage, Stream, Tensor};
+use super::gpu::{arrays, int};
+use crate::device::cpu;
+use crate::tensor::{Array, Storage, Stream, Tensor};
+use crate::{Error, Kind, Result};
 
 const OP: &str = "sample negatives";
+/// The floor of a weight.
+const FLOOR: f64 = 1e-4;
+const SAME: f64 = -10000.0;
 
-/// sim [n,n] -> n picks. None on the CPU, in a plan, and where a row has nothing to draw from.
-pub fn sample_negatives(sim: &Tensor, ids: Option<&[i64]>, stream: Stream) -> Result<Option<Vec<u32>>> {
-    let Some(array) = sim.array() else { return Ok(None) };
-    let (gpu, n) = (array.gpu(), sim.rows().0);
-    let array = array.cast(OP, Storage::F32)?;
+/// Which column each row of sim `[n,n]` is wrongly paired with, drawn from `stream`: by softmax of the row plus 1e-4 without
+/// its own column; with `ids` (one per row and column), by softmax over the columns of other ids.
+///
+/// No gradient. An error where a row has nothing to draw from, or weights that are not finite.
+///
+/// Source: LAVIS, `Blip2Qformer.forward` (`torch.multinomial` draws there).
+pub fn sample_negatives(sim: &Tensor, ids: Option<&[i64]>, stream: Stream) -> Result<Vec<u32>> {
+    if let Some([array]) = arrays(OP, [sim])?
+        && let Some(picked) = on_gpu(&array, sim.rows().0, ids, stream)?
+    {
+        return Ok(picked);
+    }
+    draw_rows(&negative_weights(sim, ids), sim.rows().0, stream)
+}
+
+/// None where a row has nothing to draw from - the loop below says why - and in a plan.
+fn on_gpu(sim: &Array, n: usize, ids: Option<&[i64]>, stream: Stream) -> Result<Option<Vec<u32>>> {
+    let gpu = sim.gpu();
+    let array = sim.cast(OP, Storage::F32)?;
     let ids = ids.map(|ids| gpu.upload(OP, Storage::I32, ids)).transpose()?;
     let picked = gpu.array(OP, Storage::I32, n)?;
     let (seed, site, step) = (stream.seed, stream.site, stream.step);
     let args = crate::args![&array, ids.as_ref(), &picked, int(n), seed, site, step];
-    gpu.launch("sample_negatives_f32", (n, 1), (32, 1), 0, args)?;
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { gpu.launch("sample_negatives_f32", (n, 1), (32, 1), 0, args) }?;
     let picked = picked.read::<i32>()?;
-    Ok(picked
-        .into_iter()
-        .map(u32::try_from)
-        .collect::<std::result::Result<_, _>>()
-        .ok()
-        .filter(|_| gpu.computes()))
+    let picked = picked.into_iter().map(u32::try_from).collect::<std::result::Result<_, _>>();
+    Ok(picked.ok().filter(|_| gpu.computes()))
+}
+
+/// The weights of the draws `[n,n]`, row by row.
+pub fn negative_weights(sim: &Tensor, ids: Option<&[i64]>) -> Vec<f64> {
+    let n = sim.rows().0;
+    let mut w = sim.to_f64();
+    for (i, row) in w.chunks_mut(n.max(1)).enumerate() {
+        if let Some(ids) = ids {
+            for (x, _) in row.iter_mut().zip(ids).filter(|(_, id)| **id == ids[i]) {
+                *x = SAME;
+            }
+        }
+        cpu::simd(
+            #[inline(always)]
+            || {
+                let top = cpu::max(row);
+                let log_sum = cpu::sum(row.len(), |j| (row[j] - top).exp()).ln();
+                row.iter_mut().for_each(|x| *x = (*x - top) - log_sum);
+            },
+        );
+        for (j, x) in row.iter_mut().enumerate() {
+            *x = match ids {
+                Some(_) => x.exp(),
+                None if i == j => 0.0,
+                None => x.exp() + FLOOR,
+            };
+        }
+    }
+    w
+}
+
+/// One index per row of n weights, by inverting their running sum.
+fn draw_rows(weights: &[f64], n: usize, stream: Stream) -> Result<Vec<u32>> {
+    let row = |(i, row): (usize, &[f64])| {
+        let total: f64 = row.iter().sum();
+        if !total.is_finite() {
+            return Err(Error::new(Kind::NonFinite, "stage 1").expected("finite similarities").got(total));
+        }
+        if total == 0.0 {
+            let got = "none to draw from";
+            return Err(Error::argument("stage 1", "batch", "a negative for every caption", got)
+                .fix("use a batch of at least 2 different images"));
+        }
+        let mut left = stream.uniform(i as u64) * total;
+        let last = row.iter().rposition(|w| *w > 0.0).unwrap_or(0);
+        let pick = row[..last].iter().position(|w| {
+            left -= w;
+            left < 0.0
+        });
+        Ok(pick.unwrap_or(last) as u32)
+    };
+    weights.chunks(n.max(1)).enumerate().map(row).collect()
 }

@@ -8,6 +8,7 @@ use crate::device::cpu;
 use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 
+/// y = c x; dx = c dy. An error unless c is finite.
 pub fn scale(x: &Tensor, c: f64) -> Result<Tensor> {
     if !c.is_finite() {
         return Err(Error::argument("scale", "factor", "a finite number", c));
@@ -17,7 +18,8 @@ pub fn scale(x: &Tensor, c: f64) -> Result<Tensor> {
             let y = x.gpu().array("scale", x.storage(), x.len())?;
             let args = crate::args![x, &y, x.len() as u64, c as f32];
             let kernel = format!("scale_fwd_{}", x.storage().name());
-            x.gpu().launch_each(&kernel, x.len(), args)?;
+            // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+            unsafe { x.gpu().launch_each(&kernel, x.len(), args) }?;
             Ok(y)
         };
         let y = Tensor::of_array(times(&data)?, x.shape().sizes())?;
@@ -34,6 +36,7 @@ pub fn scale(x: &Tensor, c: f64) -> Result<Tensor> {
     })
 }
 
+/// y = x / t of a learned number t `[]`; dx = dy / t, dt = -sum(dy y) / t. On a GPU, t is in f32.
 pub fn divide(x: &Tensor, t: &Tensor) -> Result<Tensor> {
     check_dtype("divide", x, &[("divisor", t)])?;
     if t.len() != 1 {
@@ -59,7 +62,8 @@ fn divide_on_gpu(x: &Tensor, t: &Tensor, data: &Array, by: Array) -> Result<Tens
     let (gpu, n) = (data.gpu(), data.len());
     let y = gpu.array("divide", data.storage(), n)?;
     let name = |pass: &str| format!("divide_{pass}_{}", data.storage().name());
-    gpu.launch_each(&name("fwd"), n, crate::args![data, &by, &y, n as u64])?;
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { gpu.launch_each(&name("fwd"), n, crate::args![data, &by, &y, n as u64]) }?;
     let (kept, backward) = (y.clone(), name("bwd"));
     record_tensor("divide", &[x, t], Tensor::of_array(y, x.shape().sizes())?, move |dy, grads| {
         let dy = gradient("divide", dy)?.cast("divide", kept.storage())?;
@@ -67,11 +71,13 @@ fn divide_on_gpu(x: &Tensor, t: &Tensor, data: &Array, by: Array) -> Result<Tens
         let dx = gpu.array("divide", dy.storage(), n)?;
         let partial = gpu.array("divide", Storage::F32, pieces)?;
         let args = crate::args![&dy, &kept, &by, &dx, &partial, n as u64];
-        gpu.launch(&backward, (pieces, 1), (256, 1), 0, args)?;
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe { gpu.launch(&backward, (pieces, 1), (256, 1), 0, args) }?;
         grads.add_array(0, dx)?;
         grads.accumulate_array(1, |dt, fresh| {
             let args = crate::args![&partial, &by, dt, int(pieces), i32::from(!fresh)];
-            gpu.launch("divide_bwd_t", (1, 1), (256, 1), 0, args)
+            // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+            unsafe { gpu.launch("divide_bwd_t", (1, 1), (256, 1), 0, args) }
         })
     })
 }

@@ -1,37 +1,12 @@
 //! The table that says which rows attend to which: segments over packed rows (see `attention` for their meaning).
 
-use crate::device::attention;
+use crate::device::attention::{self, Segment};
 use crate::tensor::{Array, Gpu, Storage};
 use crate::{Error, Result};
-use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 /// Key positions that a dropout element number has room for.
 pub(super) const MAX_KEYS: usize = 1 << 16;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    pub q: Range<usize>,
-    pub a: Range<usize>,
-    pub b: Range<usize>,
-    pub causal: bool,
-}
-
-impl Segment {
-    pub(super) fn keys(&self) -> usize {
-        self.a.len() + self.b.len()
-    }
-
-    /// How many keys row i of q sees (a first, then b).
-    pub(super) fn visible(&self, i: usize) -> usize {
-        self.a.len() + if self.causal { self.b.len().min(i + 1) } else { self.b.len() }
-    }
-
-    /// The key rows with the column of the score matrix at which they begin.
-    pub(super) fn parts(&self) -> impl Iterator<Item = (usize, &Range<usize>)> {
-        [(0, &self.a), (self.a.len(), &self.b)].into_iter().filter(|(_, r)| !r.is_empty())
-    }
-}
 
 /// A checked table of segments over `q_rows` query rows and `k_rows` key rows.
 #[derive(Debug)]
@@ -41,11 +16,13 @@ pub struct Segments {
     pub(super) groups: Vec<Vec<usize>>,
     pub(super) q_rows: usize,
     pub(super) k_rows: usize,
-    /// The same for the kernels of a GPU, made when it is first used there.
+    /// The kernels' work lists on a GPU, made when they are first used there.
     tables: OnceLock<Tables>,
 }
 
 impl Segments {
+    /// A table over `q_rows` query rows and `k_rows` key rows. An error where ranges leave them, a query row is in two segments,
+    /// or the a and the b of a segment overlap.
     pub fn new(list: Vec<Segment>, q_rows: usize, k_rows: usize) -> Result<Arc<Segments>> {
         let wrong = |what: &str, want: String, s: &Segment| {
             Err(Error::argument("segments", what, want, format!("{s:?}")))
@@ -71,7 +48,7 @@ impl Segments {
         Ok(Arc::new(Segments { list, groups, q_rows, k_rows, tables: OnceLock::new() }))
     }
 
-    /// The same for a GPU's kernels, made once.
+    /// The work lists on this GPU, made once.
     pub(super) fn tables(&self, gpu: &Gpu) -> Result<&Tables> {
         if self.tables.get().is_none() {
             let made = Tables::new(gpu, self)?;
@@ -99,14 +76,7 @@ pub(super) struct Tables {
 
 impl Tables {
     fn new(gpu: &Gpu, segments: &Segments) -> Result<Tables> {
-        let span = |s: &Segment| attention::Span {
-            q: s.q.clone(),
-            a: s.a.clone(),
-            b: s.b.clone(),
-            causal: s.causal,
-        };
-        let spans: Vec<attention::Span> = segments.list.iter().map(span).collect();
-        let plan = attention::Plan::new(&spans, segments.q_rows, segments.k_rows)?;
+        let plan = attention::WorkLists::new(&segments.list, segments.q_rows, segments.k_rows)?;
         let table = |entries: &[attention::Entry]| gpu.upload("attention", Storage::I32, entries);
         Ok(Tables {
             gpu: gpu.clone(),

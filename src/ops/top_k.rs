@@ -9,6 +9,12 @@ use rayon::prelude::*;
 
 const OP: &str = "top_k";
 
+/// The k largest of each row of logits x `[R,V]`, largest first, as (index, log-probability): x - log sum_V e^x.
+///
+/// Ties go to the lower index, a NaN is before everything. A row is looked at alone. In f64 on the CPU; the sums are in f32 on a
+/// GPU. No gradient. An error unless k is 1 to V.
+///
+/// Source: `torch.topk` of `torch.log_softmax`.
 pub fn top_k(x: &Tensor, k: usize) -> Result<Vec<Vec<(u32, f64)>>> {
     let (r, v) = x.rows();
     if k == 0 || k > v {
@@ -27,7 +33,8 @@ fn on_gpu(x: &Array, (r, v, k): (usize, usize, usize)) -> Result<Vec<Vec<(u32, f
         [0..r * k, r * k..2 * r * k, 2 * r * k..r * (2 * k + 1)].map(|range| found.part(range));
     let args = crate::args![x, &values?, &indices?, &norms?, int(v), int(k)];
     let threads = u32::try_from(v.next_multiple_of(32).min(1024)).unwrap_or(1024);
-    x.gpu().launch(&format!("top_k_{}", x.storage().name()), (r, 1), (threads, 1), 0, args)?;
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { x.gpu().launch(&format!("top_k_{}", x.storage().name()), (r, 1), (threads, 1), 0, args) }?;
     let found = found.read::<i32>()?;
     let number = |at: usize| f64::from(f32::from_bits(found[at].cast_unsigned()));
     let one = |i: usize, j: usize| {

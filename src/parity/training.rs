@@ -5,7 +5,7 @@ use super::compare::{FROZEN, NOISE, Report};
 use super::tolerance::NOTHING;
 use super::trace::{self, Best};
 use super::{CLOSE, Place, Setup, set_up};
-use crate::model::{Batch, Negatives, Profile, Sampling, Trace};
+use crate::model::{Batch, Image, Negatives, Profile, Sampling, Trace};
 use crate::nn::{DropoutPlan, Gelu, Params, Pass};
 use crate::tensor::{DType, Gradients, Tape, Tensor};
 use crate::train::optimizer::{AdamW, Hyper};
@@ -103,7 +103,7 @@ fn best_queries(case: &Case, batch: &Batch, profile: Profile, negatives: &Negati
         let plan = dropout(case)?;
         let pass = Pass::untracked(&params, plan);
         let image = case.tensor("inputs.image", cpu.dtype)?;
-        let batch = Batch { image: &image, text: batch.text, image_id: batch.image_id };
+        let batch = Batch { image: Image::Pixels(image.clone()), text: batch.text, image_id: batch.image_id };
         model.stage1(&pass, &batch, profile, Sampling::Given(negatives), Some(&mut trace))?;
         [trace.image_feats, trace.text_feat].map(|t| t.map_or(Vec::new(), |t| t.to_f64()))
     };
@@ -145,7 +145,7 @@ pub fn stage1(case: &Case, at: &Place, profile: Profile, report: &mut Report) ->
     let image = case.tensor("inputs.image", at.dtype)?;
     let text = case.texts("inputs.input_ids", "inputs.attention_mask")?;
     let ids = if profile == Profile::LavisImageId { Some(case.i64s("inputs.image_id")?) } else { None };
-    let batch = Batch { image: &image, text: &text, image_id: ids.as_deref() };
+    let batch = Batch { image: Image::Pixels(image.clone()), text: &text, image_id: ids.as_deref() };
     let negatives = negatives(case)?;
     let (best, plan) = (best_queries(case, &batch, profile, &negatives)?, dropout(case)?);
     let given = Sampling::Recorded { negatives: &negatives, queries: &best.queries };
@@ -242,7 +242,7 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
             Some(queries) => Sampling::Recorded { negatives: &negatives, queries },
             None => Sampling::Given(&negatives),
         };
-        let batch = Batch { image: &image, text: &text, image_id: None };
+        let batch = Batch { image: Image::Pixels(image.clone()), text: &text, image_id: None };
         let out = model.stage1(&pass, &batch, Profile::LavisDiagonal, given, None)?;
         tape.backward(&out.loss, at.loss_scale(), &mut grads)?;
         let lr = schedule.lr(step as u64, run.steps_per_epoch);

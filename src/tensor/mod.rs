@@ -6,6 +6,7 @@
 
 mod dropout;
 mod half;
+mod place;
 mod stored;
 mod tape;
 
@@ -72,7 +73,7 @@ impl Buffer {
         }
     }
 
-    /// The same elements in the host's memory.
+    /// A buffer of these elements in the host's memory.
     pub fn to_cpu(&self) -> Result<Cow<'_, Buffer>> {
         Ok(match self {
             Buffer::Gpu(a) => Cow::Owned(Buffer::F32(a.read_f32()?)),
@@ -226,7 +227,7 @@ impl Tensor {
         self.buffer.array().and_then(|a| a.part(self.start..self.start + self.len()).ok())
     }
 
-    /// The same elements on a device, without history. On a GPU they are stored as told.
+    /// This tensor on a device, without history. On a GPU they are stored as told.
     pub fn to(&self, device: &Device, storage: Storage) -> Result<Tensor> {
         match (device, self.array()) {
             (Device::Cpu, None) => Ok(self.detach()),
@@ -239,7 +240,7 @@ impl Tensor {
         }
     }
 
-    /// The same elements where another tensor is, stored as that is, without history.
+    /// This tensor where another one is, stored as that is, without history.
     pub fn like(&self, other: &Tensor) -> Result<Tensor> {
         match other.array() {
             Some(a) => self.to(&Device::Gpu(a.gpu().clone()), a.storage()),
@@ -247,15 +248,7 @@ impl Tensor {
         }
     }
 
-    /// The same memory for another queue of its GPU (see [`Gpu::side`]), without history.
-    pub fn on(&self, gpu: &Gpu) -> Tensor {
-        match self.array() {
-            Some(a) => Tensor::from_buffer(Buffer::Gpu(a.on(gpu)), self.shape),
-            None => self.detach(),
-        }
-    }
-
-    /// The same elements in the host's memory, without history.
+    /// This tensor in the host's memory, without history.
     pub fn to_cpu(&self) -> Result<Tensor> {
         self.to(&Device::Cpu, Storage::F32)
     }
@@ -315,7 +308,7 @@ impl Tensor {
         on!(self.dtype(), T => self.data::<T>().first().map_or(f64::NAN, |x| x.to_f64()))
     }
 
-    /// The same elements without history.
+    /// This tensor without history: a constant.
     pub fn detach(&self) -> Tensor {
         Tensor { node: None, ..self.clone() }
     }
@@ -324,7 +317,7 @@ impl Tensor {
         self.node.is_some()
     }
 
-    /// The same elements under another shape, with their history.
+    /// This tensor under another shape, with its history.
     pub fn reshape(&self, sizes: &[usize]) -> Result<Tensor> {
         let shape = Shape::new(sizes);
         if shape.len() != self.len() || sizes.len() > 4 {

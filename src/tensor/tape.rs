@@ -82,7 +82,7 @@ impl Tape {
         self.backward_from(&[(loss, first)], into)
     }
 
-    /// The same from several tensors at once, each with its own gradient.
+    /// Runs the tape backwards from several tensors at once, each with its own gradient.
     pub fn backward_from(&self, seeds: &[(&Tensor, Tensor)], into: &mut Gradients) -> Result<()> {
         let mut inner = std::mem::take(&mut *self.lock());
         let mut slots: Vec<Option<Buffer>> = inner.values.iter().map(|_| None).collect();

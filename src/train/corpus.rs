@@ -7,12 +7,12 @@ use super::config::{Config, DataSource};
 use super::trainer::Micro;
 use crate::data::random::Draws;
 use crate::data::{Batch, Dataset, Image, Order, Pair, Sample};
-use crate::model::Model;
-use crate::nn::{self, Params};
+use crate::model::{self, Model};
+use crate::nn::Params;
+use crate::ops;
 use crate::tensor::{Device, Tensor};
 use crate::vision::{self, Augment, Normalise, Photo, RandAugment, Resampling, Turn};
 use crate::{Error, Kind, Result};
-use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Of the draws of [`Order`], of the cache and these, each site has its own: crops of a run, and of views that are kept.
@@ -259,21 +259,15 @@ impl Loading {
             names.push(item.name);
         }
         let image = match &self.cache {
-            Some(cache) => cache.tensor(&self.device, &images)?,
-            None => self.planes(&images)?,
+            Some(cache) => model::Image::Tokens(cache.tensor(&self.device, &images)?),
+            None => model::Image::Pixels(self.planes(&images)?),
         };
         Ok(Micro { image, text, image_id: Some(ids), names })
     }
 
     /// Normalised planes [n,3,S,S] where they are to be computed with.
     pub fn planes(&self, pixels: &[u8]) -> Result<Tensor> {
-        let (s, normalise) = (self.image_size, Normalise::default());
-        if let Device::Gpu(gpu) = &self.device {
-            return nn::pictures(gpu, pixels, s, normalise.mean, normalise.std);
-        }
-        let mut planes = vec![0f32; pixels.len()];
-        let pictures = planes.par_chunks_mut(3 * s * s).zip(pixels.par_chunks(3 * s * s));
-        pictures.try_for_each(|(to, rgb)| normalise.write(&vision::Picture::new(s, s, rgb.to_vec())?, to))?;
-        Tensor::new(planes, &[pixels.len() / (3 * s * s), 3, s, s])
+        let Normalise { mean, std } = Normalise::default();
+        ops::pixel_planes(&self.device, pixels, self.image_size, mean, std)
     }
 }

@@ -3,8 +3,9 @@
 use super::config::{Config, Length};
 use super::trainer::{Micro, Trainer};
 use crate::Result;
-use crate::model::{self, CLS, Model, SEP};
-use crate::nn::{self, Params, Precision};
+use crate::model::{self, CLS, Image, Model, SEP};
+use crate::nn::{Params, Precision};
+use crate::ops;
 use crate::tensor::{Device, Storage, Tensor};
 use std::fmt;
 
@@ -77,7 +78,6 @@ impl Run<'_> {
     fn step(&self, batch: usize) -> Result<Step> {
         let Run { config, sizes, length, precision, text } = *self;
         let device = Device::open(ENDLESS)?;
-        let Device::Gpu(gpu) = &device else { return Ok(Step::default()) };
         let (model, specs) = Model::new(sizes.clone(), config.trains_vit())?;
         let params = Params::zeros(specs, &device, precision)?;
         let mut trainer = Trainer::new(model, params, config.options(length))?;
@@ -87,9 +87,9 @@ impl Run<'_> {
         let image = || {
             if config.cache.is_some() {
                 let rows = [batch * sizes.image_tokens(), sizes.vit_width];
-                return Tensor::of_array(gpu.array("image tokens", Storage::F32, rows[0] * rows[1])?, &rows);
+                return Tensor::zeros_on(&device, Storage::F32, &rows).map(Image::Tokens);
             }
-            nn::pictures(gpu, &vec![0; batch * 3 * s * s], s, PLAIN, PLAIN)
+            ops::pixel_planes(&device, &vec![0; batch * 3 * s * s], s, PLAIN, PLAIN).map(Image::Pixels)
         };
         let micro = || -> Result<Micro> {
             Ok(Micro {
@@ -102,11 +102,11 @@ impl Run<'_> {
         let micros = (0..config.accumulate).map(|_| micro()).collect::<Result<Vec<_>>>()?;
         let next = (0..config.accumulate).map(|_| micro()).collect::<Result<Vec<_>>>()?;
         trainer.step_ahead(&micros, &next)?;
-        let first = gpu.take_counts();
+        let first = device.take_counts();
         trainer.step_ahead(&micros, &next)?;
-        let counts = gpu.take_counts();
+        let counts = device.take_counts();
         let peak = first.peak.max(counts.peak);
-        let held = [gpu.held(), trainer.held_ahead()];
+        let held = [device.held(), trainer.held_ahead()];
         Ok(Step { peak, held, launches: counts.launched(), products: counts.multiplied() })
     }
 }

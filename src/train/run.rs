@@ -19,7 +19,6 @@ use super::trainer::{Micro, StepReport, Trainer};
 use super::validate::{Validation, evaluate};
 use crate::data::{self, Loader};
 use crate::files::{self, RealDisk};
-use crate::tensor::Device;
 use crate::{Error, Kind, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -88,7 +87,7 @@ pub fn run(
             Err(e) => return Err(going.after_bad_data(e, &loader, progress)),
         };
         // A GPU looks at the next step's pictures while it trains on these.
-        let ahead = matches!(going.trainer.params.device(), Device::Gpu(_));
+        let ahead = going.trainer.params.device().has_streams();
         if ahead && going.trainer.step + 1 < run.length.steps {
             coming = Some(going.next(&mut loader, progress));
         }

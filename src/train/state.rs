@@ -10,7 +10,7 @@ use super::trainer::{Contrast, Trainer};
 use crate::device::cpu;
 use crate::model::{self, Profile};
 use crate::nn::{self, Gelu, Params, Precision};
-use crate::tensor::{Buffer, DType, Device, Real, Tensor};
+use crate::tensor::{Buffer, DType, Real, Tensor};
 use crate::weights;
 use crate::{Error, Result, on};
 use safetensors::Dtype;
@@ -148,7 +148,7 @@ impl Identity {
     pub fn progress(&self, trainer: &Trainer, mut state: State, metric: Option<Metric>) -> Result<Progress> {
         state.optimizer_steps = trainer.optimizer.steps;
         (state.loss_scale, state.clean_steps) = (trainer.scale.scale, trainer.scale.clean_steps);
-        let on_cpu = matches!(trainer.params.device(), Device::Cpu);
+        let on_cpu = !trainer.params.device().keeps_storages();
         state.instructions = on_cpu.then(|| cpu::instructions().to_string());
         let broken = |e| Error::argument("save checkpoint", "state", "numbers", e);
         Ok(Progress {

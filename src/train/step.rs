@@ -85,7 +85,7 @@ impl Model {
         }
         let frozen = Pass::inference(params);
         let tokens: Vec<Tensor> =
-            batches.iter().map(|b| self.tokens_of(&frozen, b.image, |_, _| {})).collect::<Result<_>>()?;
+            batches.iter().map(|b| self.tokens_of(&frozen, &b.image, |_, _| {})).collect::<Result<_>>()?;
         let mut features = Vec::new();
         for (i, (batch, tokens)) in batches.iter().zip(&tokens).enumerate() {
             let pass = Pass::untracked(params, plan.drop).at_site(micro_batch(i));

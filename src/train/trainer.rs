@@ -3,15 +3,14 @@
 //! A step depends on the parameters, the moments, the step's number, the seed and its batches: nothing else. So a run that is
 //! resumed from any step continues bit for bit.
 
-use super::optimizer::{AdamW, Hyper, norm_on_gpu};
+use super::optimizer::{AdamW, Hyper};
 use super::schedule::Schedule;
 use super::step::{StepLosses, StepPlan};
-use crate::device::cpu;
-use crate::model::{Batch, Model, Profile, Sampling, are_tokens, sites};
+use crate::model::{Batch, Image, Model, Profile, Sampling, sites};
 use crate::nn::{DropoutPlan, Id, Params, Pass};
-use crate::tensor::{Buffer, Device, Gpu, Gradients, Real, Storage, Tensor, watch_non_finite};
-use crate::{Error, Kind, Result, on};
-use rayon::prelude::*;
+use crate::ops;
+use crate::tensor::{Buffer, Device, Gradients, Storage, Tensor, watch_non_finite};
+use crate::{Error, Kind, Result};
 
 /// Where contrastive negatives come from when gradients are accumulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +34,7 @@ pub struct Options {
 
 /// A micro-batch that owns its data (see [`Batch`]), with what to call its samples in messages.
 pub struct Micro {
-    pub image: Tensor,
+    pub image: Image,
     pub text: Vec<Vec<u32>>,
     pub image_id: Option<Vec<i64>>,
     pub names: Vec<String>,
@@ -43,7 +42,7 @@ pub struct Micro {
 
 impl Micro {
     fn batch(&self) -> Batch<'_> {
-        Batch { image: &self.image, text: &self.text, image_id: self.image_id.as_deref() }
+        Batch { image: self.image.clone(), text: &self.text, image_id: self.image_id.as_deref() }
     }
 }
 
@@ -99,9 +98,10 @@ pub struct Trainer {
     ahead: Option<Ahead>,
 }
 
-/// A second queue of the GPU, on which a frozen image encoder looks at the next step's pictures while this one trains.
+/// A second stream of the device, in which a frozen image encoder prefetches the next step's image tokens while this one
+/// trains.
 struct Ahead {
-    gpu: Gpu,
+    device: Device,
     params: Params,
     /// Of which step, its image tokens, and the pictures, which are read until they are done.
     tokens: Option<(u64, Tensor, Tensor)>,
@@ -140,50 +140,49 @@ impl Trainer {
         self.step_ahead(micro, &[])
     }
 
-    /// The tokens of this step's pictures, if the last step saw to them.
+    /// The tokens of this step's pictures, if the last step prefetched them.
     fn seen_ahead(&mut self) -> Result<Option<Tensor>> {
-        let (Some(ahead), Device::Gpu(gpu)) = (&mut self.ahead, self.params.device()) else {
-            return Ok(None);
-        };
+        let Some(ahead) = &mut self.ahead else { return Ok(None) };
         let Some((step, tokens, _pictures)) = ahead.tokens.take() else { return Ok(None) };
-        gpu.after(&ahead.gpu)?;
-        Ok((step == self.step).then(|| tokens.on(gpu)))
+        let device = self.params.device();
+        device.after(&ahead.device)?;
+        Ok((step == self.step).then(|| tokens.on(device)))
     }
 
-    /// Opens the second queue, where there is use for it, with as much memory as [`Trainer::held_ahead`] said of a run like
+    /// Opens the second stream, where there is use for it, with as much memory as [`Trainer::held_ahead`] said of a run like
     /// the coming one. False if there is not as much.
     pub fn open_ahead(&mut self, held: [usize; 2]) -> Result<bool> {
-        self.second_queue()?;
-        self.ahead.as_ref().map_or(Ok(true), |ahead| ahead.gpu.reserve(held))
+        self.second_stream()?;
+        self.ahead.as_ref().map_or(Ok(true), |ahead| ahead.device.reserve(held))
     }
 
-    fn second_queue(&mut self) -> Result<()> {
-        let Device::Gpu(gpu) = self.params.device() else { return Ok(()) };
-        if self.ahead.is_none() && !self.model.trains_vit() {
-            let side = gpu.side()?;
-            self.ahead = Some(Ahead { params: self.params.on(&side), gpu: side, tokens: None });
+    fn second_stream(&mut self) -> Result<()> {
+        if self.ahead.is_some() || self.model.trains_vit() {
+            return Ok(());
         }
+        self.ahead = self.params.device().side()?.map(|device| {
+            let params = self.params.on(&device);
+            Ahead { device, params, tokens: None }
+        });
         Ok(())
     }
 
-    /// What the second queue's pool has of the driver.
+    /// What the second stream's pool has of the driver.
     pub fn held_ahead(&self) -> [usize; 2] {
-        self.ahead.as_ref().map_or([0; 2], |ahead| ahead.gpu.held())
+        self.ahead.as_ref().map_or([0; 2], |ahead| ahead.device.held())
     }
 
-    /// Begins to look at the next step's pictures: on a GPU, where the image encoder is frozen.
+    /// Begins to prefetch the next step's image tokens, where there are streams and the image encoder is frozen.
     fn look_ahead(&mut self, next: &[Micro]) -> Result<()> {
         let [next] = next else { return Ok(()) };
-        if are_tokens(&next.image) {
-            return Ok(());
-        }
-        self.second_queue()?;
-        let (Device::Gpu(gpu), Some(ahead)) = (self.params.device(), &mut self.ahead) else { return Ok(()) };
+        let Image::Pixels(pixels) = &next.image else { return Ok(()) };
+        self.second_stream()?;
+        let Some(ahead) = &mut self.ahead else { return Ok(()) };
         // Its pictures have been uploaded, and whoever used its pool's memory last is done.
-        let image = Pass::inference(&self.params).here(&next.image)?;
-        ahead.gpu.after(gpu)?;
+        let image = Pass::inference(&self.params).here(pixels)?;
+        ahead.device.after(self.params.device())?;
         let pass = Pass::inference(&ahead.params);
-        let tokens = self.model.vit_tokens(&pass, &image.on(&ahead.gpu), |_, _| {})?;
+        let tokens = self.model.vit_tokens(&pass, &image.on(&ahead.device), |_, _| {})?;
         ahead.tokens = Some((self.step + 1, tokens, image));
         Ok(())
     }
@@ -198,7 +197,7 @@ impl Trainer {
         }
         let mut batches: Vec<Batch> = micro.iter().map(Micro::batch).collect();
         if let (Some(tokens), [batch]) = (&seen, &mut batches[..]) {
-            batch.image = tokens;
+            batch.image = Image::Tokens(tokens.clone());
         }
         let (plan, mut grads) = (self.plan(), Gradients::new());
         let joint = self.options.contrast == Contrast::Accumulated && batches.len() > 1;
@@ -228,10 +227,8 @@ impl Trainer {
     }
 
     fn norm(&self, grads: &Gradients) -> Result<f64> {
-        match self.params.device() {
-            Device::Gpu(gpu) => norm_on_gpu(gpu, &self.params, grads, &self.optimizer.moments),
-            Device::Cpu => Ok(norm(grads)),
-        }
+        let all: Vec<&Buffer> = grads.keys().filter_map(|key| grads.get(key)).collect();
+        ops::gradient_norm(&all)
     }
 
     /// Says where the first number that is not finite is: among the parameters, the pictures, the activations or the
@@ -247,7 +244,7 @@ impl Trainer {
         let bad_param = self.params.iter().find(|(_, _, t)| t.first_non_finite().is_some());
         let place = if let Some((_, spec, _)) = bad_param {
             format!("parameter {}", spec.name)
-        } else if let Some(i) = batches.iter().position(|b| b.image.first_non_finite().is_some()) {
+        } else if let Some(i) = batches.iter().position(|b| b.image.tensor().first_non_finite().is_some()) {
             format!("pictures of micro-batch {i}")
         } else {
             let run = || {
@@ -282,19 +279,4 @@ impl Trainer {
         let last = self.params.iter().filter(|(id, _, _)| bad(*id)).last();
         last.map(|(_, spec, _)| format!("gradient of {}", spec.name))
     }
-}
-
-/// The l2 norm of all gradients.
-fn norm(grads: &Gradients) -> f64 {
-    const PIECE: usize = 1 << 16;
-    let squares = |key: usize| {
-        grads.get(key).map_or(0.0, |g| {
-            on!(g.dtype(), T => {
-                let pieces: Vec<f64> = g.slice::<T>().par_chunks(PIECE)
-                    .map(|p| cpu::simd(#[inline(always)] || cpu::sum(p.len(), |i| p[i] * p[i])).to_f64()).collect();
-                pieces.iter().sum()
-            })
-        })
-    };
-    grads.keys().map(squares).sum::<f64>().sqrt()
 }

@@ -75,7 +75,8 @@ fn load(on: &Validation, entries: &[usize]) -> Result<Micro> {
 
 fn batch_losses(trainer: &Trainer, micro: &Micro, site: u32) -> Result<[f64; 4]> {
     let pass = Pass::inference(&trainer.params);
-    let batch = model::Batch { image: &micro.image, text: &micro.text, image_id: micro.image_id.as_deref() };
+    let batch =
+        model::Batch { image: micro.image.clone(), text: &micro.text, image_id: micro.image_id.as_deref() };
     let sampling = Sampling::Draw { seed: trainer.options.seed, step: u32::MAX, site };
     let out = trainer.model.stage1(&pass, &batch, trainer.options.profile, sampling, None)?;
     Ok([&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item))
@@ -84,7 +85,7 @@ fn batch_losses(trainer: &Trainer, micro: &Micro, site: u32) -> Result<[f64; 4]>
 impl Features {
     fn add(&mut self, trainer: &Trainer, micro: &Micro) -> Result<()> {
         let pass = Pass::inference(&trainer.params);
-        self.pictures.push(trainer.model.image_features(&pass, &micro.image)?.proj);
+        self.pictures.push(trainer.model.image_features(&pass, micro.image.tensor())?.proj);
         for text in trainer.model.text_features(&pass, &micro.text)? {
             self.texts.extend(text.proj.slice_rows(0..1)?.to_f64()); // of [CLS]
         }

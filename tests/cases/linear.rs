@@ -1,9 +1,18 @@
 //! y = x weight^T + bias
 
 use super::harness::{Case, DRAWS, Input, Rng, device, distance, floats, gradient_of, prove, t};
+use qformer::Result;
 use qformer::device::Real;
+use qformer::ops::{self, Cache, Gelu, Options, Weight};
 use qformer::tensor::{Storage, Tensor};
-use qformer::{Result, ops};
+
+fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    ops::linear(x, Weight::Dense(w, b), Options::default())
+}
+
+fn few_rows(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    ops::linear(x, Weight::Dense(w, b), Options::batch_invariant())
+}
 
 #[derive(Debug)]
 struct Linear {
@@ -44,7 +53,7 @@ impl Case for Linear {
     }
 
     fn run(&self, x: &[Tensor]) -> Result<Tensor> {
-        ops::linear(&x[0], &x[1], x.get(2))
+        linear(&x[0], &x[1], x.get(2))
     }
 
     fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>) {
@@ -72,13 +81,13 @@ fn equals_its_definition_and_differences() {
 #[test]
 fn a_tensor_and_itself() {
     let x = t(&[1., 2., 3., 4.], &[2, 2]);
-    let (y, d) = gradient_of(&[&x], &[1., 10., 100., 1000.], |x| ops::linear(&x[0], &x[0], None));
+    let (y, d) = gradient_of(&[&x], &[1., 10., 100., 1000.], |x| linear(&x[0], &x[0], None));
     assert_eq!(y, [5., 11., 11., 25.]);
     assert_eq!(d[0].as_deref().unwrap(), [332., 444., 6110., 8220.]);
 }
 
 /// One row more than a task's columns (64), more rows than the inner four.
-fn exact_case(rng: &mut Rng) -> Linear {
+fn few_rows_case(rng: &mut Rng) -> Linear {
     let (r, n, k) = (
         rng.pick(&[0, 1, 2, 3, 4, 5, 7, 8, 9]),
         rng.pick(&[1, 3, 63, 64, 65, 130]),
@@ -89,22 +98,22 @@ fn exact_case(rng: &mut Rng) -> Linear {
 }
 
 #[test]
-fn the_exact_product_equals_its_definition_and_ignores_the_other_rows() {
+fn batch_invariant_layers_equal_their_definition_and_ignore_the_other_rows() {
     for n in 0..DRAWS {
-        let case = exact_case(&mut Rng::new(n));
+        let case = few_rows_case(&mut Rng::new(n));
         let (r, k, n) = (case.rows(), case.k, case.n);
         let x: Vec<Vec<f64>> = case.inputs().into_iter().map(|i| i.values).collect();
         let (shape, want) = case.define::<f64>(&x);
         let tensor = |x: &[f64], shape: &[usize]| Tensor::new(floats::<f32>(x), shape).unwrap();
         let (w, b) = (t(&case.weight, &[n, k]), case.bias.as_ref().map(|b| t(b, &[n])));
-        let y = ops::linear_exact(&t(&case.x, &[r, k]), &w, b.as_ref()).unwrap();
+        let y = few_rows(&t(&case.x, &[r, k]), &w, b.as_ref()).unwrap();
         assert_eq!(y.shape().sizes(), shape);
         assert!(distance(&y.to_f64(), &want) < 1e-12, "{case:?}");
         let (w, b) = (tensor(&case.weight, &[n, k]), case.bias.as_ref().map(|b| tensor(b, &[n])));
         let x = tensor(&case.x, &[r, k]);
-        let all = ops::linear_exact(&x, &w, b.as_ref()).unwrap();
+        let all = few_rows(&x, &w, b.as_ref()).unwrap();
         for i in 0..r {
-            let alone = ops::linear_exact(&x.slice_rows(i..i + 1).unwrap(), &w, b.as_ref()).unwrap();
+            let alone = few_rows(&x.slice_rows(i..i + 1).unwrap(), &w, b.as_ref()).unwrap();
             assert_eq!(alone.data::<f32>(), &all.data::<f32>()[i * n..(i + 1) * n], "row {i} of {r}");
         }
     }
@@ -112,7 +121,7 @@ fn the_exact_product_equals_its_definition_and_ignores_the_other_rows() {
 
 /// Whole products of 32 rows, and what is left of them.
 #[test]
-fn the_exact_product_on_a_gpu_ignores_the_other_rows() {
+fn batch_invariant_layers_on_a_gpu_ignore_the_other_rows() {
     let Some(device) = device() else { return };
     for (r, bias) in [(0, true), (1, false), (31, true), (32, false), (33, true), (70, true)] {
         let mut rng = Rng::new(r as u32);
@@ -124,14 +133,14 @@ fn the_exact_product_on_a_gpu_ignores_the_other_rows() {
         };
         let (x, w) = (there(&case.x, &[r, k]), there(&case.weight, &[n, k]));
         let b = case.bias.as_ref().map(|b| there(b, &[n]));
-        let all = ops::linear_exact(&x, &w, b.as_ref()).unwrap();
+        let all = few_rows(&x, &w, b.as_ref()).unwrap();
         let values: Vec<Vec<f64>> = case.inputs().into_iter().map(|i| i.values).collect();
         let (shape, want) = case.define::<f64>(&values);
         assert_eq!(all.shape().sizes(), shape);
         // Eight terms of at most 10.
         assert!(distance(&all.to_f64(), &want) < 8.0 * 8.0 * 10.0 * 2f64.powi(-24), "{case:?}");
         for i in 0..r {
-            let alone = ops::linear_exact(&x.slice_rows(i..i + 1).unwrap(), &w, b.as_ref()).unwrap();
+            let alone = few_rows(&x.slice_rows(i..i + 1).unwrap(), &w, b.as_ref()).unwrap();
             assert_eq!(alone.to_f32(), all.to_f32()[i * n..(i + 1) * n], "row {i} of {r}");
         }
     }
@@ -140,25 +149,29 @@ fn the_exact_product_on_a_gpu_ignores_the_other_rows() {
 #[test]
 fn nan_and_infinity_propagate() {
     let x = t(&[f64::NAN, 1., f64::INFINITY, 1., 1., 1.], &[3, 2]);
-    let y = ops::linear(&x, &t(&[1., 1.], &[1, 2]), None).unwrap().to_f64();
+    let y = linear(&x, &t(&[1., 1.], &[1, 2]), None).unwrap().to_f64();
     assert!(y[0].is_nan() && y[1] == f64::INFINITY && y[2] == 2.0, "{y:?}");
 }
 
 /// Queries are given back; keys and values become rows of their caches, the others stay as they are.
 #[test]
-fn cached_layers_are_the_exact_ones() {
+fn cached_layers_are_the_batch_invariant_ones() {
     for n in 0..DRAWS {
         let rng = &mut Rng::new(n);
-        let case = exact_case(rng);
+        let case = few_rows_case(rng);
         let (r, n, k) = (case.rows(), case.n, case.k);
         let x = t(&case.x, &[r, k]);
         let layers = [0, 1, 2].map(|_| (t(&rng.values(n * k), &[n, k]), t(&rng.values(n), &[n])));
         let past = t(&rng.values(2 * n), &[2, n]);
         let mut caches = [0, 1].map(|_| ops::with_room(&past, 4 + r).unwrap());
         let [keys, cached] = &mut caches;
-        let pairs = layers.each_ref().map(|(w, b)| (w, b));
-        let q = ops::linear_exact_cached(&x, pairs, [keys, cached], 3).unwrap();
-        let alone = pairs.map(|(w, b)| ops::linear_exact(&x, w, Some(b)).unwrap().to_f64());
+        let pairs = layers.each_ref().map(|(w, b)| [w, b]);
+        let run = |tensors: [&mut Tensor; 2], at: usize| {
+            let cache = Some(Cache { tensors, at });
+            ops::linear(&x, Weight::Beside(pairs), Options { cache, ..Options::batch_invariant() })
+        };
+        let q = run([keys, cached], 3).unwrap();
+        let alone = pairs.map(|[w, b]| few_rows(&x, w, Some(b)).unwrap().to_f64());
         assert_eq!(q.to_f64(), alone[0]);
         for (cache, alone) in caches.iter().zip(&alone[1..]) {
             let all = cache.to_f64();
@@ -166,7 +179,76 @@ fn cached_layers_are_the_exact_ones() {
             assert_eq!((&all[..2 * n], &all[3 * n..(3 + r) * n]), (&past.to_f64()[..], &alone[..]));
         }
         let [keys, cached] = &mut caches;
-        let e = ops::linear_exact_cached(&x, pairs, [keys, cached], 5).unwrap_err().to_string();
+        let e = run([keys, cached], 5).unwrap_err().to_string();
         assert!(e.starts_with(&format!("linear: cache: expected [at least {}, {n}], got", 5 + r)), "{e}");
+    }
+}
+
+/// Three layers side by side: y has the columns of all, gradients are those of each.
+#[derive(Debug)]
+struct Beside {
+    r: usize,
+    n: usize,
+    k: usize,
+    x: Vec<f64>,
+    layers: [[Vec<f64>; 2]; 3],
+}
+
+impl Case for Beside {
+    fn inputs(&self) -> Vec<Input> {
+        let mut inputs = vec![Input::new(&[self.r, self.k], self.x.clone())];
+        for [w, b] in &self.layers {
+            inputs.push(Input::new(&[self.n, self.k], w.clone()));
+            inputs.push(Input::new(&[self.n], b.clone()));
+        }
+        inputs
+    }
+
+    fn run(&self, x: &[Tensor]) -> Result<Tensor> {
+        let layers = [[&x[1], &x[2]], [&x[3], &x[4]], [&x[5], &x[6]]];
+        ops::linear(&x[0], Weight::Beside(layers), Options::default())
+    }
+
+    fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>) {
+        let (r, n, k) = (self.r, self.n, self.k);
+        let one = |i: usize, j: usize| {
+            let (w, b) = (&x[1 + 2 * (j / n)], &x[2 + 2 * (j / n)]);
+            (0..k).fold(T::ZERO, |sum, l| sum + x[0][i * k + l] * w[j % n * k + l]) + b[j % n]
+        };
+        (vec![r, 3 * n], (0..r * 3 * n).map(|at| one(at / (3 * n), at % (3 * n))).collect())
+    }
+}
+
+#[test]
+fn three_layers_side_by_side_equal_their_definition_and_differences() {
+    prove(|rng| {
+        let (r, n, k) = (rng.rows(), rng.size(), rng.size());
+        let layers = [0, 1, 2].map(|_| [rng.values(n * k), rng.values(n)]);
+        Beside { r, n, k, x: rng.values(r * k), layers }
+    });
+}
+
+/// GELU in the kernel is GELU behind it.
+#[test]
+fn gelu_of_a_batch_invariant_layer_is_gelu_of_its_result() {
+    for n in 0..DRAWS {
+        let case = few_rows_case(&mut Rng::new(n));
+        let (r, k, n) = (case.rows(), case.k, case.n);
+        let (x, w, b) =
+            (t(&case.x, &[r, k]), t(&case.weight, &[n, k]), case.bias.as_ref().map(|b| t(b, &[n])));
+        let options = Options { gelu: Some(Gelu::Exact), ..Options::batch_invariant() };
+        let y = ops::linear(&x, Weight::Dense(&w, b.as_ref()), options).unwrap();
+        let apart = ops::gelu(&few_rows(&x, &w, b.as_ref()).unwrap()).unwrap();
+        assert_eq!(y.to_f64(), apart.to_f64());
+    }
+}
+
+#[test]
+fn options_that_do_not_go_together_are_refused() {
+    let (x, w) = (t(&[1.0; 6], &[2, 3]), t(&[1.0; 12], &[4, 3]));
+    let tanh = Options { gelu: Some(Gelu::Tanh), ..Options::batch_invariant() };
+    for options in [tanh, Options::gelu(Gelu::Exact)] {
+        let e = ops::linear(&x, Weight::Dense(&w, None), options).unwrap_err().to_string();
+        assert!(e.starts_with("linear: options: expected options that go together"), "{e}");
     }
 }

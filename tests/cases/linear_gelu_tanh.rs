@@ -2,8 +2,9 @@
 
 use super::harness::{DRAWS, Rng, device, distance, floats, largest, t};
 use half::{bf16, f16};
+use qformer::Result;
+use qformer::ops::{self, Gelu, Options, Weight};
 use qformer::tensor::{DType, Device, Storage, Tape, Tensor};
-use qformer::{Result, ops};
 
 /// Half the distance of two neighbouring numbers in [1, 2).
 const ULP32: f64 = 1.0 / (1u64 << 24) as f64;
@@ -63,8 +64,12 @@ impl Layer {
     fn run(&self, tensor: impl Fn(&[f64], &[usize]) -> Tensor) -> Result<Tensor> {
         let (r, n, k) = self.sizes;
         let bias = self.bias.as_ref().map(|b| tensor(b, &[n]));
-        ops::linear_gelu_tanh(&tensor(&self.x, &[r, k]), &tensor(&self.weight, &[n, k]), bias.as_ref())
+        gelu_tanh(&tensor(&self.x, &[r, k]), &tensor(&self.weight, &[n, k]), bias.as_ref())
     }
+}
+
+fn gelu_tanh(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    ops::linear(x, Weight::Dense(w, b), Options::gelu(Gelu::Tanh))
 }
 
 #[test]
@@ -126,7 +131,7 @@ fn on_a_gpu_only_the_result_is_rounded() {
 fn line(x: &[f64], dtype: DType) -> [Vec<f64>; 2] {
     let column = Tensor::of(dtype, x, &[x.len(), 1]).unwrap();
     let one = Tensor::of(dtype, &[1.0], &[1, 1]).unwrap();
-    [ops::linear_gelu_tanh(&column, &one, None), ops::gelu(&column)].map(|y| y.unwrap().to_f64())
+    [gelu_tanh(&column, &one, None), ops::gelu(&column)].map(|y| y.unwrap().to_f64())
 }
 
 /// What users are told of it: by how much an activation differs.
@@ -153,7 +158,7 @@ fn what_is_not_finite_stays_so() {
 fn what_is_refused() {
     let said = |r: Result<Tensor>| r.map_or_else(|e| e.to_string(), |_| "no error".into());
     let (x, w, b) = (t(&[1.0; 6], &[2, 3]), t(&[1.0; 12], &[4, 3]), t(&[1.0; 4], &[4]));
-    let gelu = |x: &Tensor, w: &Tensor, b: &Tensor| said(ops::linear_gelu_tanh(x, w, Some(b)));
+    let gelu = |x: &Tensor, w: &Tensor, b: &Tensor| said(gelu_tanh(x, w, Some(b)));
     assert_eq!(gelu(&x, &w, &b), "no error");
     assert_eq!(gelu(&x, &b, &b), "linear: weight: expected [out, in], got [4]");
     assert_eq!(gelu(&x, &w, &x), "linear: bias: expected [4], got [2, 3]");

@@ -2,7 +2,7 @@
 
 use super::harness::{DRAWS, Rng, distance, floats};
 use half::f16;
-use qformer::ops;
+use qformer::ops::{self, Options, Weight};
 use qformer::tensor::{DType, HalfMatrix, Tape, Tensor};
 use std::sync::Arc;
 
@@ -42,13 +42,16 @@ fn equals_its_definition() {
         for (dtype, bound) in [(DType::F64, terms * 2f64.powi(-53)), (DType::F32, terms * 2f64.powi(-24))] {
             let bias: Vec<f64> = floats::<f32>(&b).iter().map(|b| f64::from(*b)).collect();
             let bias = has_bias.then(|| Tensor::of(dtype, &bias, &[n]).unwrap());
-            let y =
-                ops::linear_half(&Tensor::of(dtype, &x, &[r, k]).unwrap(), &matrix, bias.as_ref()).unwrap();
+            let y = linear_half(&Tensor::of(dtype, &x, &[r, k]).unwrap(), &matrix, bias.as_ref()).unwrap();
             assert_eq!(y.shape().sizes(), [r, n]);
             let far = distance(&y.to_f64(), &want);
             assert!(far <= bound * 200.0, "draw {draw} {dtype}: off by {far:e}");
         }
     }
+}
+
+fn linear_half(x: &Tensor, w: &HalfMatrix, b: Option<&Tensor>) -> qformer::Result<Tensor> {
+    ops::linear(x, Weight::Half(w, b), Options::default())
 }
 
 #[test]
@@ -58,22 +61,19 @@ fn what_is_refused() {
     let zeros = |sizes: &[usize]| Tensor::zeros(DType::F64, sizes);
     let x = zeros(&[4, 3]);
     assert_eq!(
-        said(ops::linear_half(&zeros(&[4, 2]), &matrix, None)),
+        said(linear_half(&zeros(&[4, 2]), &matrix, None)),
         "linear_half: weight: expected [2, 2] for x [4, 2], got [2, 3]"
     );
     assert_eq!(
-        said(ops::linear_half(&x, &matrix, Some(&zeros(&[3])))),
+        said(linear_half(&x, &matrix, Some(&zeros(&[3])))),
         "linear_half: bias: expected [2], got [3]"
     );
     let single = Tensor::zeros(DType::F32, &[2]);
-    assert_eq!(
-        said(ops::linear_half(&x, &matrix, Some(&single))),
-        "linear_half: bias: expected f64, got f32"
-    );
+    assert_eq!(said(linear_half(&x, &matrix, Some(&single))), "linear_half: bias: expected f64, got f32");
     let tape = Tape::new();
     let refused = "linear_half: inputs: expected constants, got a tracked tensor; detach it: this operation has no gradient";
-    assert_eq!(said(ops::linear_half(&tape.leaf(&x, 0), &matrix, None)), refused);
-    assert_eq!(said(ops::linear_half(&x, &matrix, Some(&tape.leaf(&zeros(&[2]), 0)))), refused);
+    assert_eq!(said(linear_half(&tape.leaf(&x, 0), &matrix, None)), refused);
+    assert_eq!(said(linear_half(&x, &matrix, Some(&tape.leaf(&zeros(&[2]), 0)))), refused);
     let short = half(&[f16::ONE; 5], 2, 3).err().unwrap().to_string();
     assert_eq!(short, "half matrix: bytes: expected aligned f16 of [2, 3], got 10 bytes");
 }

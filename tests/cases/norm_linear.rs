@@ -1,9 +1,10 @@
 //! y = (n gamma + beta) weight^T + bias, n a constant
 
 use super::harness::{Case, Input, Rng, prove};
+use qformer::Result;
 use qformer::device::Real;
+use qformer::ops::{self, Options, Weight};
 use qformer::tensor::Tensor;
-use qformer::{Result, ops};
 
 #[derive(Debug)]
 struct NormLinear {
@@ -49,7 +50,8 @@ impl Case for NormLinear {
 
     fn run(&self, x: &[Tensor]) -> Result<Tensor> {
         let rows = Tensor::of(x[0].dtype(), &self.x, &[self.r, self.k])?.like(&x[0])?;
-        ops::norm_linear(&rows, &x[0], &x[1], &x[2], &x[3])
+        let weight = Weight::AfterNorm { norm: [&x[0], &x[1]], layer: [&x[2], &x[3]] };
+        ops::linear(&rows, weight, Options::default())
     }
 
     fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>) {

@@ -1,8 +1,8 @@
 //! PyTorch's own test inputs, with what PyTorch makes of them in f64 (tests/samples/record.py): results and gradients.
 
 use super::harness::{distance, gradient_of};
-use qformer::nn::{Init, Params, Spec};
-use qformer::ops::{self, Heads, Segment, Segments, Targets};
+use qformer::nn::{Builder, Init, Params};
+use qformer::ops::{self, Heads, Options, Segment, Segments, Targets, Weight};
 use qformer::tensor::{Buffer, DType, Gradients, Tensor};
 use qformer::train::optimizer::{AdamW, Hyper};
 use safetensors::SafeTensors;
@@ -84,7 +84,10 @@ impl Sample<'_> {
     fn adamw(&self) {
         let start = self.tensor("x0");
         let shape = start.shape().sizes().to_vec();
-        let spec = Spec { name: "w".into(), shape, init: Init::Constant(0.0), trained: true, dense: false };
+        let mut builder = Builder::default();
+        builder.trained(true);
+        builder.param("w", &shape, Init::Constant(0.0));
+        let spec = builder.specs.remove(0);
         let mut params = Params::new(vec![spec], |_| Ok(self.tensor("x0"))).unwrap();
         let betas = self.numbers("betas");
         let hyper = Hyper {
@@ -107,7 +110,9 @@ impl Sample<'_> {
 
     fn run(&self) {
         match self.options["op"].as_str().unwrap() {
-            "linear" => self.compare(|x| ops::linear(&x[0], &x[1], x.get(2))),
+            "linear" => {
+                self.compare(|x| ops::linear(&x[0], Weight::Dense(&x[1], x.get(2)), Options::default()))
+            }
             "layer_norm" => self.compare(|x| ops::layer_norm(&x[0], &x[1], &x[2], self.number("eps"))),
             "gelu" => self.compare(|x| ops::gelu(&x[0])),
             "attention" => self.attention(),

@@ -1,7 +1,7 @@
 //! The tape: gradients add up, nothing stops silently, and what is asked wrongly is refused
 
 use super::harness::t;
-use qformer::ops;
+use qformer::ops::{self, Options, Weight};
 use qformer::tensor::{Buffer, Gradients, Tape, Tensor, constant, record, watch_non_finite};
 
 fn values(grads: &Gradients, key: usize) -> Vec<f64> {
@@ -13,7 +13,7 @@ fn values(grads: &Gradients, key: usize) -> Vec<f64> {
 fn one_variable_used_many_times() {
     let (tape, mut grads) = (Tape::new(), Gradients::new());
     let x = tape.leaf(&t(&[5.0], &[1, 1]), 0);
-    let square = ops::linear(&x, &x, None).unwrap();
+    let square = ops::linear(&x, Weight::Dense(&x, None), Options::default()).unwrap();
     let y = ops::add(&ops::add(&ops::scale(&x, 3.0).unwrap(), &square).unwrap(), &x).unwrap();
     assert_eq!(y.item(), 45.0);
     tape.backward(&y, 2.0, &mut grads).unwrap();

@@ -2,7 +2,9 @@
 
 use crate::tiny::{self, error};
 use qformer::device::gpu::{Operand, Product, Storage};
-use qformer::model::{Batch, Config, GenerateOptions, Model, Negatives, Profile, Sampling, retrieval_scores};
+use qformer::model::{
+    Batch, Config, GenerateOptions, Image, Model, Negatives, Profile, Sampling, retrieval_scores,
+};
 use qformer::nn::{Gelu, Params, Pass, Precision};
 use qformer::tensor::{DType, Device, Gpu, Tensor};
 
@@ -81,7 +83,13 @@ fn batches_of_a_step() {
                 Some(n) => Sampling::Given(n),
                 None => draw(),
             };
-            error(model.stage1(&pass, &Batch { image, text, image_id }, profile, sampling, None))
+            error(model.stage1(
+                &pass,
+                &Batch { image: Image::Pixels(image.clone()), text, image_id },
+                profile,
+                sampling,
+                None,
+            ))
         };
     let (diagonal, by_id) = (Profile::LavisDiagonal, Profile::LavisImageId);
     let of = |text: &[Vec<u32>]| run(&image, text, None, diagonal, Some(&given));
@@ -117,7 +125,7 @@ fn batches_of_a_step() {
     assert_eq!(one, want);
     assert_eq!(run(&image, &good, Some(&ids), by_id, None), "no error");
     // Tokens of other images than the captions'.
-    let batch = Batch { image: &image, text: &good, image_id: None };
+    let batch = Batch { image: Image::Pixels(image.clone()), text: &good, image_id: None };
     let tokens = error(model.losses(&pass, &t(&[9, 16]), &batch, diagonal, draw(), None));
     assert_eq!(tokens, "stage 1: image tokens: expected [10, 16], got [9, 16]");
 }
@@ -285,11 +293,23 @@ fn products() {
     let c = gpu.array("test", Storage::F32, 4).unwrap();
     let all = Operand::rows(&c, 2);
     let product =
-        |add, gelu| error(gpu.product(&Product { add, gelu, ..Product::of((2, 2, 2), all, all, all) }));
+        |add, gelu| error(gpu.product(&Product::of((2, 2, 2), all, all, all).added(add).with_gelu(gelu)));
     let refused =
         "product: gelu: expected a product that replaces c, got f32 [2, 2] x [2, 2], gelu -> f32, added";
     assert_eq!(product(true, true), refused);
     for (add, gelu) in [(true, false), (false, true), (false, false)] {
         assert_eq!(product(add, gelu), "no error");
     }
+    // Matrices that do not fit into their arrays.
+    let sized = |sizes, a, b, c| error(gpu.product(&Product::of(sizes, a, b, c)));
+    assert_eq!(sized((3, 2, 2), all, all, all), "product: a: expected [3, 2] in rows of 2, got 4 elements");
+    assert_eq!(sized((2, 3, 2), all, all, all), "product: b: expected [2, 3] in rows of 2, got 4 elements");
+    assert_eq!(
+        sized((1, 2, 1), all, all, Operand::columns(&c, 2, 3)),
+        "product: c: expected [1, 2] in rows of 2, got 1 elements"
+    );
+    assert_eq!(sized((2, 2, 1), Operand::rows(&c, 2).transposed(), all, all), "no error");
+    let short = c.part(0..1).unwrap();
+    let with_bias = Product::of((2, 2, 2), all, all, all).with_bias(Some(&short));
+    assert_eq!(error(gpu.product(&with_bias)), "product: bias: expected 2, got 1");
 }

@@ -1,7 +1,7 @@
 //! Tensors and operations
 
 use crate::tiny::error;
-use qformer::ops::{self, Heads, Segment, Segments, Targets};
+use qformer::ops::{self, Heads, Options, Segment, Segments, Targets, Weight};
 use qformer::tensor::{DType, Dropout, Stream, Tape, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
@@ -120,9 +120,12 @@ fn norms_and_products() {
         format!("normalize_rows: inputs: {no_gradient}")
     );
 
+    let few_rows = |x: &Tensor, w: &Tensor, b: Option<&Tensor>| {
+        ops::linear(x, Weight::Dense(w, b), Options::batch_invariant())
+    };
     let linear = |w: &Tensor, b: Option<&Tensor>| {
-        let said = error(ops::linear(&t(&[4, 3]), w, b));
-        assert_eq!(said, error(ops::linear_exact(&t(&[4, 3]), w, b)));
+        let said = error(ops::linear(&t(&[4, 3]), Weight::Dense(w, b), Options::default()));
+        assert_eq!(said, error(few_rows(&t(&[4, 3]), w, b)));
         said
     };
     assert_eq!(linear(&t(&[3]), None), "linear: weight: expected [out, in], got [3]");
@@ -131,14 +134,14 @@ fn norms_and_products() {
     assert_eq!(linear(&single(&[5, 3]), None), "linear: weight: expected f64, got f32");
     assert_eq!(linear(&t(&[5, 3]), Some(&single(&[5]))), "linear: bias: expected f64, got f32");
     for (x, w) in [(tracked(&[4, 3]), t(&[5, 3])), (t(&[4, 3]), tracked(&[5, 3]))] {
-        assert_eq!(error(ops::linear_exact(&x, &w, None)), format!("linear: inputs: {no_gradient}"));
+        assert_eq!(error(few_rows(&x, &w, None)), format!("linear: inputs: {no_gradient}"));
     }
-    let exact = ops::linear_exact(&t(&[4, 3]), &t(&[5, 3]), Some(&tracked(&[5])));
+    let exact = few_rows(&t(&[4, 3]), &t(&[5, 3]), Some(&tracked(&[5])));
     assert_eq!(error(exact), format!("linear: inputs: {no_gradient}"));
 
     let fused = |n: &Tensor, shapes: [&[usize]; 4]| {
         let [g, b, w, wb] = shapes.map(t);
-        error(ops::norm_linear(n, &g, &b, &w, &wb))
+        error(ops::linear(n, Weight::AfterNorm { norm: [&g, &b], layer: [&w, &wb] }, Options::default()))
     };
     let n = t(&[4, 3]);
     assert_eq!(fused(&n, [&[2], &[3], &[5, 3], &[5]]), "norm_linear: gamma: expected [3], got [2]");

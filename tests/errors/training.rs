@@ -2,7 +2,7 @@
 
 use crate::tiny::{self, error};
 use qformer::Kind;
-use qformer::model::Profile;
+use qformer::model::{Image, Profile};
 use qformer::tensor::{DType, Gradients};
 use qformer::train::optimizer::{AdamW, Hyper};
 use qformer::train::schedule::Schedule;
@@ -63,7 +63,7 @@ fn training_options() {
 fn micro(seed: u64) -> Micro {
     let config = tiny::config();
     Micro {
-        image: tiny::pictures(&config, 2, seed, DType::F32),
+        image: Image::Pixels(tiny::pictures(&config, 2, seed, DType::F32)),
         text: tiny::captions(&config, 2, seed),
         image_id: None,
         names: vec![format!("{seed}a.jpg"), format!("{seed}b.jpg")],
@@ -108,7 +108,8 @@ fn a_number_that_is_not_finite_stops_the_step() {
     };
     let name = "Qformer.bert.encoder.layer.1.output.dense.bias";
     assert_eq!(fails(|t, _| set(t, name, f32::NAN)), says(&format!("parameter {name}"), "loss"));
-    let nan = |_: &mut Trainer, b: &mut [Micro]| b[1].image.data_mut::<f32>().unwrap()[5] = f32::NAN;
+    let nan =
+        |_: &mut Trainer, b: &mut [Micro]| b[1].image.tensor_mut().data_mut::<f32>().unwrap()[5] = f32::NAN;
     assert_eq!(fails(nan), says("pictures of micro-batch 1", "loss"));
     // 3e38 is finite; twice is not: the loss is, the place is the first operation that went beyond.
     let large = |t: &mut Trainer, _: &mut [Micro]| set(t, "visual_encoder.cls_token", 3e38);

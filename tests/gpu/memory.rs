@@ -1,7 +1,7 @@
 //! A GPU's memory: asked for once, and one error where there is too little.
 
 use super::options;
-use qformer::model::{CLS, Config, Model, SEP};
+use qformer::model::{CLS, Config, Image, Model, SEP};
 use qformer::nn::{Params, Precision};
 use qformer::tensor::{DType, Device, Gpu, Stream, Tensor};
 use qformer::train::config::{self, Length, yaml};
@@ -24,7 +24,7 @@ fn micro(config: &Config, lengths: &[usize]) -> Micro {
         std::iter::once(CLS).chain((2..*n).map(|i| 5 + i as u32)).chain([SEP]).collect::<Vec<u32>>()
     };
     Micro {
-        image: Tensor::zeros(DType::F32, &[lengths.len(), 3, s, s]),
+        image: Image::Pixels(Tensor::zeros(DType::F32, &[lengths.len(), 3, s, s])),
         text: lengths.iter().map(caption).collect(),
         image_id: None,
         names: (0..lengths.len()).map(|i| i.to_string()).collect(),

@@ -1,7 +1,7 @@
 //! Steps and captions, against the CPU's and the recorded ones, and again bit for bit.
 
 use super::{device, micro, trainer, values};
-use qformer::model::{Config, GenerateOptions, Images, Model};
+use qformer::model::{Config, GenerateOptions, Image, Images, Model};
 use qformer::nn::{Gelu, Id, Params, Pass, Precision};
 use qformer::ops;
 use qformer::parity::{self, Place};
@@ -183,13 +183,13 @@ fn kept_tokens_are_the_encoders() {
         );
         let (picture, device) = (micro(4), kept.params.device().clone());
         let pass = Pass::inference(&kept.params);
-        let image = pass.here(&picture.image).unwrap();
+        let image = pass.here(picture.image.tensor()).unwrap();
         let tokens = kept.model.vit_tokens(&pass, &image, |_, _| {}).unwrap();
         let sizes = tokens.shape();
         let again = |device: &Device, storage: Storage| {
             Tensor::of_stored(device, storage, &tokens.stored(storage).unwrap(), sizes.sizes()).unwrap()
         };
-        let exact = Micro { image: again(&device, Storage::F32), ..micro(4) };
+        let exact = Micro { image: Image::Tokens(again(&device, Storage::F32)), ..micro(4) };
         let report = plain.step(&[picture]).unwrap();
         assert_eq!(kept.step_ahead(&[exact], &[]).unwrap(), report, "{name}");
         assert!(bits(&plain) == bits(&kept), "{name}: other weights");
@@ -203,11 +203,12 @@ fn kept_tokens_are_the_encoders() {
 /// 8-bit pictures normalised by the kernel are the loader's planes, to the bit.
 #[test]
 fn pictures_are_normalised_as_on_the_cpu() {
-    let Device::Gpu(gpu) = device() else { panic!("a CPU") };
     let (n, s) = (3, 21);
     let rgb: Vec<u8> = (0..n * 3 * s * s).map(|i| (i * 31 % 256) as u8).collect();
     let normalise = qformer::vision::Normalise::default();
-    let there = qformer::nn::pictures(&gpu, &rgb, s, normalise.mean, normalise.std).unwrap();
+    let [there, definition] = [device(), Device::Cpu]
+        .map(|device| ops::pixel_planes(&device, &rgb, s, normalise.mean, normalise.std).unwrap());
+    assert_eq!(there.to_f32(), definition.to_f32());
     assert_eq!(there.shape().sizes(), [n, 3, s, s]);
     let mut here = Vec::new();
     for one in rgb.chunks(3 * s * s) {

@@ -2,16 +2,16 @@
 
 use crate::harness::*;
 use half::{bf16, f16};
-use qformer::device::attention::{Entry, Plan, Span};
+use qformer::device::attention::{Entry, Segment, WorkLists};
 use qformer::device::emulator::Schedule;
 use qformer::device::launch::{Arg, Launch};
-use qformer::ops::{self, Heads, Segment, Segments};
+use qformer::ops::{self, Heads, Segments};
 use qformer::tensor::{DType, Device, Dropout, Storage as Stored, Tensor};
 use std::ops::Range;
 
 #[derive(Debug)]
 struct Case {
-    spans: Vec<Span>,
+    spans: Vec<Segment>,
     q_rows: usize,
     k_rows: usize,
     heads: usize,
@@ -23,8 +23,8 @@ struct Case {
     whole: bool,
 }
 
-fn span(q: Range<usize>, a: Range<usize>, b: Range<usize>, causal: bool) -> Span {
-    Span { q, a, b, causal }
+fn span(q: Range<usize>, a: Range<usize>, b: Range<usize>, causal: bool) -> Segment {
+    Segment { q, a, b, causal }
 }
 
 /// Rows of a wider buffer, NaN around them: from column `column`, `stride` elements from row to row.
@@ -82,7 +82,7 @@ impl<T: Storage> Inputs<T> {
 
 /// y, dq, dk, dv of the kernels, dk and dv added to `before`.
 fn kernels<T: Storage>(c: &Case, x: &Inputs<T>, before: Option<&[T]>, schedule: Schedule) -> [Vec<T>; 4] {
-    let plan = Plan::new(&c.spans, c.q_rows, c.k_rows).expect("a plan");
+    let plan = WorkLists::new(&c.spans, c.q_rows, c.k_rows).expect("a plan");
     let (w, s) = (c.heads * c.d, suffix::<T>(c.d));
     let [q, k, v] =
         [(&x.q, [8, 0]), (&x.k, [0, w + 8]), (&x.v, [w + 8, 0])].map(|(x, pad)| Wide::new(x, w, pad));
@@ -147,7 +147,7 @@ fn kernels<T: Storage>(c: &Case, x: &Inputs<T>, before: Option<&[T]>, schedule: 
 /// y, dq, dk, dv of the definition in f64.
 fn reference<T: Storage>(c: &Case, x: &Inputs<T>) -> [Vec<f64>; 4] {
     let w = c.heads * c.d;
-    let list = c.spans.iter().cloned().map(|Span { q, a, b, causal }| Segment { q, a, b, causal });
+    let list = c.spans.iter().cloned();
     let segments = Segments::new(list.collect(), c.q_rows, c.k_rows).expect("segments");
     let leaves = [exact(&x.q, &[c.q_rows, w]), exact(&x.k, &[c.k_rows, w]), exact(&x.v, &[c.k_rows, w])];
     let (y, grads) = definition(&leaves, &values(&x.dy), |t| {
@@ -251,7 +251,7 @@ fn check<T: Storage>(c: &Case) {
     }
 }
 
-fn case(spans: Vec<Span>, [q_rows, k_rows]: [usize; 2], [heads, d]: [usize; 2], drop: bool) -> Case {
+fn case(spans: Vec<Segment>, [q_rows, k_rows]: [usize; 2], [heads, d]: [usize; 2], drop: bool) -> Case {
     let scale = 1.0 / (d as f32).sqrt();
     Case { spans, q_rows, k_rows, heads, d, scale, drop: drop.then(some_dropout), seed: 1, whole: false }
 }

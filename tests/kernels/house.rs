@@ -63,3 +63,67 @@ fn every_kernel_is_linked() {
         }
     }
 }
+
+/// The strings of the sources that launch kernels, in pieces: what stands between braces is whatever a program puts there.
+fn launched() -> Vec<Vec<String>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![root.join("ops"), root.join("device/gpu")];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).expect("sources").flatten().map(|e| e.path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("text");
+            let code =
+                text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+            for literal in code.split('"').skip(1).step_by(2) {
+                let pieces = literal.split('{').enumerate().map(|(i, piece)| match piece.split_once('}') {
+                    Some((_, rest)) if i > 0 => rest,
+                    _ => piece,
+                });
+                found.push(pieces.map(String::from).collect());
+            }
+        }
+    }
+    found
+}
+
+/// Whether a name is these pieces with something between them; a name that nothing is said of is none.
+fn is_made_of(name: &str, pieces: &[String]) -> bool {
+    let [first, rest @ ..] = pieces else { return false };
+    if first.len() < 4 {
+        return false;
+    }
+    let Some(mut left) = name.strip_prefix(first.as_str()) else { return false };
+    for (i, piece) in rest.iter().enumerate() {
+        let at = if i + 1 == rest.len() {
+            left.ends_with(piece.as_str()).then(|| left.len() - piece.len())
+        } else {
+            left.find(piece.as_str())
+        };
+        let Some(at) = at else { return false };
+        left = &left[at + piece.len()..];
+    }
+    left.is_empty()
+}
+
+#[test]
+fn every_kernel_is_launched() {
+    if needs_emulator(ABOUT_SOURCES) {
+        return;
+    }
+    let launched = launched();
+    let own = |name: &&str| !name.starts_with("planted_") && !name.starts_with("wrapper_");
+    let never: Vec<&str> = (signatures().iter().map(|s| s.name.as_str()))
+        .filter(own)
+        .filter(|name| !launched.iter().any(|pieces| is_made_of(name, pieces)))
+        .collect();
+    assert!(never.is_empty(), "kernels that nothing in src launches: {never:?}");
+    let pieces = |literal: &[&str]| literal.iter().map(|p| p.to_string()).collect::<Vec<_>>();
+    assert!(
+        is_made_of("gelu_fwd_f32", &pieces(&["gelu_", "_", ""]))
+            && !is_made_of("gelu_fwd_f32", &pieces(&["add_", ""]))
+    );
+}

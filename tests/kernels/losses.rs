@@ -268,27 +268,11 @@ fn ties_and_nan_in_a_maximum() {
     assert_eq!((read::<f32>(&y)[0], read::<i32>(&best)[0]), (3.0, 0));
 }
 
-/// What `model::stage1` draws, from its formulas in f64.
+/// What the definition draws.
 fn drawn(sim: &[f32], ids: Option<&[i64]>, n: usize, stream: Stream) -> Vec<i32> {
-    let row = |(i, row): (usize, &[f32])| {
-        let same = |j: usize| ids.is_some_and(|ids| ids[i] == ids[j]);
-        let mut w: Vec<f64> = (0..n).map(|j| if same(j) { -10000.0 } else { f64::from(row[j]) }).collect();
-        ops::log_softmax_row(&mut w);
-        for (j, w) in w.iter_mut().enumerate() {
-            *w = match ids {
-                Some(_) => w.exp(),
-                None if i == j => 0.0,
-                None => w.exp() + 1e-4,
-            };
-        }
-        let mut left = stream.uniform(i as u64) * w.iter().sum::<f64>();
-        let pick = w.iter().position(|w| {
-            left -= w;
-            left < 0.0
-        });
-        pick.unwrap_or_else(|| w.iter().rposition(|w| *w > 0.0).unwrap_or(0)) as i32
-    };
-    sim.chunks(n).enumerate().map(row).collect()
+    let sim = Tensor::new(sim.to_vec(), &[n, n]).expect("a tensor");
+    let picked = ops::sample_negatives(&sim, ids, stream).expect("negatives");
+    picked.into_iter().map(u32::cast_signed).collect()
 }
 
 #[test]

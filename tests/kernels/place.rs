@@ -146,7 +146,8 @@ pub fn try_run(launch: &Launch, args: &[Arg], schedule: Schedule) -> qformer::Re
     let ([x, y, 1], [bx, by, 1]) = (launch.grid, launch.block) else {
         panic!("three dimensions: {launch:?}")
     };
-    gpu.launch(launch.kernel, (x as usize, y as usize), (bx, by), launch.shared, args)?;
+    // SAFETY: as above.
+    unsafe { gpu.launch(launch.kernel, (x as usize, y as usize), (bx, by), launch.shared, args) }?;
     gpu.synchronize()
 }
 /// The same, which must not fail.

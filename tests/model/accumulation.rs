@@ -2,7 +2,7 @@
 
 use crate::objective::{Parts, Setup, apart, compare, contrast, length, targets};
 use crate::tiny;
-use qformer::model::{Batch, Negatives, Profile, Sampling, sites};
+use qformer::model::{Batch, Image, Negatives, Profile, Sampling, sites};
 use qformer::nn::{DropoutPlan, Pass};
 use qformer::tensor::{DType, Gradients};
 use qformer::train::step::StepPlan;
@@ -27,8 +27,10 @@ fn check_accumulation(joint: bool, profile: Profile) {
         .find(|m| apart(&stack(&m.each_ref().map(|m| m.parts(&m.values))), sizes))
         .unwrap();
     let (model, params) = (&micro[0].model, micro[0].params(&micro[0].values));
-    let batches: Vec<Batch> =
-        micro.iter().map(|m| Batch { image: &m.image, text: &m.text, image_id: Some(&m.ids) }).collect();
+    let batches: Vec<Batch> = micro
+        .iter()
+        .map(|m| Batch { image: Image::Pixels(m.image.clone()), text: &m.text, image_id: Some(&m.ids) })
+        .collect();
     let plan = StepPlan { profile, drop: None, seed: 6, step: 2, scale: SCALE };
     let mut grads = Gradients::new();
     let losses = if joint {
@@ -93,7 +95,11 @@ fn one_micro_batch_is_the_same_either_way() {
         let params = setup.params(&setup.values);
         let drop = Some(DropoutPlan { p: 0.1, seed: 6, step: 2 });
         let plan = StepPlan { profile, drop, seed: 6, step: 2, scale: 1.0 };
-        let batch = [Batch { image: &setup.image, text: &setup.text, image_id: Some(&setup.ids) }];
+        let batch = [Batch {
+            image: Image::Pixels(setup.image.clone()),
+            text: &setup.text,
+            image_id: Some(&setup.ids),
+        }];
         let [mut a, mut b] = [Gradients::new(), Gradients::new()];
         let joint = setup.model.step_joint(&params, &batch, plan, &mut a).unwrap();
         let separate = setup.model.step_separate(&params, &batch, plan, &mut b).unwrap();
@@ -118,7 +124,7 @@ fn micro_batches_draw_masks_of_their_own() {
     let drop = Some(DropoutPlan { p: 0.3, seed: 6, step: 2 });
     let plan = StepPlan { profile: Profile::LavisDiagonal, drop, seed: 6, step: 2, scale: 1.0 };
     let captioning = |joint: bool, times: usize| {
-        let batch = || Batch { image: &setup.image, text: &setup.text, image_id: None };
+        let batch = || Batch { image: Image::Pixels(setup.image.clone()), text: &setup.text, image_id: None };
         let (batches, grads) = ((0..times).map(|_| batch()).collect::<Vec<_>>(), &mut Gradients::new());
         let losses = match joint {
             true => setup.model.step_joint(&params, &batches, plan, grads),

@@ -2,7 +2,7 @@
 
 use crate::objective::{Setup, apart, compare, length};
 use crate::tiny;
-use qformer::model::{Batch, Config, Profile, Sampling};
+use qformer::model::{Batch, Config, Image, Profile, Sampling};
 use qformer::nn::{DropoutPlan, Pass};
 use qformer::tensor::{DType, Gradients, Tape, Tensor};
 
@@ -69,7 +69,7 @@ fn every_trained_parameter_is_reached_and_no_frozen_one() {
         let (model, params) = tiny::model(config.clone(), train_vit, dtype);
         let (image, text) = (tiny::pictures(&config, 3, 5, dtype), tiny::captions(&config, 3, 5));
         let (tape, mut grads) = (Tape::new(), Gradients::new());
-        let batch = Batch { image: &image, text: &text, image_id: None };
+        let batch = Batch { image: Image::Pixels(image.clone()), text: &text, image_id: None };
         let sampling = Sampling::Draw { seed: 1, step: 1, site: 0 };
         let pass = Pass::training(&params, &tape, Some(DropoutPlan { p: 0.1, seed: 1, step: 1 }));
         let out = model.stage1(&pass, &batch, Profile::LavisDiagonal, sampling, None).unwrap();

@@ -2,7 +2,7 @@
 
 use crate::objective::Setup;
 use crate::tiny;
-use qformer::model::{Batch, Profile, Sampling, Trace};
+use qformer::model::{Batch, Image, Profile, Sampling, Trace};
 use qformer::nn::Pass;
 use qformer::tensor::{DType, Tensor};
 
@@ -16,7 +16,11 @@ fn negatives_are_drawn_by_their_weights() {
         let params = setup.params(&setup.values);
         let pass = Pass::inference(&params);
         let tokens = setup.model.vit_tokens(&pass, &setup.image, |_, _| {}).unwrap();
-        let batch = Batch { image: &setup.image, text: &setup.text, image_id: Some(&setup.ids) };
+        let batch = Batch {
+            image: Image::Pixels(setup.image.clone()),
+            text: &setup.text,
+            image_id: Some(&setup.ids),
+        };
         let mut trace = Trace::default();
         setup.run(&pass, Some(&mut trace));
         let weights = |sim: &Option<Tensor>| -> Vec<Vec<f64>> {
@@ -80,7 +84,7 @@ fn draws_differ_by_seed_step_and_site() {
     let pass = Pass::inference(&params);
     let config = &setup.model.config;
     let (image, text) = (tiny::pictures(config, 16, 1, DType::F64), tiny::captions(config, 16, 1));
-    let batch = Batch { image: &image, text: &text, image_id: None };
+    let batch = Batch { image: Image::Pixels(image.clone()), text: &text, image_id: None };
     let draw = |seed, step, site| {
         let sampling = Sampling::Draw { seed, step, site };
         setup.model.stage1(&pass, &batch, Profile::LavisDiagonal, sampling, None).unwrap().negatives

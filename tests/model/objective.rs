@@ -6,7 +6,7 @@
 //! and the tests write out its first part from the features.
 
 use crate::tiny;
-use qformer::model::{Batch, Config, Model, Negatives, Outputs, Profile, Sampling, Trace};
+use qformer::model::{Batch, Config, Image, Model, Negatives, Outputs, Profile, Sampling, Trace};
 use qformer::nn::{Params, Pass, Spec};
 use qformer::tensor::{DType, Gradients, Stream, Tape, Tensor};
 
@@ -50,7 +50,8 @@ impl Setup {
     }
 
     pub fn run(&self, pass: &Pass, trace: Option<&mut Trace>) -> Outputs {
-        let batch = Batch { image: &self.image, text: &self.text, image_id: Some(&self.ids) };
+        let batch =
+            Batch { image: Image::Pixels(self.image.clone()), text: &self.text, image_id: Some(&self.ids) };
         self.model.stage1(pass, &batch, self.profile, Sampling::Given(&self.negatives), trace).unwrap()
     }
 

@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 use qformer::Result;
-use qformer::model::{Config, Model, Profile};
+use qformer::model::{Config, Image, Model, Profile};
 use qformer::nn::{Init, Params, Spec};
 use qformer::tensor::{DType, Stream, Tensor};
 use qformer::train::optimizer::Hyper;
@@ -73,7 +73,7 @@ pub fn pictures(config: &Config, n: usize, seed: u64, dtype: DType) -> Tensor {
 /// `n` samples of a seed as a loader would give them.
 pub fn micro(config: &Config, n: usize, seed: u64) -> Micro {
     Micro {
-        image: pictures(config, n, seed, DType::F32),
+        image: Image::Pixels(pictures(config, n, seed, DType::F32)),
         text: captions(config, n, seed),
         image_id: None,
         names: (0..n).map(|i| format!("{seed}/{i}.jpg")).collect(),

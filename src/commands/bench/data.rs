@@ -1,9 +1,9 @@
 //! `qformer bench data`: how fast a data set is read, and how fast its pictures are, read alone and read and decoded.
 
 use super::Args;
+use super::meter;
 use crate::commands::output::say;
 use crate::data::Dataset;
-use crate::device::meter;
 use crate::vision::{MAX_FILE, Turn};
 use crate::{Error, Kind, Result};
 use rayon::prelude::*;

@@ -2,15 +2,16 @@
 
 mod data;
 mod kernels;
+mod meter;
 mod plan;
 
 use super::engine::PlaceArgs;
 use super::output::say;
+use crate::device::gemm;
 use crate::device::gpu::Counts;
-use crate::device::meter;
-use crate::model::{CLS, Config, GenerateOptions, Model, Profile, SEP};
+use crate::model::{CLS, Config, GenerateOptions, Image, Model, Profile, SEP};
 use crate::nn::{Params, Pass, Precision, Spec};
-use crate::tensor::{DType, Device, Storage, Stream, Tensor};
+use crate::tensor::{DType, Device, Stream, Tensor};
 use crate::terminal::note;
 use crate::train::optimizer::Hyper;
 use crate::train::schedule::Schedule;
@@ -220,9 +221,9 @@ fn step(args: &Args, config: Config, place: &(Device, Precision)) -> Result<()> 
 /// A trainer of random numbers and a batch of noise; of zeros where nothing is computed.
 fn trainer(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(Trainer, [Micro; 1])> {
     let image = if args.cached { tokens(&config, args.batch)? } else { noise(&config, args.batch)? };
+    let image = image.at(&place.0)?;
     let micro = Micro {
-        // Where the step is, as PyTorch's peer has them.
-        image: if let Device::Gpu(_) = place.0 { image.to(&place.0, Storage::F32)? } else { image },
+        image: if args.cached { Image::Tokens(image) } else { Image::Pixels(image) },
         text: texts(&config, args),
         image_id: None,
         names: (0..args.batch).map(|i| format!("noise {i}")).collect(),
@@ -262,7 +263,7 @@ fn captioning(
         ..GenerateOptions::default()
     };
     let image = noise(&config, args.batch)?;
-    let image = if let Device::Gpu(_) = place.0 { image.to(&place.0, Storage::F32)? } else { image };
+    let image = image.at(&place.0)?;
     let (model, specs) = Model::new(config, false)?;
     let params = parameters(specs, place)?;
     let identities: Vec<u32> = (0..args.batch as u32).collect();
@@ -295,7 +296,7 @@ fn measure(args: &Args, place: &(Device, Precision), mut f: impl FnMut() -> Resu
         gpu.synchronize()?;
         gpu.take_counts();
     }
-    let (flops, processor) = (meter::flops(), meter::processor_seconds()?);
+    let (flops, processor) = (gemm::flops(), meter::processor_seconds()?);
     let mut times = Vec::with_capacity(args.steps);
     for _ in 0..args.steps {
         let start = Instant::now();
@@ -305,7 +306,7 @@ fn measure(args: &Args, place: &(Device, Precision), mut f: impl FnMut() -> Resu
     }
     let runs = args.steps as f64;
     let counts = gpu.map(crate::tensor::Gpu::take_counts);
-    let done = counts.as_ref().map_or_else(|| meter::flops() - flops, |c| c.flops);
+    let done = counts.as_ref().map_or_else(|| gemm::flops() - flops, |c| c.flops);
     let gflop = done as f64 / runs / 1e9;
     let processor_seconds = (meter::processor_seconds()? - processor) / runs;
     let limit = before.max(rate()?) / 1e9;

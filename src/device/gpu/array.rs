@@ -78,7 +78,7 @@ impl Array {
         &self.gpu
     }
 
-    /// The same memory for another queue of the same device (see [`Gpu::side`]).
+    /// This array, on its memory, for another stream of the device (see [`Gpu::side`]).
     pub fn on(&self, gpu: &Gpu) -> Array {
         Array { gpu: gpu.clone(), ..self.clone() }
     }
@@ -107,6 +107,14 @@ impl Array {
             return Err(Error::argument("device array", "range", want, format!("{range:?}")));
         }
         Ok(Array { start: self.start + range.start, len: range.len(), ..self.clone() })
+    }
+
+    /// This array and the next one as one, if they lie one after the other in the same memory.
+    pub fn joined(&self, next: &Array) -> Option<Array> {
+        let follows = Arc::ptr_eq(&self.held, &next.held)
+            && self.storage == next.storage
+            && self.start + self.len == next.start;
+        follows.then(|| Array { len: self.len + next.len, ..self.clone() })
     }
 
     /// The address of the first element.
@@ -181,14 +189,14 @@ impl Array {
         self.gpu.stamped(|| "copy".into(), copy)
     }
 
-    /// The same values in memory of its own.
+    /// A copy of the values in memory of its own.
     pub fn duplicate(&self, op: &'static str) -> Result<Array> {
         let copy = self.gpu.array(op, self.storage, self.len)?;
         copy.copy_from(self)?;
         Ok(copy)
     }
 
-    /// The same values in another storage; f32 is one of the two, or they are the same (then nothing is done).
+    /// The values in another storage; f32 is one of the two, or they are the same (then nothing is done).
     pub fn cast(&self, op: &'static str, storage: Storage) -> Result<Array> {
         if storage == self.storage {
             return Ok(self.clone());
@@ -205,7 +213,8 @@ impl Array {
         }
         let kernel = format!("cast_{}_{}", self.storage.name(), to.storage.name());
         let args = crate::args![self, to, self.len as u64];
-        self.gpu.launch_each(&kernel, self.len, args)
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe { self.gpu.launch_each(&kernel, self.len, args) }
     }
 
     /// self += other, in self's storage; the other is cast if it is stored differently.
@@ -216,7 +225,8 @@ impl Array {
         let other = other.cast("add", self.storage)?;
         let kernel = format!("add_fwd_{}", self.storage.name());
         let args = crate::args![self, &other, self, self.len as u64];
-        self.gpu.launch_each(&kernel, self.len, args)
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe { self.gpu.launch_each(&kernel, self.len, args) }
     }
 
     fn check_bytes(&self, op: &str, bytes: usize) -> Result<()> {

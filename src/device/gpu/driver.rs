@@ -1,8 +1,8 @@
-//! What a GPU's driver does, and which one a name asks for.
+//! What a GPU's driver does.
 
 use super::Product;
+use crate::Result;
 use crate::device::launch::{Arg, Launch};
-use crate::{Error, Result};
 use std::ffi::c_void;
 
 /// A GPU's memory in bytes.
@@ -52,7 +52,7 @@ pub trait Driver: Send + Sync {
     fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<()>;
     fn product(&self, product: &Product) -> Result<()>;
     fn synchronize(&self) -> Result<()>;
-    /// The same device, with a queue of its own.
+    /// This device, with a stream of its own.
     fn side(&self) -> Result<Box<dyn Driver>>;
     /// A point in this queue, for `wait` of another one, once.
     fn mark(&self) -> Result<u64>;
@@ -62,39 +62,4 @@ pub trait Driver: Send + Sync {
     fn stamp(&self) -> Result<u64>;
     /// Seconds from one stamp to a later one, when the device has reached both.
     fn between(&self, start: u64, end: u64) -> Result<f64>;
-}
-
-pub(super) fn open(name: &str) -> Result<Box<dyn Driver>> {
-    let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
-    let number: usize = number.parse().map_err(|_| unknown(name))?;
-    match kind {
-        #[cfg(feature = "cuda")]
-        "cuda" => crate::device::cuda::open(number),
-        #[cfg(not(feature = "cuda"))]
-        "cuda" => Err(Error::new(crate::Kind::Device, "device")
-            .about("cuda")
-            .expected("a build with CUDA kernels")
-            .got("one without")
-            .fix("build with `cargo build --release --features cuda`, or use --device cpu")),
-        #[cfg(feature = "host-kernels")]
-        "host" if number == 0 => Ok(Box::new(super::host::Host::default())),
-        #[cfg(not(feature = "host-kernels"))]
-        "host" => Err(Error::argument("device", "host", "a build with kernels for the host", "one without")
-            .fix("build with `--features host-kernels`, or use --device cpu")),
-        "plan" if name == "plan" => Ok(super::plan::of(super::plan::H200)),
-        "plan" => {
-            let bytes = (number as u64).checked_mul(1_000_000_000).ok_or_else(|| unknown(name))?;
-            Ok(super::plan::of(bytes))
-        }
-        _ => Err(unknown(name)),
-    }
-}
-
-fn unknown(name: &str) -> Error {
-    Error::argument(
-        "device",
-        "name",
-        "auto, cpu, cuda (or cuda:1, ..), host or plan (plan:80 has 80 GB)",
-        name,
-    )
 }

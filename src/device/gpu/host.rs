@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 #[derive(Default)]
-pub(super) struct Host {
+pub(in crate::device) struct Host {
     schedule: Schedule,
     /// Whoever reads or writes memory holds it: arrays are shared by threads, and by the streams beside this one.
     memory: Arc<Mutex<()>>,
@@ -79,6 +79,11 @@ unsafe fn write(at: *mut c_void, storage: Storage, first: usize, from: &[f32]) {
 }
 
 impl Host {
+    /// Kernels are run by this schedule.
+    pub(in crate::device) fn with(schedule: Schedule) -> Host {
+        Host { schedule, ..Host::default() }
+    }
+
     /// a, b, and what their product is added to: c or zeros, and the bias.
     fn operands(&self, p: &Product) -> Result<(Vec<f32>, Vec<f32>, Vec<f32>)> {
         let (m, n, k) = p.sizes;

@@ -8,8 +8,8 @@ mod array;
 mod counts;
 mod driver;
 #[cfg(feature = "host-kernels")]
-mod host;
-mod plan;
+pub(super) mod host;
+pub(super) mod plan;
 mod pool;
 mod product;
 
@@ -74,11 +74,6 @@ pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// `cuda` (or `cuda:1`, ..) or `host`. One message that says what to do if this build or this machine has none.
-    pub fn open(name: &str) -> Result<Gpu> {
-        driver::open(name).map(Gpu::of)
-    }
-
     pub fn of(driver: Box<dyn Driver>) -> Gpu {
         Gpu::with(driver, Arc::default(), Arc::default())
     }
@@ -285,7 +280,12 @@ impl Gpu {
 
     /// Runs a kernel: its blocks, the threads of a block, its dynamic shared memory, its arguments (see its header).
     /// Nothing is launched where a grid is empty.
-    pub fn launch(
+    ///
+    /// # Safety
+    /// Every pointer among `args` is null where the kernel's header allows it, or points to memory on this device that is
+    /// alive until the launch is done, with as many elements behind it as the header asks for; nothing overlaps but what the
+    /// header says may.
+    pub unsafe fn launch(
         &self,
         kernel: &str,
         grid: (usize, usize),
@@ -297,7 +297,12 @@ impl Gpu {
     }
 
     /// Runs a kernel without dynamic shared memory that multiplies matrices: `flops` is its 2mnk.
-    pub fn multiply(
+    ///
+    /// # Safety
+    /// Every pointer among `args` is null where the kernel's header allows it, or points to memory on this device that is
+    /// alive until the launch is done, with as many elements behind it as the header asks for; nothing overlaps but what the
+    /// header says may.
+    pub unsafe fn multiply(
         &self,
         kernel: &str,
         grid: (usize, usize),
@@ -335,15 +340,19 @@ impl Gpu {
     }
 
     /// Runs a kernel that takes `n` elements one by one, eight a thread.
-    pub fn launch_each(&self, kernel: &str, n: usize, args: &[Arg]) -> Result<()> {
-        self.launch(kernel, (n.div_ceil(2048), 1), (256, 1), 0, args)
+    ///
+    /// # Safety
+    /// Every pointer among `args` is null where the kernel's header allows it, or points to memory on this device that is
+    /// alive until the launch is done, with as many elements behind it as the header asks for; nothing overlaps but what the
+    /// header says may.
+    pub unsafe fn launch_each(&self, kernel: &str, n: usize, args: &[Arg]) -> Result<()> {
+        // SAFETY: as the caller says.
+        unsafe { self.launch(kernel, (n.div_ceil(2048), 1), (256, 1), 0, args) }
     }
 
-    /// c = (c +) a b (+ bias), see [`Product`].
+    /// c = (c +) a b (+ bias), see [`Product`]. An error unless the arrays are long enough.
     pub fn product(&self, product: &Product) -> Result<()> {
-        if product.gelu && product.add {
-            return Err(Error::argument("product", "gelu", "a product that replaces c", product.name()));
-        }
+        product.check()?;
         let (m, n, k) = product.sizes;
         if m == 0 || n == 0 {
             return Ok(());
@@ -386,7 +395,7 @@ impl Gpu {
         self.0.driver.synchronize()
     }
 
-    /// The same device with a queue and a pool of its own, for work beside this one's. Memory of the one may be used by
+    /// This device with a stream and a pool of its own, for work beside this one's. Memory of the one may be used by
     /// the other ([`Array::on`]) where `after` says that it is written, and until it is given back.
     pub fn side(&self) -> Result<Gpu> {
         let (counts, usage) = (self.0.counts.clone(), self.0.usage.clone());

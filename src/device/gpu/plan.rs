@@ -21,10 +21,10 @@ struct Plan {
 }
 
 /// What an H200 offers to programs.
-pub(super) const H200: u64 = 139 * (1 << 30);
+pub(in crate::device) const H200: u64 = 139 * (1 << 30);
 
 /// A GPU of so much memory, on which everything succeeds that fits.
-pub(super) fn of(memory: u64) -> Box<dyn Driver> {
+pub(in crate::device) fn of(memory: u64) -> Box<dyn Driver> {
     let (next, used) = (AtomicUsize::new(FIRST), AtomicU64::new(0));
     Box::new(Plan { memory, next, used, sizes: Mutex::default() })
 }

@@ -1,50 +1,67 @@
 //! Matrix products, row-major:     c [m,n] = (c +) a [m,k] b [k,n] (+ bias [n]),  or GELU of it
 
 use super::{Array, Storage};
+use crate::{Error, Result};
 use std::ffi::c_void;
+use std::marker::PhantomData;
 
-/// A matrix on the device: `row` elements from row to row, and whether it stands there transposed.
+/// A matrix in an array: `row` elements from row to row, and whether it stands there transposed.
 #[derive(Clone, Copy, Debug)]
-pub struct Operand {
-    pub at: *mut c_void,
-    pub storage: Storage,
-    pub row: usize,
-    pub transposed: bool,
+pub struct Operand<'a> {
+    pub(in crate::device) at: *mut c_void,
+    pub(in crate::device) storage: Storage,
+    pub(in crate::device) row: usize,
+    pub(in crate::device) transposed: bool,
+    /// Elements from `at` to the end of the array.
+    pub(in crate::device) len: usize,
+    pub(in crate::device) array: PhantomData<&'a Array>,
 }
 
-impl Operand {
+impl<'a> Operand<'a> {
     /// Rows of `width` elements.
-    pub fn rows(array: &Array, width: usize) -> Operand {
-        Operand { at: array.pointer(), storage: array.storage(), row: width, transposed: false }
+    pub fn rows(array: &'a Array, width: usize) -> Operand<'a> {
+        Operand::columns(array, width, 0)
     }
 
     /// Columns of rows of `width` elements, from one on.
-    pub fn columns(array: &Array, width: usize, from: usize) -> Operand {
-        let at = array.pointer().wrapping_byte_add(from * array.storage().bytes());
-        Operand { at, ..Operand::rows(array, width) }
+    pub fn columns(array: &'a Array, width: usize, from: usize) -> Operand<'a> {
+        let from = from.min(array.len());
+        Operand {
+            at: array.pointer().wrapping_byte_add(from * array.storage().bytes()),
+            storage: array.storage(),
+            row: width,
+            transposed: false,
+            len: array.len() - from,
+            array: PhantomData,
+        }
     }
 
+    /// This matrix, transposed.
     #[must_use]
-    pub fn transposed(self) -> Operand {
+    pub fn transposed(self) -> Operand<'a> {
         Operand { transposed: !self.transposed, ..self }
+    }
+
+    /// Whether the array has all elements of a matrix of this shape.
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        let (r, c) = if self.transposed { (columns, rows) } else { (rows, columns) };
+        let last = || (r - 1).checked_mul(self.row)?.checked_add(c);
+        r == 0 || c == 0 || last().is_some_and(|n| n <= self.len)
     }
 }
 
-/// Sums are in f32 whatever the storages are; those of a and b are the same. Callers vouch for the sizes.
+/// A matmul of matrices in arrays; sums are in f32 whatever the storages are, those of a and b are the same.
 #[derive(Clone, Copy, Debug)]
-pub struct Product {
+pub struct Product<'a> {
     /// m, n, k
-    pub sizes: (usize, usize, usize),
-    pub a: Operand,
-    pub b: Operand,
-    pub c: Operand,
-    /// Added to every row; stored as c is.
-    pub bias: Option<*mut c_void>,
-    /// Whether the product is added to c, or replaces it.
-    pub add: bool,
-    /// c becomes GELU, in its tanh form, of the sums (see [`crate::device::cpu::gelu_tanh`]), rounded to c's storage behind
-    /// it. Not of a product that is added.
-    pub gelu: bool,
+    pub(in crate::device) sizes: (usize, usize, usize),
+    pub(in crate::device) a: Operand<'a>,
+    pub(in crate::device) b: Operand<'a>,
+    pub(in crate::device) c: Operand<'a>,
+    pub(in crate::device) bias: Option<*mut c_void>,
+    pub(in crate::device) bias_len: usize,
+    pub(in crate::device) add: bool,
+    pub(in crate::device) gelu: bool,
 }
 
 /// Sizes and storages of a product: what it has in common with others of its kind.
@@ -66,10 +83,47 @@ impl Kind {
     }
 }
 
-impl Product {
-    /// c = a b: no bias, nothing added, no GELU.
-    pub fn of(sizes: (usize, usize, usize), a: Operand, b: Operand, c: Operand) -> Product {
-        Product { sizes, a, b, c, bias: None, add: false, gelu: false }
+impl<'a> Product<'a> {
+    /// c = a b, of m x n x k: no bias, nothing added, no GELU.
+    pub fn of(sizes: (usize, usize, usize), a: Operand<'a>, b: Operand<'a>, c: Operand<'a>) -> Product<'a> {
+        Product { sizes, a, b, c, bias: None, bias_len: 0, add: false, gelu: false }
+    }
+
+    /// With a bias added to every row, if there is one; it is stored as c is.
+    #[must_use]
+    pub fn with_bias(self, bias: Option<&'a Array>) -> Product<'a> {
+        Product { bias: bias.map(Array::pointer), bias_len: bias.map_or(0, Array::len), ..self }
+    }
+
+    /// Whether it is added to c, or replaces it.
+    #[must_use]
+    pub fn added(self, add: bool) -> Product<'a> {
+        Product { add, ..self }
+    }
+
+    /// Whether c becomes GELU, in its tanh form, of the sums (see [`crate::device::cpu::gelu_tanh`]), rounded to c's storage
+    /// behind it. Not of one that is added.
+    #[must_use]
+    pub fn with_gelu(self, gelu: bool) -> Product<'a> {
+        Product { gelu, ..self }
+    }
+
+    /// An error unless the arrays have all elements that it reads or writes.
+    pub(super) fn check(&self) -> Result<()> {
+        let (m, n, k) = self.sizes;
+        for (name, x, r, c) in [("a", &self.a, m, k), ("b", &self.b, k, n), ("c", &self.c, m, n)] {
+            if !x.holds(r, c) {
+                let want = format!("[{r}, {c}] in rows of {}", x.row);
+                return Err(Error::argument("product", name, want, format!("{} elements", x.len)));
+            }
+        }
+        if self.bias.is_some() && self.bias_len < n {
+            return Err(Error::argument("product", "bias", n, self.bias_len));
+        }
+        if self.gelu && self.add {
+            return Err(Error::argument("product", "gelu", "a product that replaces c", self.name()));
+        }
+        Ok(())
     }
 
     pub(super) fn kind(&self) -> Kind {

@@ -1,6 +1,6 @@
-//! Attention by kernels (`kernels/attention_*.cu`): their names, forward and backward.
+//! Attention by kernels (`kernels/attention*.cu`): their names, forward and backward.
 
-use super::{OP, Plan};
+use super::{Call, OP};
 use crate::device::launch::Arg;
 use crate::ops::gpu::{drop_args, int, same_storage};
 use crate::tensor::{Array, Gpu, Grads, Storage};
@@ -47,7 +47,7 @@ pub(super) struct Kept {
     storage: Storage,
 }
 
-impl Plan {
+impl Call {
     fn widths_fit(&self, widths: [usize; 3]) -> bool {
         self.d.is_multiple_of(8) && widths.iter().chain(&self.columns).all(|n| n.is_multiple_of(8))
     }
@@ -61,7 +61,8 @@ impl Plan {
     /// A block of `warps` for every entry (of four numbers) of a table, and every head.
     fn launch(&self, kernel: &str, table: &Array, warps: u32, shared: u32, args: &[&[Arg]]) -> Result<()> {
         let grid = (table.len() / 4, self.heads);
-        table.gpu().launch(kernel, grid, (32 * warps, 1), shared, &args.concat())
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe { table.gpu().launch(kernel, grid, (32 * warps, 1), shared, &args.concat()) }
     }
 
     fn tail(&self) -> Vec<Arg> {

@@ -10,7 +10,8 @@ mod gpu;
 
 use super::check::{check_dropout, check_dtype};
 use super::gpu::{arrays, gradient};
-use super::segments::{MAX_KEYS, Segment, Segments};
+use super::segments::{MAX_KEYS, Segments};
+use crate::device::attention::Segment;
 use crate::device::cpu::{self, Shared};
 use crate::device::gemm::{View, gemm};
 use crate::tensor::{Dropout, Grads, Real, Tensor, record_tensor};
@@ -44,7 +45,7 @@ impl<'a, T: Real> Operand<'a, T> {
 }
 
 #[derive(Clone)]
-struct Plan {
+struct Call {
     segments: Arc<Segments>,
     heads: usize,
     d: usize,
@@ -68,6 +69,15 @@ fn sized<T: Real>(v: &mut Vec<T>, len: usize) -> &mut [T] {
     &mut v[..len]
 }
 
+/// Attention over segments of packed rows: q `[Rq, >= H*D]`, k, v `[Rk, >= H*D]`, each from a column on; y `[Rq, H*D]`.
+///
+/// A segment lets its query rows see its key rows (see [`super::Segment`]). Per head: S = scale q k^T, P = softmax(S),
+/// y = (P m) v, m the dropout's factors; rows of no segment give zeros. With delta = sum_D(dy y):
+/// dP = (dy v^T) m, dS = P (dP - delta), dq = scale dS k, dk = scale dS^T q, dv = (P m)^T dy.
+/// On a GPU, q, k and v are stored alike, a head has at most 128 columns, softmax and sums are in f32. Deterministic: rows that
+/// several segments see have one owner. Errors name the argument that does not fit.
+///
+/// Source: `torch.nn.functional.scaled_dot_product_attention`; Dao et al., FlashAttention (2022).
 pub fn attention(
     [q, k, v]: [Heads; 3],
     segments: &Arc<Segments>,
@@ -77,22 +87,22 @@ pub fn attention(
 ) -> Result<Tensor> {
     let d = check([q, k, v], segments, heads, scale, drop)?;
     let columns = [q.column, k.column, v.column];
-    let plan = Plan { segments: segments.clone(), heads, d, scale, drop, columns };
+    let call = Call { segments: segments.clone(), heads, d, scale, drop, columns };
     if let Some(arrays) = arrays(OP, [q.tensor, k.tensor, v.tensor])? {
         let widths = [q, k, v].map(|h| h.tensor.rows().1);
-        let (y, kept) = plan.forward_on_gpu(arrays, widths)?;
+        let (y, kept) = call.forward_on_gpu(arrays, widths)?;
         let y = Tensor::of_array(y, &[segments.q_rows, heads * d])?;
         return record_tensor(OP, &[q.tensor, k.tensor, v.tensor], y, move |dy, grads| {
-            plan.backward_on_gpu(&kept, &gradient(OP, dy)?, grads)
+            call.backward_on_gpu(&kept, &gradient(OP, dy)?, grads)
         });
     }
     on!(q.tensor.dtype(), T => {
         let kept = [q.tensor.detach(), k.tensor.detach(), v.tensor.detach()];
-        let (y, norms) = forward::<T>(&plan, &kept);
+        let (y, norms) = forward::<T>(&call, &kept);
         let y = Tensor::new(y, &[segments.q_rows, heads * d])?;
         let out = y.clone();
         record_tensor(OP, &[q.tensor, k.tensor, v.tensor], y, move |dy, grads| {
-            backward::<T>(&plan, &kept, &out, &norms, dy, grads)
+            backward::<T>(&call, &kept, &out, &norms, dy, grads)
         })
     })
 }
@@ -127,8 +137,8 @@ fn check(
     Ok(width / heads)
 }
 
-fn operands<'a, T: Real>(plan: &Plan, kept: &'a [Tensor; 3]) -> [Operand<'a, T>; 3] {
-    let mut columns = plan.columns.into_iter();
+fn operands<'a, T: Real>(call: &Call, kept: &'a [Tensor; 3]) -> [Operand<'a, T>; 3] {
+    let mut columns = call.columns.into_iter();
     kept.each_ref().map(|t| Operand {
         data: t.data::<T>(),
         width: t.rows().1,
@@ -136,21 +146,21 @@ fn operands<'a, T: Real>(plan: &Plan, kept: &'a [Tensor; 3]) -> [Operand<'a, T>;
     })
 }
 
-fn forward<T: Real>(plan: &Plan, kept: &[Tensor; 3]) -> (Vec<T>, Vec<T>) {
-    let (h, d) = (plan.heads, plan.d);
-    let [q, k, v] = operands::<T>(plan, kept);
-    let mut y = vec![T::ZERO; plan.segments.q_rows * h * d];
-    let mut norms = vec![T::ZERO; plan.segments.q_rows * h];
+fn forward<T: Real>(call: &Call, kept: &[Tensor; 3]) -> (Vec<T>, Vec<T>) {
+    let (h, d) = (call.heads, call.d);
+    let [q, k, v] = operands::<T>(call, kept);
+    let mut y = vec![T::ZERO; call.segments.q_rows * h * d];
+    let mut norms = vec![T::ZERO; call.segments.q_rows * h];
     let (ys, ns) = (Shared::new(&mut y), Shared::new(&mut norms));
-    let tasks = plan.segments.list.len() * h;
+    let tasks = call.segments.list.len() * h;
     (0..tasks).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
-        let (s, head) = (&plan.segments.list[task / h], task % h);
+        let (s, head) = (&call.segments.list[task / h], task % h);
         let (n, keys) = (s.q.len(), s.keys());
         if n == 0 {
             return;
         }
         let p = sized(&mut scratch.scores, n * keys);
-        scores(plan, s, head, q, k, p);
+        scores(call, s, head, q, k, p);
         cpu::simd(
             #[inline(always)]
             || {
@@ -158,7 +168,7 @@ fn forward<T: Real>(plan: &Plan, kept: &[Tensor; 3]) -> (Vec<T>, Vec<T>) {
                     let norm = softmax(row, s.visible(i));
                     // SAFETY: a query row is in one segment only, so this (row, head) is this task's alone.
                     unsafe { ns.piece((s.q.start + i) * h + head, 1)[0] = norm };
-                    drop_row(plan, s.q.start + i, head, row);
+                    drop_row(call, s.q.start + i, head, row);
                 }
             },
         );
@@ -177,14 +187,14 @@ fn forward<T: Real>(plan: &Plan, kept: &[Tensor; 3]) -> (Vec<T>, Vec<T>) {
 }
 
 /// p [n, keys] = scale q k^T
-fn scores<T: Real>(plan: &Plan, s: &Segment, head: usize, q: Operand<T>, k: Operand<T>, p: &mut [T]) {
-    let (n, d, keys) = (s.q.len(), plan.d, s.keys());
+fn scores<T: Real>(call: &Call, s: &Segment, head: usize, q: Operand<T>, k: Operand<T>, p: &mut [T]) {
+    let (n, d, keys) = (s.q.len(), call.d, s.keys());
     if n == 0 {
         return;
     }
     for (at, rows) in s.parts() {
         let (a, b) = (q.view(s.q.start, head, d), k.view(rows.start, head, d).transposed());
-        gemm((n, rows.len(), d), T::of(plan.scale), a, b, T::ZERO, &mut p[at..], keys, false);
+        gemm((n, rows.len(), d), T::of(call.scale), a, b, T::ZERO, &mut p[at..], keys, false);
     }
 }
 
@@ -209,37 +219,37 @@ fn softmax<T: Real>(row: &mut [T], visible: usize) -> T {
 }
 
 #[inline(always)]
-fn drop_row<T: Real>(plan: &Plan, q_row: usize, head: usize, row: &mut [T]) {
-    if let Some(drop) = plan.drop {
-        drop.apply(first_element(plan, q_row, head), row);
+fn drop_row<T: Real>(call: &Call, q_row: usize, head: usize, row: &mut [T]) {
+    if let Some(drop) = call.drop {
+        drop.apply(first_element(call, q_row, head), row);
     }
 }
 
 #[inline(always)]
-fn first_element(plan: &Plan, q_row: usize, head: usize) -> u64 {
-    (q_row * plan.heads + head) as u64 * MAX_KEYS as u64
+fn first_element(call: &Call, q_row: usize, head: usize) -> u64 {
+    (q_row * call.heads + head) as u64 * MAX_KEYS as u64
 }
 
 fn backward<T: Real>(
-    plan: &Plan,
+    call: &Call,
     kept: &[Tensor; 3],
     y: &Tensor,
     norms: &[T],
     dy: &Tensor,
     grads: &mut Grads,
 ) -> Result<()> {
-    let ops = operands::<T>(plan, kept);
+    let ops = operands::<T>(call, kept);
     let mut out = kept.each_ref().map(|t| vec![T::ZERO; t.len()]);
     let targets = {
         let [a, b, c] = &mut out;
         [Shared::new(a), Shared::new(b), Shared::new(c)]
     };
-    let (groups, h) = (&plan.segments.groups, plan.heads);
+    let (groups, h) = (&call.segments.groups, call.heads);
     (0..groups.len() * h).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         for i in &groups[task / h] {
-            let s = &plan.segments.list[*i];
+            let s = &call.segments.list[*i];
             segment_backward(
-                plan,
+                call,
                 s,
                 task % h,
                 ops,
@@ -260,7 +270,7 @@ fn backward<T: Real>(
 
 #[allow(clippy::too_many_arguments)]
 fn segment_backward<T: Real>(
-    plan: &Plan,
+    call: &Call,
     s: &Segment,
     head: usize,
     [q, k, v]: [Operand<T>; 3],
@@ -269,14 +279,14 @@ fn segment_backward<T: Real>(
     [dq, dk, dv]: &[Shared<T>; 3],
     scratch: &mut Scratch<T>,
 ) {
-    let (h, d, n, keys) = (plan.heads, plan.d, s.q.len(), s.keys());
+    let (h, d, n, keys) = (call.heads, call.d, s.q.len(), s.keys());
     if n == 0 || keys == 0 {
         return;
     }
     let (y, dy) = [y, dy].map(|data| Operand { data, width: h * d, column: 0 }).into();
     let p = sized(&mut scratch.scores, n * keys);
     let ds = sized(&mut scratch.more, n * keys);
-    scores(plan, s, head, q, k, p);
+    scores(call, s, head, q, k, p);
     // dP (before dropout's factors) = dy v^T
     for (at, rows) in s.parts() {
         let v = v.view(rows.start, head, d).transposed();
@@ -290,11 +300,11 @@ fn segment_backward<T: Real>(
                 let (seen, row) = (s.visible(i), s.q.start + i);
                 let (y, dy) = (&y.view(row, head, d).data[..d], &dy.view(row, head, d).data[..d]);
                 let delta = cpu::sum(d, |j| y[j] * dy[j]);
-                score_gradient(plan, (row, head), (p, ds), seen, norms[row * h + head], delta);
+                score_gradient(call, (row, head), (p, ds), seen, norms[row * h + head], delta);
             }
         },
     );
-    let scale = T::of(plan.scale);
+    let scale = T::of(call.scale);
     let out = sized(&mut scratch.out, n.max(keys) * d);
     // dq = scale dS k, written once: a query row is in one segment only
     let (mut beta, whole) = (T::ZERO, View::rows(ds, keys));
@@ -318,7 +328,7 @@ fn segment_backward<T: Real>(
 /// In: p = scores, ds = dy v^T. Out: p = P m, ds = P (dP - delta).
 #[inline(always)]
 fn score_gradient<T: Real>(
-    plan: &Plan,
+    call: &Call,
     (row, head): (usize, usize),
     (p, ds): (&mut [T], &mut [T]),
     seen: usize,
@@ -329,14 +339,14 @@ fn score_gradient<T: Real>(
     let (ds, ds_hidden) = ds.split_at_mut(seen);
     p_hidden.fill(T::ZERO);
     ds_hidden.fill(T::ZERO);
-    let Some(drop) = plan.drop else {
+    let Some(drop) = call.drop else {
         for (p, ds) in p.iter_mut().zip(ds) {
             *p = (*p - norm).exp();
             *ds = *p * (*ds - delta);
         }
         return;
     };
-    let mut first = first_element(plan, row, head);
+    let mut first = first_element(call, row, head);
     let mut factors = [T::ZERO; 256];
     for (p, ds) in p.chunks_mut(256).zip(ds.chunks_mut(256)) {
         let f = &mut factors[..p.len()];

@@ -14,12 +14,10 @@ use crate::{Error, Result, on};
 
 const OP: &str = "norm_linear";
 
-pub fn norm_linear(
+pub(super) fn after_norm(
     n: &Tensor,
-    gamma: &Tensor,
-    beta: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
+    [gamma, beta]: [&Tensor; 2],
+    [weight, bias]: [&Tensor; 2],
 ) -> Result<Tensor> {
     let (r, k) = n.rows();
     if n.tracked() {
@@ -79,11 +77,12 @@ fn on_gpu(
     let offset = gpu.array(OP, Storage::F32, out)?;
     let columns = int(k);
     let args = crate::args![&weight, &gamma, &beta, &bias, &folded, &offset, columns];
-    gpu.launch(&format!("norm_linear_fold_{}", storage.name()), (out, 1), (256, 1), 0, args)?;
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { gpu.launch(&format!("norm_linear_fold_{}", storage.name()), (out, 1), (256, 1), 0, args) }?;
     let y = gpu.array(OP, storage, r * out)?;
     let offset = offset.cast(OP, storage)?;
     let (a, b, c) = (Operand::rows(&n, k), Operand::rows(&folded, k).transposed(), Operand::rows(&y, out));
-    gpu.product(&Product { bias: Some(offset.pointer()), ..Product::of((r, out, k), a, b, c) })?;
+    gpu.product(&Product::of((r, out, k), a, b, c).with_bias(Some(&offset)))?;
     record_tensor(OP, &tensors, Tensor::of_array(y, &[r, out])?, move |dy, grads| {
         let dy = gradient(OP, dy)?.cast(OP, storage)?;
         let g = gpu.array(OP, Storage::F32, out * k)?;
@@ -96,7 +95,8 @@ fn on_gpu(
         let unfold = |dw: &Array, fresh: bool| {
             let add = i32::from(!fresh);
             let args = crate::args![&weight, &gamma, &beta, &g, &s, dw, &partial, rows, columns, add];
-            gpu.launch("norm_linear_unfold", (k.div_ceil(32), shares), (32, 8), 0, args)
+            // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+            unsafe { gpu.launch("norm_linear_unfold", (k.div_ceil(32), shares), (32, 8), 0, args) }
         };
         // The partial sums of gamma and beta are needed without the weight's gradient, too.
         if grads.wants(2) {

@@ -1,11 +1,11 @@
-//! Dense layers of few rows, for decoding, where reading the weights is the cost.     x [R,K]   weight [N,K]   bias [N]   y [R,N]
+//! Batch-invariant dense layers of few rows, for decoding, where reading the weights is the cost.     x [R,K]   weight [N,K]   bias [N]   y [R,N]
 //!   y = x weight^T + bias
 //! Each row is summed in an order that does not depend on how many rows there are: an image's result is then the same bits
 //! in any batch. Inference only.
 
-use super::check_linear;
+use super::{Cache, check_linear};
 use crate::device::launch::Arg;
-use crate::device::{cpu, meter};
+use crate::device::{cpu, gemm};
 use crate::ops::check::{check_dtype, check_shape};
 use crate::ops::gpu::{arrays, int, same_storage};
 use crate::tensor::{Array, Real, Tensor, constant, constant_tensor};
@@ -17,36 +17,25 @@ const OP: &str = "linear";
 /// Sizes of a layer: R, N, K.
 type Sizes = (usize, usize, usize);
 
-pub fn linear_exact(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+/// A layer, or GELU of it, in one kernel.
+pub(super) fn few_rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, gelu: bool) -> Result<Tensor> {
     let sizes = check_linear(x, weight, bias)?;
-    if let Some(arrays) = arrays(OP, [x, weight, bias.unwrap_or(weight)])? {
-        return one_on_gpu([x, weight, bias.unwrap_or(weight)], &arrays, bias.is_some(), sizes, false);
+    let inputs = [x, weight, bias.unwrap_or(weight)];
+    if let Some(arrays) = arrays(OP, inputs)? {
+        return one_on_gpu(inputs, &arrays, bias.is_some(), sizes, gelu);
     }
     on!(x.dtype(), T => {
         let y = forward::<T>(x.data(), weight.data(), bias.map(Tensor::data), sizes);
-        constant(OP, &[x, weight, bias.unwrap_or(weight)], y, &[sizes.0, sizes.1])
+        let y = if gelu { cpu::map(&y, cpu::gelu) } else { y };
+        constant(OP, &inputs, y, &[sizes.0, sizes.1])
     })
 }
 
-/// GELU of the same, in one kernel. On a GPU only.
-pub fn linear_exact_gelu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let sizes = check_linear(x, weight, Some(bias))?;
-    let Some(arrays) = arrays(OP, [x, weight, bias])? else {
-        return Err(Error::argument(OP, "x", "a tensor on a GPU", "one on the CPU"));
-    };
-    one_on_gpu([x, weight, bias], &arrays, true, sizes, true)
-}
-
-/// Queries of the rows x, and their keys and values, which become the rows from `at` on of two caches [S,N], written in
-/// place: nobody else may use those rows meanwhile. One kernel on a GPU.     layers: (weight, bias) of the three, of one size
-pub fn linear_exact_cached(
-    x: &Tensor,
-    layers: [(&Tensor, &Tensor); 3],
-    caches: [&mut Tensor; 2],
-    at: usize,
-) -> Result<Tensor> {
-    let (r, n, k) = check_linear(x, layers[0].0, Some(layers[0].1))?;
-    for (weight, bias) in &layers[1..] {
+/// Queries of the rows x, and their keys and values, which become rows of two caches. One kernel on a GPU.
+pub(super) fn cached(x: &Tensor, layers: [[&Tensor; 2]; 3], cache: Cache) -> Result<Tensor> {
+    let Cache { tensors: caches, at } = cache;
+    let (r, n, k) = check_linear(x, layers[0][0], Some(layers[0][1]))?;
+    for [weight, bias] in &layers[1..] {
         check_shape(OP, "weight", weight, &[n, k])?;
         check_linear(x, weight, Some(bias))?;
     }
@@ -57,34 +46,28 @@ pub fn linear_exact_cached(
             return Err(Error::argument(OP, "cache", format!("[at least {}, {n}]", at + r), cache.shape()));
         }
     }
-    let [q, own @ ..] = layers;
-    if x.array().is_none() {
-        for ((weight, bias), cache) in own.into_iter().zip(caches) {
-            let y = linear_exact(x, weight, Some(bias))?;
-            on!(x.dtype(), T => match cache.data_mut::<T>() {
-                Some(rows) => rows[at * n..][..r * n].copy_from_slice(y.data()),
-                None => return Err(Error::argument(OP, "cache", "one that nobody shares", "a shared one")),
-            });
-        }
-        return linear_exact(x, q.0, Some(q.1));
+    let [[wq, bq], own @ ..] = layers;
+    let [[wk, bk], [wv, bv]] = own;
+    let inputs = [x, wq, bq, wk, bk, wv, bv];
+    let [keys, values] = caches;
+    if let Some([x2, wq, bq, wk, bk, wv, bv, all_keys, all_values]) =
+        arrays(OP, [x, wq, bq, wk, bk, wv, bv, keys, values])?
+    {
+        let y = x2.gpu().array(OP, x2.storage(), r * n)?;
+        let rows = at * n..(at + r) * n;
+        let (keys, values) = (all_keys.part(rows.clone())?, all_values.part(rows)?);
+        let parts = [(&wq, Some(&bq), &y), (&wk, Some(&bk), &keys), (&wv, Some(&bv), &values)];
+        launch(&x2, &parts, (r, n, k), false)?;
+        return constant_tensor(OP, &inputs, Tensor::of_array(y, &[r, n])?);
     }
-    let mut weights = Vec::with_capacity(3);
-    let mut outputs = Vec::with_capacity(3);
-    for (weight, bias) in layers {
-        weights.extend(arrays(OP, [x, weight, bias])?);
+    for ([weight, bias], cache) in own.into_iter().zip([keys, values]) {
+        let y = few_rows(x, weight, Some(bias), false)?;
+        on!(x.dtype(), T => match cache.data_mut::<T>() {
+            Some(rows) => rows[at * n..][..r * n].copy_from_slice(y.data()),
+            None => return Err(Error::argument(OP, "cache", "one that nobody shares", "a shared one")),
+        });
     }
-    for cache in caches {
-        outputs.extend(arrays(OP, [&*cache, x])?.map(|[cache, _]| cache));
-    }
-    let ([[x2, wq, bq], [_, wk, bk], [_, wv, bv]], [keys, values]) = (&weights[..], &outputs[..]) else {
-        return Err(Error::argument(OP, "cache", "one on a GPU", "one on the CPU"));
-    };
-    let y = x2.gpu().array(OP, x2.storage(), r * n)?;
-    let rows = at * n..(at + r) * n;
-    let (keys, values) = (keys.part(rows.clone())?, values.part(rows)?);
-    launch(x2, &[(wq, Some(bq), &y), (wk, Some(bk), &keys), (wv, Some(bv), &values)], (r, n, k), false)?;
-    let [q, k, v] = layers;
-    constant_tensor(OP, &[x, q.0, q.1, k.0, k.1, v.0, v.1], Tensor::of_array(y, &[r, n])?)
+    few_rows(x, wq, Some(bq), false)
 }
 
 /// A layer, or GELU of it, of tensors and where they are.
@@ -117,14 +100,15 @@ fn launch(x: &Array, parts: &[(&Array, Option<&Array>, &Array)], (r, n, k): Size
     let grid = (n.div_ceil(8), parts.len() * r.div_ceil(16));
     let threads = if k > 1536 { 384 } else { 256 };
     let kernel = format!("linear_exact_{}", x.storage().name());
-    x.gpu().multiply(&kernel, grid, (threads, 1), 2 * r * n * k * parts.len(), &args)
+    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+    unsafe { x.gpu().multiply(&kernel, grid, (threads, 1), 2 * r * n * k * parts.len(), &args) }
 }
 
 /// Output columns a task computes for all rows, so that a weight row is read from memory once.
 const COLUMNS: usize = 64;
 
 fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): Sizes) -> Vec<T> {
-    meter::count((r, n, k));
+    gemm::count((r, n, k));
     let mut yt = vec![T::ZERO; n * r]; // [N,R]: a task's part is contiguous
     yt.par_chunks_mut(COLUMNS * r.max(1)).enumerate().for_each(|(c, part)| {
         cpu::simd(

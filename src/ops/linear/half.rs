@@ -14,7 +14,7 @@ const TILE: usize = 64;
 /// Terms of the sums that are converted at once: a tile of them stays in a cache.
 const DEPTH: usize = 1536;
 
-pub fn linear_half(x: &Tensor, weight: &HalfMatrix, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn linear_half(x: &Tensor, weight: &HalfMatrix, bias: Option<&Tensor>) -> Result<Tensor> {
     let (r, k) = x.rows();
     let [n, wk] = weight.sizes();
     if wk != k {

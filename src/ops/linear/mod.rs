@@ -1,13 +1,21 @@
-//! A dense layer.     x [R,K]   weight [N,K]   bias [N]   y [R,N]
-//!   y = x weight^T + bias
-//!   dx = dy weight;   dweight = dy^T x;   dbias = sum_R(dy)
-//! and GELU of one, in its tanh form, for layers that are not trained.
+//! Dense layers: one door, [`linear`]; the ways to compute one are behind it.
+//!   y = x weight^T + bias;   dx = dy weight;   dweight = dy^T x;   dbias = sum_R(dy)
+//!
+//! | room | a layer |
+//! |---|---|
+//! | this one | by one matmul, forward and backward; GELU in its tanh form at the end of it |
+//! | `beside` | three of one input, by one matmul where their weights lie side by side |
+//! | `after_norm` | behind a LayerNorm whose input is a constant |
+//! | `few_rows` | of few rows, each summed in an order of its own (decoding) |
+//! | `half` | with a frozen weight in half precision, on the CPU |
 
 use super::check::{check_dtype, check_shape};
 use super::gpu::{arrays, column_sum_into, gradient, same_storage};
 use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm};
-use crate::tensor::{Array, Grads, Real, Tensor, constant, constant_tensor, record, record_tensor};
+use crate::tensor::{
+    Array, Grads, HalfMatrix, Real, Tensor, constant, constant_tensor, record, record_tensor,
+};
 use crate::{Error, Result, on};
 
 mod after_norm;
@@ -15,27 +23,141 @@ mod beside;
 mod few_rows;
 mod half;
 
-pub use after_norm::norm_linear;
-pub use beside::linear_beside;
-pub use few_rows::{linear_exact, linear_exact_cached, linear_exact_gelu};
-pub use half::linear_half;
-
 const OP: &str = "linear";
 
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    dense(x, weight, bias, None)
+/// What a dense layer multiplies by, and how it is held: a weight `[N,K]` and a bias `[N]`.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    /// A matrix, and a bias where there is one.
+    Dense(&'a Tensor, Option<&'a Tensor>),
+    /// Weight and bias for a vocabulary that is no multiple of 8, and the same two with rows of zeros up to one: on a GPU y has
+    /// as many columns, since matmuls are several times as fast so. They are 0, and must be 0 in y's gradient
+    /// ([`super::cross_entropy_of`] sees to it). On the CPU y has N columns.
+    Padded {
+        /// Weight and bias as they are.
+        layer: [&'a Tensor; 2],
+        /// Both with rows of zeros behind them.
+        wide: [&'a Tensor; 2],
+    },
+    /// A frozen matrix in half precision, and a bias. On the CPU only: a GPU stores tensors in 16 bits.
+    Half(&'a HalfMatrix, Option<&'a Tensor>),
+    /// Three layers of one size, (weight, bias) each: y `[R,3N]` has the columns of all.
+    Beside([[&'a Tensor; 2]; 3]),
+    /// A layer behind a LayerNorm whose normalised rows x are, a constant:
+    /// y = (x gamma + beta) weight^T + bias.
+    AfterNorm {
+        /// gamma and beta `[K]`, in f32 on a GPU.
+        norm: [&'a Tensor; 2],
+        /// Weight and bias, in f32 on a GPU.
+        layer: [&'a Tensor; 2],
+    },
 }
 
-/// The same for a vocabulary that is no multiple of 8, on a GPU: `padded` are weight and bias with rows of zeros up to one, and
-/// y gets as many columns. Products are several times as fast so; those columns are 0, and must be in their gradient
-/// ([`super::cross_entropy_of`] sees to it).
-pub fn linear_padded(x: &Tensor, weight: &Tensor, bias: &Tensor, padded: [&Tensor; 2]) -> Result<Tensor> {
-    dense(x, weight, Some(bias), Some(padded))
+/// GELU: exact, or in its tanh form, which a GPU computes at the end of a matmul; it is off by up to 5e-4.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gelu {
+    /// x (1 + erf(x / sqrt 2)) / 2, as LAVIS has it.
+    #[default]
+    Exact,
+    /// x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2
+    Tanh,
 }
 
-/// GELU of a dense layer in its tanh form (see [`cpu::gelu_tanh`]), on a GPU by the product itself: nothing in between is
-/// written, so it has no gradient, and inputs are constants.
-pub fn linear_gelu_tanh(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+impl Gelu {
+    /// By its name in settings.
+    pub fn named(name: &str) -> Result<Gelu> {
+        match name {
+            "exact" => Ok(Gelu::Exact),
+            "tanh" => Ok(Gelu::Tanh),
+            _ => Err(Error::argument("precision", "vit_gelu", "exact or tanh", name)),
+        }
+    }
+
+    /// Its name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Gelu::Exact => "exact",
+            Gelu::Tanh => "tanh",
+        }
+    }
+}
+
+/// How a dense layer is computed; the default is a matmul, and nothing behind it.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// GELU of the layer: [`Gelu::Exact`] where it is batch-invariant, [`Gelu::Tanh`] where it is not. Inputs are constants.
+    pub gelu: Option<Gelu>,
+    /// Each row is summed in an order that does not depend on how many rows there are, so that it has the same bits in any
+    /// batch. For few rows. Inputs are constants.
+    pub batch_invariant: bool,
+    /// Of three layers beside one another, batch-invariant: y is the first's; the others' rows are kept here.
+    pub cache: Option<Cache<'a>>,
+}
+
+impl Options<'_> {
+    /// Batch-invariant, nothing else.
+    pub fn batch_invariant() -> Self {
+        Options { batch_invariant: true, ..Options::default() }
+    }
+
+    /// GELU at the end, nothing else.
+    pub fn gelu(gelu: Gelu) -> Self {
+        Options { gelu: Some(gelu), ..Options::default() }
+    }
+}
+
+/// Where the second and the third of three layers put their rows: those from `at` on of two tensors `[S,N]`, in place.
+/// Nobody else may use those rows meanwhile.
+pub struct Cache<'a> {
+    /// One for each of the two.
+    pub tensors: [&'a mut Tensor; 2],
+    /// The first row that is written.
+    pub at: usize,
+}
+
+/// A dense layer: y `[R,N]` = x `[R,K]` weight^T + bias.
+///
+/// dx = dy weight, dweight = dy^T x, dbias = sum over rows of dy; weights are stored as x is on a GPU, sums are in f32 there.
+/// [`Weight`] says how the weight is held, [`Options`] how the layer is computed. Errors name the argument whose shape, dtype
+/// or storage does not fit, and options that do not go together.
+///
+/// ```
+/// use qformer::ops::{Options, Weight, linear};
+/// use qformer::tensor::Tensor;
+/// # fn main() -> qformer::Result<()> {
+/// let x = Tensor::new(vec![1f32, 2.0], &[1, 2])?;
+/// let weight = Tensor::new(vec![3f32, 4.0, 5.0, 6.0], &[2, 2])?;
+/// let y = linear(&x, Weight::Dense(&weight, None), Options::default())?;
+/// assert_eq!(y.to_f32(), [11.0, 17.0]);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Source: `torch.nn.functional.linear`.
+pub fn linear(x: &Tensor, weight: Weight, options: Options) -> Result<Tensor> {
+    let Options { gelu, batch_invariant, cache } = options;
+    match (weight, gelu, batch_invariant, cache) {
+        (Weight::Dense(w, b), None, false, None) => dense(x, w, b, None),
+        (Weight::Dense(w, b), Some(Gelu::Tanh), false, None) => gelu_tanh(x, w, b),
+        (Weight::Dense(w, b), None | Some(Gelu::Exact), true, None) => {
+            few_rows::few_rows(x, w, b, gelu.is_some())
+        }
+        (Weight::Padded { layer: [w, b], wide }, None, false, None) => dense(x, w, Some(b), Some(wide)),
+        (Weight::Half(w, b), None, false, None) => half::linear_half(x, w, b),
+        (Weight::Beside(layers), None, false, None) => beside::beside(x, layers),
+        (Weight::Beside(layers), None, true, Some(cache)) => few_rows::cached(x, layers, cache),
+        (Weight::AfterNorm { norm, layer }, None, false, None) => after_norm::after_norm(x, norm, layer),
+        (_, gelu, batch_invariant, cache) => Err(Error::argument(
+            OP,
+            "options",
+            "options that go together and with the weight",
+            format!("gelu {gelu:?}, batch_invariant {batch_invariant}, cache {}", cache.is_some()),
+        )),
+    }
+}
+
+/// GELU of a layer in its tanh form, on a GPU by the matmul itself: nothing in between is written, so it has no gradient.
+fn gelu_tanh(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (r, n, k) = check_linear(x, weight, bias)?;
     let inputs = [x, weight, bias.unwrap_or(weight)];
     if let Some([x2, w2, b]) = arrays(OP, inputs)? {
@@ -64,7 +186,7 @@ fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Te
             grads.accumulate_array(0, |dx, fresh| {
                 let (a, b) = (Operand::rows(&cast, width), Operand::rows(&w2, k));
                 let c = Operand::rows(dx, k);
-                dx.gpu().product(&Product { add: !fresh, ..Product::of((r, k, width), a, b, c) })
+                dx.gpu().product(&Product::of((r, k, width), a, b, c).added(!fresh))
             })?;
             weight_gradient(grads, 1, Operand::rows(&cast, width), &x2, (r, n, k))?;
             if has_bias {
@@ -110,8 +232,7 @@ fn multiply(
         same_storage(OP, "bias", b, x.storage())?;
     }
     let (a, b, c) = (Operand::rows(x, k), Operand::rows(w, k).transposed(), Operand::rows(y, n));
-    let bias = bias.map(Array::pointer);
-    x.gpu().product(&Product { bias, gelu, ..Product::of((r, n, k), a, b, c) })
+    x.gpu().product(&Product::of((r, n, k), a, b, c).with_bias(bias).with_gelu(gelu))
 }
 
 fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {
@@ -156,6 +277,6 @@ fn weight_gradient(
             return dw.zero();
         }
         let (a, b, c) = (dy.transposed(), Operand::rows(x, k), Operand::rows(dw, k));
-        x.gpu().product(&Product { add: !fresh, ..Product::of((n, k, r), a, b, c) })
+        x.gpu().product(&Product::of((n, k, r), a, b, c).added(!fresh))
     })
 }

@@ -1,21 +1,8 @@
-//! What `qformer bench` measures: arithmetic done, the rate this machine reaches in a plain product, processor time, memory.
+//! What `qformer bench` measures: the rate this machine reaches in a plain product, processor time, memory.
 
-use super::gemm::{View, gemm};
+use crate::device::gemm::{View, gemm};
 use crate::{Error, Kind, Result};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-
-static FLOPS: AtomicU64 = AtomicU64::new(0);
-
-/// Notes a product [m,k] x [k,n]: 2 m n k operations.
-pub fn count((m, n, k): (usize, usize, usize)) {
-    FLOPS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
-}
-
-/// Floating-point operations of all matrix products of this process so far; element-wise work is not counted.
-pub fn flops() -> u64 {
-    FLOPS.load(Ordering::Relaxed)
-}
 
 /// The best rate of a few f32 products [1536,768] x [768,3072] on all threads, in operations per second.
 pub fn product_rate() -> f64 {
