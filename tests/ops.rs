@@ -21,6 +21,7 @@ mod cases {
     mod norm_linear;
     mod patch_embed;
     mod real;
+    mod rms_norm;
     mod rows;
     mod sample_negatives;
     mod samples;
