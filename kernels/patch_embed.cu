@@ -48,11 +48,11 @@ template <class T, class R> DEV void tokens(const T *product, const float *bias,
 }
 }  // namespace
 
-#define PATCH_EMBED(NAME, T)                                                                                               \
-    DEV_KERNEL(patch_embed_bytes_##NAME, 128, 0, const uint8_t *x, T *out, int S, int P, float mean0, float mean1,         \
-               float mean2, float std0, float std1, float std2) {                                                          \
-        of_bytes(x, out, S, P, Normalise{{mean0, mean1, mean2}, {std0, std1, std2}});                                      \
-    }                                                                                                                      \
+DEV_KERNEL(patch_embed_bytes_f32, 128, 0, const uint8_t *x, float *out, int S, int P, float mean0, float mean1, float mean2,
+           float std0, float std1, float std2) {
+    of_bytes(x, out, S, P, Normalise{{mean0, mean1, mean2}, {std0, std1, std2}});
+}
+#define PATCH_EMBED(NAME, T) \
     DEV_KERNEL(patch_embed_planes_##NAME, 128, 0, const float *x, T *out, int S, int P) { of_planes(x, out, S, P); }
 #define TOKENS(NAME, T, R)                                                                                                 \
     DEV_KERNEL(patch_embed_tokens_##NAME, 128, 0, const T *product, const float *bias, const float *cls, const float *pos, \
