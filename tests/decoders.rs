@@ -166,7 +166,7 @@ fn a_webp_that_asks_for_many_tables_is_refused_before_it_is_decoded() {
         let [low, high, ..] = number.to_le_bytes();
         bits.write(low.reverse_bits().into(), 8).write(high.reverse_bits().into(), 8);
     }
-    bits.write(0, 64);
+    bits.write(0, 32).write(0, 32);
     let mut data: Vec<u8> =
         bits.0.chunks(8).map(|b| b.iter().rev().fold(0, |n, bit| n << 1 | u8::from(*bit))).collect();
     data.resize(data.len().next_multiple_of(2), 0);

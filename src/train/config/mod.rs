@@ -320,7 +320,7 @@ impl Config {
         let mut sizes = named.ok_or_else(|| Error::argument(OPERATION, "size", known, &self.size))?;
         sizes.vocab = vocab;
         for (key, value) in &self.sizes {
-            *size_mut(&mut sizes, key)
+            *values::size_mut(&mut sizes, key)
                 .ok_or_else(|| Error::argument(OPERATION, key, "a model size", value))? = *value;
         }
         sizes.check()?;
@@ -331,7 +331,7 @@ impl Config {
     pub fn check_sizes(&self, model: &model::Config) -> Result<()> {
         let mut have = model.clone();
         for (key, want) in &self.sizes {
-            if let Some(size) = size_mut(&mut have, key).filter(|size| *size != want) {
+            if let Some(size) = values::size_mut(&mut have, key).filter(|size| *size != want) {
                 return Err(Error::argument(OPERATION, key, format!("{size}, as the model has it"), want)
                     .fix("leave it out, or start from another model"));
             }
@@ -420,26 +420,4 @@ fn small() -> model::Config {
         max_pos: 64,
         exif_orientation: false,
     }
-}
-
-/// The size of this name; the vocabulary's follows from the captions.
-fn size_mut<'a>(c: &'a mut model::Config, key: &str) -> Option<&'a mut usize> {
-    Some(match key {
-        "image_size" => &mut c.image_size,
-        "patch_size" => &mut c.patch_size,
-        "vit_width" => &mut c.vit_width,
-        "vit_depth" => &mut c.vit_depth,
-        "vit_heads" => &mut c.vit_heads,
-        "vit_mlp" => &mut c.vit_mlp,
-        "hidden" => &mut c.hidden,
-        "layers" => &mut c.layers,
-        "heads" => &mut c.heads,
-        "ffn" => &mut c.ffn,
-        "num_query" => &mut c.num_query,
-        "cross_freq" => &mut c.cross_freq,
-        "max_txt_len" => &mut c.max_txt_len,
-        "embed_dim" => &mut c.embed_dim,
-        "max_pos" => &mut c.max_pos,
-        _ => return None,
-    })
 }

@@ -1,5 +1,6 @@
 //! One value of a configuration: its type and range, or what was expected instead.
 
+use crate::model;
 use crate::vision::RandAugment;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -78,4 +79,26 @@ pub fn choice<T: Copy>(v: &Value, names: &[(&str, T)]) -> Read<T> {
     let found = v.as_str().and_then(|s| names.iter().find(|(n, _)| *n == s));
     let list = || names.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(" or ");
     found.map(|(_, t)| *t).ok_or_else(list)
+}
+
+/// The size of this name; the vocabulary's follows from the captions.
+pub fn size_mut<'a>(c: &'a mut model::Config, key: &str) -> Option<&'a mut usize> {
+    Some(match key {
+        "image_size" => &mut c.image_size,
+        "patch_size" => &mut c.patch_size,
+        "vit_width" => &mut c.vit_width,
+        "vit_depth" => &mut c.vit_depth,
+        "vit_heads" => &mut c.vit_heads,
+        "vit_mlp" => &mut c.vit_mlp,
+        "hidden" => &mut c.hidden,
+        "layers" => &mut c.layers,
+        "heads" => &mut c.heads,
+        "ffn" => &mut c.ffn,
+        "num_query" => &mut c.num_query,
+        "cross_freq" => &mut c.cross_freq,
+        "max_txt_len" => &mut c.max_txt_len,
+        "embed_dim" => &mut c.embed_dim,
+        "max_pos" => &mut c.max_pos,
+        _ => return None,
+    })
 }
