@@ -71,8 +71,8 @@ fn jpegs() -> Vec<(String, Vec<u8>)> {
 #[test]
 fn a_jpeg_cut_anywhere_is_refused() {
     for (name, bytes) in jpegs() {
-        let repaired =
-            !name.contains("progressive") && !name.contains("arithmetic") && !name.contains("p.jpg");
+        // The marker of a frame that is baseline and coded by Huffman.
+        let repaired = bytes.windows(2).any(|w| matches!(w, [0xFF, 0xC0 | 0xC1]));
         for end in 0..bytes.len() - 2 {
             let refused = |tail: &[u8]| {
                 let cut = [&bytes[..end], tail].concat();
