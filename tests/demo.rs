@@ -69,8 +69,10 @@ fn a_demo_that_is_stopped_says_how_to_go_on() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(killed.success() && output.status.code() == Some(143), "{text}");
     assert!(text.contains("demo: saved at step ") && text.contains(" of 12"), "{text}");
-    let go_on = text.split("qformer ").last().unwrap().trim();
+    let (_, after) = text.split_once("resume with: qformer ").unwrap();
+    let (go_on, export) = after.trim().split_once("; ").unwrap();
     assert_eq!(go_on, "train --resume --out qformer-demo", "{text}");
+    assert!(export.ends_with("qformer train --export --out qformer-demo"), "{text}");
     let mut command = Command::new(env!("CARGO_BIN_EXE_qformer"));
     let output = command.current_dir(folder.path()).args(go_on.split(' ')).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

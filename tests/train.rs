@@ -83,7 +83,7 @@ fn a_run_stopped_by_steps_goes_on_to_its_own_end() {
     let world = World::new();
     world.train("whole", &busy(&[])).good();
     let stopped = world.train("stopped", &busy(&["--steps", "7"])).good();
-    let words = "stopped after step 7 of 16; go on with: qformer train --resume --out stopped";
+    let words = "stopped after step 7 of 16; resume with: qformer train --resume --out stopped";
     assert!(stopped.errors().contains(words), "{}", stopped.errors());
     let resume = ["train", "--resume", "--out", "stopped"];
     let again = world.run(&[&resume[..], &["--steps", "7"]].concat()).good();

@@ -50,7 +50,7 @@ pub struct Found {
     pub pictures: Vec<Picture>,
     /// Pictures and folders that cannot be used, with the reason.
     pub unusable: Vec<Error>,
-    /// One file was named, nothing else: if it is broken there is nothing to go on with.
+    /// One file was named, nothing else: if it is broken there is nothing else to do.
     pub single: bool,
 }
 

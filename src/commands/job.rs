@@ -221,7 +221,7 @@ impl Job {
                 "a folder without checkpoints",
                 format!("a run that stands at step {step}"),
             )
-            .fix("go on with it (--resume), or choose another folder (--out)")),
+            .fix("resume it (--resume), or choose another folder (--out)")),
             (Aim::Begin | Aim::Resume, None) if model.join("model.safetensors").exists() => {
                 let got = format!("{}, a trained model without checkpoints", model.display());
                 Err(Error::argument("train", out.display().to_string(), "a folder without a model", got)
@@ -285,13 +285,13 @@ impl Job {
             let kept = cache.folder().display().to_string();
             loading = cached(cache, &config, loading, &trainer, &stop, progress)?;
             if let Some(stopped) = stop.error(command) {
-                return Err(stopped.fix(format!("go on with the same command; {kept} keeps what is done")));
+                return Err(stopped.fix(format!("run the same command again; {kept} keeps what is done")));
             }
         }
         let job = Run { config: &config, length, loading, validation, identity, out, resume };
         let outcome = run::run(&job, (trainer, state), folder, &stop, progress)?;
         let step = outcome.trainer.step;
-        let go_on = format!("go on with: qformer train --resume --out {}", out.display());
+        let go_on = format!("resume with: qformer train --resume --out {}", out.display());
         if let Some(stopped) = stop.error(command) {
             let export = format!("its model so far: qformer train --export --out {}", out.display());
             let saved = stopped.about(format!("saved at step {step} of {}", length.whole));
@@ -344,7 +344,7 @@ fn check_length(config: &Config, length: Length, again: bool) -> Result<()> {
         false => "give more --epochs",
     };
     let steps = length.steps;
-    let hold = format!("to go on at min_lr give --set steps={steps} in place of --steps");
+    let hold = format!("to continue at min_lr give --set steps={steps} in place of --steps");
     let rate = format!("min_lr is {:e}", config.min_lr);
     Err(Error::argument("train", "--steps", want, steps).fix(format!("{longer}, or {hold} ({rate})")))
 }

@@ -1,4 +1,4 @@
-//! What a checkpoint says about its run, and whether a run may go on from it.
+//! What a checkpoint says about its run, and whether a run may be resumed from it.
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ pub struct Manifest {
 }
 
 impl Progress {
-    /// Refuses to go on with `self` under another configuration, seed or image encoder, and names each difference.
+    /// Refuses to resume `self` under another configuration, seed or image encoder, and names each difference.
     pub fn check_same_run(&self, now: &Progress) -> Result<()> {
         let (saved, now) = (self.settings(), now.settings());
         let keys: BTreeSet<&String> = saved.keys().chain(now.keys()).collect();

@@ -1,4 +1,4 @@
-//! How far a command is: a bar with the time to go on a terminal, a plain line now and then anywhere else. All of it on
+//! How far a command is: a bar with the remaining time on a terminal, a plain line now and then anywhere else. All of it on
 //! standard error, so that results on standard output stay clean.
 
 use super::log::{EvaluationLine, StepLine};

@@ -244,7 +244,7 @@ impl Going<'_> {
             .got(format!("{count} of {total}; {}", first.join("; "))))
     }
 
-    /// The data cannot go on: what was trained is saved, what is bad is listed.
+    /// Training cannot continue with this data: what was trained is saved, what is bad is listed.
     fn after_bad_data(&mut self, error: Error, loader: &Loader<Item>, progress: &Progress) -> Error {
         // The first error is the one to report, whatever becomes of these.
         let _ = self.note_bad(loader, progress);

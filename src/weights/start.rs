@@ -111,7 +111,7 @@ impl Plan {
         if let Some((name, want, got)) = misshapen.first() {
             let more = more(misshapen.len());
             return Err(Error::argument(OP, from, format!("{name} of {want:?}"), format!("{got:?}{more}"))
-                .fix("choose the model's sizes with --config, or go on without it with --partial"));
+                .fix("choose the model's sizes with --config, or use --partial, which starts it from random numbers"));
         }
         if let Some(name) = missing.first() {
             let got = format!("none{}", more(missing.len()));

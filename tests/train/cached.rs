@@ -123,7 +123,7 @@ fn stopped_while_it_computes_a_cache_keeps_what_is_done() {
     }
     signal(&child, "TERM");
     let stopped = Done(child.wait_with_output().unwrap());
-    stopped.refused(143, &["go on with the same command; kept keeps what is done"]);
+    stopped.refused(143, &["run the same command again; kept keeps what is done"]);
     let kept = done();
     assert!(kept > 0 && kept < 24 * 200, "{kept}");
     let said = run(&world, "run", &["--cache", "kept", "--set", "cache_views=200", "--steps", "1"]).good();
