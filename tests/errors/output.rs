@@ -13,7 +13,7 @@ fn run(args: &[&str], stdout: Stdio) -> (Option<i32>, String) {
 #[test]
 fn a_closed_pipe_is_a_quiet_end() {
     let case = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lavis/vit-small.safetensors");
-    let bench = ["bench", "step", "--config", "tiny", "--batch", "2", "--steps", "1"];
+    let bench = ["bench", "step", "--config", "tiny", "--batch", "2", "--steps", "1", "--device", "cpu"];
     for args in [&["inspect", case][..], &["parity", case], &bench] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
