@@ -145,7 +145,7 @@ impl Config {
             ("vit_heads", self.vit_heads, 1 << 10),
             ("vit_mlp", self.vit_mlp, 1 << 16),
             ("hidden", self.hidden, 1 << 14),
-            ("layers", self.layers, 1 << 10),
+            ("layers", self.layers, super::sites::MAX_LAYERS),
             ("heads", self.heads, 1 << 10),
             ("ffn", self.ffn, 1 << 16),
             ("num_query", self.num_query, 1 << 10),

@@ -19,6 +19,8 @@ pub const NEGATIVE_TEXTS: u32 = NEGATIVE_IMAGES + 1;
 const MICRO_BATCH: u32 = 1 << 16;
 /// Sites of a layer.
 const LAYER: u32 = 8;
+/// The most layers that a pass has sites for: with more, two dropouts would draw the same numbers.
+pub(super) const MAX_LAYERS: usize = ((PAIRS - MERGED - 1) / LAYER) as usize;
 
 /// The first site of a micro-batch.
 pub fn micro_batch(number: usize) -> u32 {

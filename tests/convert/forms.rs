@@ -118,10 +118,10 @@ fn a_bert_may_be_a_vocabulary_only() {
     assert!(Path::new(&out).join("vocab.txt").is_file());
     assert_eq!(json(&["inspect", &out, "--compare", &model, "--json"])["same"], true);
     // It starts nothing by itself, and what looks like weights is read as weights.
-    let (code, _, err) = qformer(&["convert", "--bert", &bert, "--out", &out]);
+    let (code, _, err) = qformer(&["convert", "--bert", &bert, "--out", &out, "--force"]);
     assert!(code == 2 && err.contains("no weights"), "{err}");
     std::fs::write(format!("{bert}/weights.bin"), "x").unwrap();
-    let (code, _, err) = qformer(&["convert", &model, "--bert", &bert, "--out", &out]);
+    let (code, _, err) = qformer(&["convert", &model, "--bert", &bert, "--out", &out, "--force"]);
     assert!(code == 3 && err.contains("pytorch_model.bin"), "{err}");
 }
 

@@ -25,18 +25,23 @@ fn safetensors(path: &Path, header: &str, data: usize) {
 fn names_and_texts_are_shown_and_not_obeyed() {
     let tmp = tempfile::tempdir().unwrap();
     let at = |name: &str| tmp.path().join(name).to_str().unwrap().to_string();
-    let (odd, model, meta) = (at(&format!("{NAME}.png")), at("model"), at("meta.safetensors"));
+    let (odd, plain, meta) = (at(&format!("{NAME}.png")), at("plain"), at("meta.safetensors"));
+    let (words, model) = (at("words"), at("model"));
     std::fs::write(&odd, "junk").unwrap();
     let metadata = r#"{"__metadata__":{"\u001b[31mk":"\u001b]0;v\u0007"},"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
     safetensors(Path::new(&meta), metadata, 1);
-    assert_eq!(run(&["convert", "--random", "tiny", "--out", &model]).0, 0);
+    assert_eq!(run(&["convert", "--random", "tiny", "--out", &plain]).0, 0);
     // a vocabulary whose tokens are sequences that terminals obey
-    let vocabulary = std::fs::read_to_string(format!("{model}/vocab.txt")).unwrap();
+    let vocabulary = std::fs::read_to_string(format!("{plain}/vocab.txt")).unwrap();
     let hostile = |(i, t): (usize, &str)| {
         if t.starts_with('[') { t.to_string() } else { format!("\u{1b}]52;c;{i}\u{7}") }
     };
     let lines: Vec<String> = vocabulary.lines().enumerate().map(hostile).collect();
-    std::fs::write(format!("{model}/vocab.txt"), lines.join("\n") + "\n").unwrap();
+    std::fs::create_dir(&words).unwrap();
+    std::fs::write(format!("{words}/vocab.txt"), lines.join("\n") + "\n").unwrap();
+    std::fs::copy(format!("{plain}/tokenizer_config.json"), format!("{words}/tokenizer_config.json"))
+        .unwrap();
+    assert_eq!(run(&["convert", &plain, "--bert", &words, "--out", &model]).0, 0);
     let picture = at("picture.png");
     let mut png = png::Encoder::new(std::fs::File::create(&picture).unwrap(), 8, 8);
     png.set_color(png::ColorType::Rgb);

@@ -8,6 +8,8 @@ use std::marker::PhantomData;
 /// A matrix in an array: `row` elements from row to row, and whether it stands there transposed.
 #[derive(Clone, Copy, Debug)]
 pub struct Operand<'a> {
+    // Read by the drivers that compute.
+    #[cfg_attr(not(any(feature = "cuda", feature = "host-kernels")), allow(dead_code))]
     pub(in crate::device) at: *mut c_void,
     pub(in crate::device) storage: Storage,
     pub(in crate::device) row: usize,
