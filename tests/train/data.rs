@@ -74,6 +74,10 @@ fn too_many_missing_pictures_are_refused_and_few_are_said() {
     world.train("no", &[]).refused(3, &["1 of 24", "07.png", "missing"]);
     let done = world.train("run", &["--steps", "2", "--set", "missing_share=0.05"]).good();
     assert!(done.errors().contains("1 missing pictures"), "{}", done.errors());
+    // A wrong folder: doctor names a picture that is not there, and the folder.
+    std::fs::create_dir(world.path("empty")).unwrap();
+    let doctor = world.run(&["doctor", "--images", "empty", "--captions", "captions.json"]);
+    doctor.refused(3, &["at least one caption", "00.png", "empty", "no picture lies there"]);
 }
 
 #[test]

@@ -250,7 +250,11 @@ impl<'a> Builder<'a> {
             }
         }
         if self.samples.is_empty() {
-            let e = Error::new(Kind::Data, OPERATION).expected("at least one caption").got(&self.report);
+            let missing = self.report.examples.iter().find(|e| e.starts_with("missing"));
+            let missing = missing.map(|m| format!("; the first is a {m}")).unwrap_or_default();
+            let e = Error::new(Kind::Data, OPERATION)
+                .expected("at least one caption")
+                .got(format!("{}{missing}", self.report));
             return Err(match (&self.want, self.splits.keys().cloned().collect::<Vec<_>>()) {
                 (Want::All(Some(_)), known) => e.fix(format!("its splits are: {}", known.join(", "))),
                 _ => e.fix(self.missing_advice()),
