@@ -6,6 +6,8 @@ use std::path::Path;
 
 const VOCABULARY: &str = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n犬\n";
 
+const MECAB: &str = r#"{"word_tokenizer_type": "mecab"}"#;
+
 fn folder(settings: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("vocab.txt"), VOCABULARY).unwrap();
@@ -28,11 +30,13 @@ fn pipe(path: &Path) {
 #[test]
 fn a_dictionary_lies_in_the_models_folder() {
     for name in ["/dev/zero", "../dictionary.zst", "a/../../b", "/etc/passwd", ".", "", "a\\u0000b", "//x"] {
-        let dir = folder(&format!(r#"{{"mecab_kwargs": {{"mecab_dic": "{name}"}}}}"#));
+        let dir = folder(&format!(
+            r#"{{"word_tokenizer_type": "mecab", "mecab_kwargs": {{"mecab_dic": "{name}"}}}}"#
+        ));
         let (code, message) = refused(dir.path());
         assert!(code == 3 && message.contains("mecab_dic"), "{name}: {message}");
     }
-    let dir = folder(r#"{"mecab_kwargs": {"mecab_dic": "dictionary.zst"}}"#);
+    let dir = folder(r#"{"word_tokenizer_type": "mecab", "mecab_kwargs": {"mecab_dic": "dictionary.zst"}}"#);
     let file = dir.path().join("dictionary.zst");
     assert!(refused(dir.path()).1.contains("qformer dictionary"));
     pipe(&file);
@@ -45,7 +49,7 @@ fn a_dictionary_lies_in_the_models_folder() {
 #[test]
 fn vocabulary_and_settings_are_regular_files_or_links_to_such() {
     for name in ["vocab.txt", "tokenizer_config.json"] {
-        let dir = folder("{}");
+        let dir = folder(MECAB);
         let (path, kept) = (dir.path().join(name), dir.path().join("blob"));
         // As in the cache of Hugging Face's hub: a link to the file.
         std::fs::rename(&path, &kept).unwrap();
@@ -71,7 +75,7 @@ fn vocabulary_and_settings_are_regular_files_or_links_to_such() {
 fn a_vocabulary_has_a_limit() {
     let message = Tokenizer::open_vocabulary(Path::new("/dev/zero")).map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("at most 67108864 bytes"), "{message}");
-    let dir = folder("{}");
+    let dir = folder(MECAB);
     let path = dir.path().join("pipe");
     pipe(&path);
     let writer = path.clone();
