@@ -275,7 +275,7 @@ fn unknown_settings_get_a_line_and_a_suggestion() {
 fn settings_out_of_range_are_refused() {
     let world = World::new();
     for (set, words) in [
-        ("batch=1", "2 or more"),
+        ("batch=1", "2 to 1048576"),
         ("batch=2.5", "a whole number"),
         ("batch=49", "at most 48"),
         ("init_lr=-1", "0 or more"),
