@@ -37,10 +37,6 @@ fn the_table_is_the_stored_one() {
 const SPILLS: &[(&str, u32)] = &[
     // f32 is the mode of proofs, not of speed: 2 of 255 registers, stored once per thread.
     ("attention_bwd_q_f32", 8),
-    // Once a step over [B, B] similarities: 0.2 us by the roofline, far below a launch.
-    ("max_similarity_fwd_f32", 56),
-    ("max_similarity_fwd_f16", 56),
-    ("max_similarity_fwd_bf16", 56),
 ];
 
 #[test]
