@@ -237,7 +237,7 @@ pub fn identity(model: &Pretrained, folder: &Path) -> Identity {
     Identity { folder, model, num_query: c.num_query, embed_dim: c.embed_dim }
 }
 
-/// Pictures loaded ahead on threads, in order; broken ones are told of, counted and left out.
+/// Pictures prefetched on threads, in order; broken ones are reported, counted and left out.
 pub struct Stream<T> {
     operation: &'static str,
     loader: Option<Loader<T>>,

@@ -28,7 +28,7 @@ const OPERATION: &str = "evaluate";
 ///
 /// Retrieval as in LAVIS: of each picture the --k-test texts with the highest itc (and of each text the pictures) are ranked by
 /// itm + itc, the rest come last; recall@1, 5 and 10 in percent. Captions: BLEU-1 to 4, ROUGE-L and CIDEr-D of the best caption
-/// against all of a picture's, over the words MeCab finds. Broken pictures are told of and left out; the exit code is then 3.
+/// against all of a picture's, over the words MeCab finds. Broken pictures are reported and left out; the exit code is then 3.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   qformer evaluate --model runs/stair --captions val.json --images images/

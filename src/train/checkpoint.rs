@@ -201,7 +201,7 @@ fn lock_owner(disk: &dyn Disk, file: &Path) -> String {
     if read.is_ok() && !text.is_empty() { text } else { "another process".into() }
 }
 
-/// The newest intact checkpoint of a folder; `torn` is told of each newer one that is damaged.
+/// The newest intact checkpoint of a folder; `torn` is called with each newer one that is damaged.
 pub fn latest(disk: &dyn Disk, folder: &Path, mut torn: impl FnMut(&Error)) -> Result<Option<PathBuf>> {
     for (_, path) in steps(disk, folder)? {
         match read(disk, &path, false) {

@@ -1,4 +1,4 @@
-//! Training: optimizer, schedule and trainer, and what surrounds a step so that a run can be stopped, lost and gone on with.
+//! Training: optimizer, schedule and trainer, and what surrounds a step so that a run can be stopped, lost and resumed.
 
 pub mod cache;
 pub mod checkpoint;

@@ -261,7 +261,7 @@ impl Going<'_> {
     }
 }
 
-/// What a run that is gone on with has before it.
+/// What a resumed run has before it.
 fn where_it_stands(step: u64, length: Length) -> String {
     let whole = length.whole;
     match step {

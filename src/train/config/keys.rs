@@ -127,7 +127,7 @@ const KEYS: &[Key] = &[
         |c| json!(c.bad_share), |c, v| { c.bad_share = share(v)?; Ok(()) }),
     key("workers", "run.num_workers", "threads that load pictures (as many as there are cores)",
         |c| json!(c.workers), |c, v| { c.workers = Some(count(v, 0)?.max(1)); Ok(()) }),
-    key("prefetch", "", "micro-batches loaded ahead",
+    key("prefetch", "", "micro-batches prefetched",
         |c| json!(c.prefetch), |c, v| { c.prefetch = count(v, 1)?; Ok(()) }),
     key("save_every", "", "steps between checkpoints; 0: by time only",
         |c| json!(c.save_every), |c, v| { c.save_every = whole(v, 0)?; Ok(()) }),

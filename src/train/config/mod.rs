@@ -197,7 +197,7 @@ impl Config {
     }
 
     /// `--steps`: the length of a run that has none of its own; otherwise where this process stops, and the run keeps its
-    /// length and schedule, to be gone on with. Beyond the steps of the settings it is their new number.
+    /// length and schedule, to be resumed. Beyond the steps of the settings it is their new number.
     pub fn set_steps(&mut self, steps: u64) {
         match (self.steps, self.epochs) {
             (None, None) => self.steps = Some(steps),
