@@ -30,8 +30,8 @@ use std::time::Instant;
 ///
 /// `data` reads a data set: captions a second, the peak of memory, and with --images pictures a second, read and decoded.
 ///
-/// `--device plan` computes nothing: it counts what a run launches, moves and holds on a GPU, and says what the roofline
-/// of an H200 makes of it. `kernels` times the kernels of a GPU one by one (--device cuda, or host with --config tiny): GB/s or TFLOP/s of the bytes
+/// `--device plan` computes nothing: it counts what a run launches, moves and holds on a GPU, and gives the roofline
+/// time on an H200. `kernels` times the kernels of a GPU one by one (--device cuda, or host with --config tiny): GB/s or TFLOP/s of the bytes
 /// and operations they cannot do without, and the share of that in what a copy or a large product reaches in the same run.
 #[derive(clap::Args)]
 #[command(
