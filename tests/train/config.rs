@@ -294,7 +294,7 @@ fn settings_out_of_range_are_refused() {
         ("contrast=accumulated", "image encoder is trained"),
         ("vit_gelu=relu", "expected exact or tanh"),
         ("vit_gelu=tanh", "exact where the image encoder is trained"),
-        ("keep_last=0", "1 or more"),
+        ("keep_last=0", "1 to 1048576"),
     ] {
         world.train("no", &["--dry-run", "--set", set]).refused(2, &[words]);
     }
