@@ -53,19 +53,10 @@ pub fn token_line(line: &str) -> Option<(&str, &str)> {
 pub fn read(text: &mut Text, columns: Columns, builder: &mut Builder) -> Result<()> {
     let bars = columns.delimiter == b'|';
     let path = text.path.clone();
-    let mut table = ReaderBuilder::new()
-        .delimiter(columns.delimiter)
-        .quoting(!bars)
-        .flexible(bars)
-        .trim(if bars { Trim::All } else { Trim::None })
-        .from_reader(text);
-    let mut line = StringRecord::new();
-    let mut lines = 0;
-    while table.read_record(&mut line).map_err(|e| unreadable(&path, e))? {
-        lines += 1;
-        if lines > MAX_ENTRIES {
-            return Err(too_many(&path));
-        }
+    let mut form = ReaderBuilder::new();
+    form.delimiter(columns.delimiter).quoting(!bars).flexible(bars);
+    form.trim(if bars { Trim::All } else { Trim::None });
+    records(&form, text, |line, _| {
         let name = line.get(columns.image).unwrap_or_default();
         if name.is_empty() {
             let at = line.position().map_or(0, csv::Position::line);
@@ -75,14 +66,13 @@ pub fn read(text: &mut Text, columns: Columns, builder: &mut Builder) -> Result<
         // Of a table of ranked captions the first of each picture is its best.
         let ranked = columns.rank.and_then(|c| line.get(c)).is_some_and(|r| r.trim() != "1");
         if builder.best() && ranked {
-            continue;
+            return Ok(());
         }
         let id = columns.image_id.and_then(|c| line.get(c)).filter(|id| !id.is_empty()).map(Id::of_text);
         let sample = builder.sample(Some(name), id.as_ref())?;
         let caption = line.get(columns.caption).unwrap_or_default().to_owned();
-        builder.captions(sample, Captions::One(Some(caption)), None)?;
-    }
-    Ok(())
+        builder.captions(sample, Captions::One(Some(caption)), None)
+    })
 }
 
 /// Flickr's tables without a heading.
@@ -90,28 +80,36 @@ pub fn token(text: &mut Text, builder: &mut Builder) -> Result<()> {
     let path = text.path.clone();
     let mut form = ReaderBuilder::new();
     form.delimiter(b'\t').quoting(false).flexible(true).has_headers(false);
-    let mut table = form.from_reader(text);
-    let mut line = StringRecord::new();
-    let mut lines = 0;
-    while table.read_record(&mut line).map_err(|e| unreadable(&path, e))? {
-        lines += 1;
-        if lines > MAX_ENTRIES {
-            return Err(too_many(&path));
-        }
+    records(&form, text, |line, number| {
         let whole = line.iter().collect::<Vec<_>>().join("\t");
         let Some((name, caption)) = token_line(&whole) else {
-            let got = format!("line {lines}: {}", quoted(&whole));
+            let got = format!("line {number}: {}", quoted(&whole));
             return Err(Error::file(OPERATION, &path, "name#number TAB caption in every line", got));
         };
         let sample = builder.sample(Some(name), None)?;
-        builder.captions(sample, Captions::One(Some(caption.to_owned())), None)?;
-    }
-    Ok(())
+        builder.captions(sample, Captions::One(Some(caption.to_owned())), None)
+    })
 }
 
-fn too_many(path: &std::path::Path) -> Error {
-    Error::file(OPERATION, path, format!("at most {MAX_ENTRIES} lines"), "more")
-        .fix("split it into several files")
+/// Every record of a table, with its number from 1.
+fn records(
+    form: &ReaderBuilder,
+    text: &mut Text,
+    mut each: impl FnMut(&StringRecord, usize) -> Result<()>,
+) -> Result<()> {
+    let path = text.path.clone();
+    let mut table = form.from_reader(text);
+    let mut line = StringRecord::new();
+    let mut number = 0;
+    while table.read_record(&mut line).map_err(|e| unreadable(&path, e))? {
+        number += 1;
+        if number > MAX_ENTRIES {
+            let expected = format!("at most {MAX_ENTRIES} lines");
+            return Err(Error::file(OPERATION, &path, expected, "more").fix("split it into several files"));
+        }
+        each(&line, number)?;
+    }
+    Ok(())
 }
 
 /// What the reader says of a line; an error of the file itself stays what it is.
