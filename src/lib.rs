@@ -24,9 +24,13 @@
 //! | [`report`] | a run as one HTML page |
 //! | [`results`] | what commands write: caption files, arrays, the page of a search |
 //! | [`index`] | features of many pictures on the disk, to search in |
-//! | [`commands`] | the command line |
+//! | `console` | progress and signals of long commands (feature `cli`) |
+//! | `commands` | the command line (feature `cli`) |
 
+#[cfg(feature = "cli")]
 pub mod commands;
+#[cfg(feature = "cli")]
+pub mod console;
 pub mod data;
 pub mod demo;
 pub mod device;

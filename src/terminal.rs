@@ -36,6 +36,16 @@ pub fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", printable(text));
 }
 
+/// A duration as one reads it.
+pub fn duration(t: std::time::Duration) -> String {
+    let s = t.as_secs();
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {} s", s / 60, s % 60),
+        _ => format!("{} h {} min", s / 3600, s % 3600 / 60),
+    }
+}
+
 /// A line to standard error, as `eprintln!` takes it.
 macro_rules! note {
     ($($text:tt)*) => {

@@ -26,16 +26,31 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("index", &["results", "files"]),
     ("demo", &["data", "vision", "files"]),
     // From here on a model meets the world.
+    ("pretrained", &["model", "nn", "tensor", "text", "vision", "weights", "files"]),
     (
         "train",
-        &["model", "nn", "ops", "tensor", "device", "data", "vision", "text", "metrics", "weights", "files"],
+        &[
+            "pretrained",
+            "model",
+            "nn",
+            "ops",
+            "tensor",
+            "device",
+            "data",
+            "vision",
+            "text",
+            "metrics",
+            "weights",
+            "files",
+        ],
     ),
-    ("pretrained", &["model", "nn", "tensor", "text", "vision", "weights", "files"]),
+    ("console", &["train"]),
     ("parity", &["train", "model", "nn", "ops", "tensor", "text", "vision", "weights"]),
     ("report", &["train", "data", "vision", "metrics", "results", "files"]),
     (
         "commands",
         &[
+            "console",
             "report",
             "parity",
             "pretrained",

@@ -4,15 +4,15 @@
 //! computed: a picture gets the same numbers, bit for bit, in any batch.
 
 use super::inputs::Picture;
+use crate::console::progress::Progress;
+use crate::console::signals::Stop;
 use crate::data::{Image, Loader, Options, Order};
 use crate::index::Identity;
 use crate::model::{Images, mean_cosine};
-use crate::nn::{Gelu, Pass, Precision};
+use crate::nn::{self, Gelu, Pass, Precision};
 use crate::pretrained::Pretrained;
 use crate::tensor::{Device, Tensor};
 use crate::terminal::note;
-use crate::train::progress::Progress;
-use crate::train::signals::Stop;
 use crate::vision::{self, Photo, Resampling, Turn};
 use crate::{Error, Kind, Result};
 use std::path::{Path, PathBuf};
@@ -73,26 +73,8 @@ pub struct PlaceArgs {
 impl PlaceArgs {
     /// `say` is told which device `auto` is.
     pub fn open(&self, say: impl FnOnce(String)) -> Result<(Device, Precision)> {
-        place(&self.device, self.dtype.as_deref(), Gelu::named(&self.vit_gelu)?, say)
+        nn::place(&self.device, self.dtype.as_deref(), Gelu::named(&self.vit_gelu)?, say)
     }
-}
-
-/// Where to compute and how, as a command line or a configuration names them.
-pub fn place(
-    device: &str,
-    dtype: Option<&str>,
-    vit_gelu: Gelu,
-    say: impl FnOnce(String),
-) -> Result<(Device, Precision)> {
-    let device = if device == "auto" {
-        let (device, line) = Device::auto();
-        say(line);
-        device
-    } else {
-        Device::open(device)?
-    };
-    let precision = Precision::on(&device, dtype)?.with_gelu(&device, vit_gelu)?;
-    Ok((device, precision))
 }
 
 /// The model of a folder where the command is to compute.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod caption;
+mod completions;
 mod convert;
 mod demo;
 mod dictionary;
@@ -13,7 +14,7 @@ mod features;
 mod generation;
 mod inputs;
 mod inspect;
-mod job;
+mod manual;
 mod output;
 mod outputs;
 mod parity;
@@ -21,7 +22,6 @@ mod query;
 mod report;
 mod retrieval;
 mod search;
-mod start;
 mod tokens;
 mod train;
 mod vocabulary;
@@ -55,6 +55,8 @@ enum Command {
     Vocabulary(vocabulary::Args),
     Dictionary(dictionary::Args),
     Bench(bench::Args),
+    Completions(completions::Args),
+    Manual(manual::Args),
 }
 
 /// Runs the command that was parsed.
@@ -75,5 +77,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Vocabulary(args) => vocabulary::run(&args),
         Command::Dictionary(args) => dictionary::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Manual(args) => manual::run(&args),
     }
 }

@@ -2,11 +2,11 @@
 //! by picture, so that the keys and values of one picture at a time are in memory.
 
 use super::engine::{Seen, Texts};
+use crate::console::progress::Progress;
 use crate::model::{Images, Retrieval, retrieval_scores};
 use crate::nn::Pass;
 use crate::pretrained::Pretrained;
 use crate::tensor::Tensor;
-use crate::train::progress::Progress;
 use crate::{Error, Kind, Result};
 use std::collections::HashMap;
 use std::fs::File;

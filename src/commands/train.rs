@@ -1,12 +1,13 @@
 //! `qformer train`: from pictures and captions to a trained model directory.
 
-use super::job::{Aim, CONFIG, Job};
 use super::output::Output;
+use crate::console::Terminal;
 use crate::train::config::{self, Config, yaml};
-use crate::train::progress::Progress;
+use crate::train::session::{Aim, CONFIG, Job};
+use crate::train::{Ending, Outcome, Watch};
 use crate::{Error, Result};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Train a Q-Former on pictures and captions
 ///
@@ -94,36 +95,62 @@ pub struct Args {
     keys: bool,
 }
 
-/// Where in a run's folder its trained model is.
-pub(super) const MODEL: &str = "model";
-
 pub fn run(args: &Args) -> Result<()> {
     if args.keys {
         return print(&config::describe());
     }
     let config = args.read()?;
-    let mut progress = Progress::new(args.quiet);
+    let mut terminal = Terminal::new(args.quiet);
     let aim = match (args.export, args.resume) {
         (true, _) => Aim::Export,
         (false, true) => Aim::Resume,
         (false, false) => Aim::Begin,
     };
     let out = config.out.clone();
-    let job = Job::prepare("train", config, aim, &progress)?;
+    let job = Job::prepare(config, aim, &terminal)?;
     let out = out.ok_or_else(no_folder)?;
     if args.dry_run {
-        return print(&job.dry_run(&out, &progress)?);
+        return print(&job.dry_run(&out, &terminal)?);
     }
-    match aim {
-        Aim::Export => job.export(&out, &progress),
-        _ => job.train(&out, &mut progress),
+    if aim == Aim::Export {
+        let Outcome { step, model, .. } = job.export(&out, &terminal)?;
+        terminal.say(&format!("the model of step {step} is in {}", model.display()));
+        return Ok(());
     }
+    let outcome = job.train(&out, &mut terminal)?;
+    conclude("train", &out, &outcome, &terminal)
 }
 
 /// Trains as a configuration says, from the beginning, for another command.
-pub(super) fn train(command: &'static str, config: Config, progress: &mut Progress) -> Result<()> {
+pub(super) fn train(command: &str, config: Config, terminal: &mut Terminal) -> Result<()> {
     let out = config.out.clone().ok_or_else(no_folder)?;
-    Job::prepare(command, config, Aim::Begin, progress)?.train(&out, progress)
+    let outcome = Job::prepare(config, Aim::Begin, terminal)?.train(&out, terminal)?;
+    conclude(command, &out, &outcome, terminal)
+}
+
+/// Says how a training ended; an error if a signal stopped it.
+fn conclude(command: &str, out: &Path, outcome: &Outcome, terminal: &Terminal) -> Result<()> {
+    let Outcome { ending, step, whole, model } = outcome;
+    let resume = format!("resume with: qformer train --resume --out {}", out.display());
+    let stopped = terminal.stopped(command);
+    match (ending, stopped) {
+        (Ending::StoppedInCache(kept), Some(stopped)) => {
+            Err(stopped.fix(format!("run the same command again; {} keeps what is done", kept.display())))
+        }
+        (Ending::Stopped, Some(stopped)) => {
+            let export = format!("its model so far: qformer train --export --out {}", out.display());
+            Err(stopped.about(format!("saved at step {step} of {whole}")).fix(format!("{resume}; {export}")))
+        }
+        _ => {
+            terminal.say(&if step < whole {
+                format!("stopped after step {step} of {whole}; {resume}")
+            } else {
+                format!("trained all {step} steps")
+            });
+            terminal.say(&format!("the model is in {}", model.display()));
+            Ok(())
+        }
+    }
 }
 
 fn no_folder() -> Error {

@@ -1,19 +1,63 @@
-//! Matrix products on the CPU, through the `gemm` crate. The one file that reasons about row and column major.
+//! Matmuls on the CPU, by the kernels of the `gemm` crates. The one file that reasons about row and column major.
 //!
 //! c = beta * c + alpha * a b, each operand a view with a row and a column stride over a slice. The order of every sum
 //! depends on the shapes alone, not on the number of threads.
 
 use super::Real;
+use gemm_common::Parallelism;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 static FLOPS: AtomicU64 = AtomicU64::new(0);
 
-/// Notes a product [m,k] x [k,n]: 2 m n k operations.
+/// A kernel for one element type: m, n, k; c with its column and row stride, and whether it is read; a and b with theirs;
+/// alpha, beta of c := alpha c + beta a b; three conjugations, which are for complex numbers; threads.
+#[doc(hidden)]
+pub type Kernel<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
+
+/// The two element types whose matmuls run here.
+pub trait Element: Sized {
+    #[doc(hidden)]
+    fn kernel() -> Kernel<Self>;
+}
+
+impl Element for f32 {
+    fn kernel() -> Kernel<f32> {
+        gemm_f32::gemm::f32::get_gemm_fn()
+    }
+}
+
+impl Element for f64 {
+    fn kernel() -> Kernel<f64> {
+        gemm_f64::gemm::f64::get_gemm_fn()
+    }
+}
+
+/// Notes a matmul [m,k] x [k,n] x [k,n]: 2 m n k operations.
 pub fn count((m, n, k): (usize, usize, usize)) {
     FLOPS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
 }
 
-/// Floating-point operations of all matrix products of this process so far; element-wise work is not counted.
+/// Floating-point operations of all matmuls of this process so far; element-wise work is not counted.
 pub fn flops() -> u64 {
     FLOPS.load(Ordering::Relaxed)
 }
@@ -71,25 +115,32 @@ pub fn gemm<T: Real>(
         return;
     }
     count((m, n, k));
-    let threads = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    let threads = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
+    let (a_strides, b_strides) =
+        ((stride(k, a.column), stride(m, a.row)), (stride(n, b.column), stride(k, b.row)));
+    let (a, b, row) = ((a.data.as_ptr(), a_strides), (b.data.as_ptr(), b_strides), stride(m, width));
+    // The micro-kernels prefer columns: rows of c are columns of its transpose, c^T = b^T a^T.
+    let turned = |(data, (column, row))| (data, (row, column));
+    let ((m, n), (column, row), (a, a_strides), (b, b_strides)) =
+        if row > 1 { ((n, m), (row, 1), turned(b), turned(a)) } else { ((m, n), (1, row), a, b) };
     // SAFETY: the asserts above bound every element that the strides can reach, so that strides that are used fit isize; no
     // element of `c` belongs to two rows, which threads write at once, and `c` is borrowed mutably, so it overlaps neither
-    // `a` nor `b`. T is f32 or f64, which `gemm` knows.
+    // `a` nor `b`.
     unsafe {
-        gemm::gemm(
+        T::kernel()(
             m,
             n,
             k,
             c.as_mut_ptr(),
-            1,
-            stride(m, width),
+            column,
+            row,
             beta != T::ZERO,
-            a.data.as_ptr(),
-            stride(k, a.column),
-            stride(m, a.row),
-            b.data.as_ptr(),
-            stride(n, b.column),
-            stride(k, b.row),
+            a,
+            a_strides.0,
+            a_strides.1,
+            b,
+            b_strides.0,
+            b_strides.1,
             beta,
             alpha,
             false,
@@ -105,7 +156,7 @@ mod tests {
     use super::*;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    /// Whether a 2 x 2 product of these views, over four numbers each, is refused.
+    /// Whether a 2 x 2 matmul of these views, over four numbers each, is refused.
     fn refused(a: (usize, usize), b: (usize, usize), width: usize) -> bool {
         let (data, mut c) = ([1.0f32; 4], [0.0; 4]);
         let view = |(row, column)| View { data: &data, row, column };

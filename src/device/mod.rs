@@ -92,6 +92,11 @@ impl Device {
         }
     }
 
+    /// The GPU, if it is one.
+    pub fn gpu(&self) -> Option<&gpu::Gpu> {
+        if let Device::Gpu(gpu) = self { Some(gpu) } else { None }
+    }
+
     /// Whether tensors are stored there in the bits that they are told to be; the CPU has them in f32 or f64.
     pub fn keeps_storages(&self) -> bool {
         matches!(self, Device::Gpu(_))

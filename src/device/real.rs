@@ -25,6 +25,7 @@ impl fmt::Display for DType {
 
 pub trait Real:
     bytemuck::Pod
+    + super::gemm::Element
     + Debug
     + Default
     + PartialOrd

@@ -103,3 +103,21 @@ impl Precision {
         }
     }
 }
+
+/// Where to compute and how, as a command line or a configuration names them.
+pub fn place(
+    device: &str,
+    dtype: Option<&str>,
+    vit_gelu: Gelu,
+    say: impl FnOnce(String),
+) -> Result<(Device, Precision)> {
+    let device = if device == "auto" {
+        let (device, line) = Device::auto();
+        say(line);
+        device
+    } else {
+        Device::open(device)?
+    };
+    let precision = Precision::on(&device, dtype)?.with_gelu(&device, vit_gelu)?;
+    Ok((device, precision))
+}

@@ -3,7 +3,7 @@
 use super::chart::{Series, chart};
 use super::{Curves, Group, Sample, Story};
 use crate::results::{data, escape};
-use crate::train::progress::time;
+use crate::terminal::duration;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ fn summary(story: &Story) -> String {
     add("samples a second", (!rates.is_empty()).then(|| format!("{mean:.1} on average")));
     add(
         "from first to last step",
-        span(steps).map(|s| time(Duration::try_from_secs_f64(s).unwrap_or_default())),
+        span(steps).map(|s| duration(Duration::try_from_secs_f64(s).unwrap_or_default())),
     );
     let mut html = "<table>\n".to_string();
     for (name, text) in rows {

@@ -9,6 +9,8 @@ use super::cursor::Found;
 use super::mecab::{self, Texts};
 use crate::files::read_regular;
 use crate::{Error, Result};
+use ruzstd::decoding::StreamingDecoder;
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use std::borrow::Cow;
 use std::io::Read;
 use std::path::Path;
@@ -112,7 +114,7 @@ fn piece(text: &str) -> usize {
 /// A dictionary file made of a compiled MeCab dictionary, and the number of its words.
 pub fn convert(folder: &Path) -> Result<(Vec<u8>, usize)> {
     let texts = mecab::read(folder)?;
-    let file = build(&texts).and_then(|raw| pack(&raw).map_err(|e| e.to_string()));
+    let file = build(&texts).map(|raw| pack(&raw));
     let file =
         file.map_err(|why| Error::file("convert a dictionary", folder, "a whole MeCab dictionary", why))?;
     Ok((file, texts.words))
@@ -132,30 +134,37 @@ pub(super) fn build(texts: &Texts) -> Found<Vec<u8>> {
     Ok(raw)
 }
 
-fn pack(raw: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut encoder = zstd::bulk::Compressor::new(19)?;
-    encoder.include_checksum(true)?;
-    encoder.include_contentsize(true)?;
-    // No more than there is to look back on: what a small dictionary does not fill takes time all the same.
-    encoder.window_log((usize::BITS - raw.len().leading_zeros()).clamp(10, 24))?;
-    encoder.compress(raw)
+fn pack(raw: &[u8]) -> Vec<u8> {
+    compress_to_vec(raw, CompressionLevel::Fastest)
 }
 
 fn unpack(file: &[u8]) -> Result<Vec<u8>, String> {
-    let size = zstd::zstd_safe::get_frame_content_size(file).ok().flatten();
-    let Some(size) = size else { return Err("no zstd frame that tells its size".into()) };
+    let damaged = |e: &dyn std::fmt::Display| format!("no whole zstd frame ({e})");
     let limit = LARGEST.min((file.len() as u64).saturating_mul(RATIO).saturating_add(SMALL));
+    let beyond =
+        |size: String| Err(format!("{} bytes that unpack to {size}, above the limit of {limit}", file.len()));
+    let mut rest = file;
+    let mut decoder = StreamingDecoder::new(&mut rest).map_err(|e| damaged(&e))?;
+    // 0 where a frame does not tell its size.
+    let size = decoder.decoder.content_size();
     if size > limit {
-        return Err(format!(
-            "{} bytes that claim to unpack to {size}, above the limit of {limit}",
-            file.len()
-        ));
+        return beyond(size.to_string());
     }
-    let mut raw = Vec::new();
-    let decoder = zstd::stream::read::Decoder::with_buffer(file).map_err(|e| e.to_string())?;
-    decoder.take(limit + 1).read_to_end(&mut raw).map_err(|e| format!("a damaged zstd frame ({e})"))?;
-    if raw.len() as u64 != size {
-        return Err(format!("{} bytes where {size} were announced", raw.len()));
+    let mut raw = Vec::with_capacity(size as usize);
+    decoder.by_ref().take(limit + 1).read_to_end(&mut raw).map_err(|e| damaged(&e))?;
+    let length = raw.len() as u64;
+    if length > limit {
+        return beyond("more".into());
+    }
+    if size > 0 && length != size {
+        return Err(format!("{length} bytes where {size} were announced"));
+    }
+    let sum = decoder.decoder.get_checksum_from_data();
+    if sum.is_none() || sum != decoder.decoder.get_calculated_checksum() {
+        return Err("a zstd frame whose checksum is absent or wrong".into());
+    }
+    if !rest.is_empty() {
+        return Err(format!("a zstd frame and {} bytes after it", rest.len()));
     }
     Ok(raw)
 }

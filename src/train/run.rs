@@ -12,11 +12,10 @@ use super::checkpoint::{self, Folder, Metric};
 use super::config::{Config, Length};
 use super::corpus::{Corpus, Item, Loading};
 use super::log::{Log, StepLine, Time, now};
-use super::progress::Progress;
-use super::signals::Stop;
 use super::state::{self, Identity, State};
 use super::trainer::{Micro, StepReport, Trainer};
 use super::validate::{Validation, evaluate};
+use super::watch::Watch;
 use crate::data::{self, Loader};
 use crate::files::{self, RealDisk};
 use crate::{Error, Kind, Result};
@@ -64,11 +63,10 @@ pub fn run(
     run: &Run,
     (trainer, state): (Trainer, State),
     folder: Folder<'static>,
-    stop: &Stop,
-    progress: &mut Progress,
+    watch: &mut dyn Watch,
 ) -> Result<Outcome> {
     if run.resume {
-        progress.say(match trainer.step {
+        watch.say(&match trainer.step {
             0 => "no checkpoint yet: beginning with step 1".to_string(),
             step => where_it_stands(step, run.length),
         });
@@ -77,32 +75,32 @@ pub fn run(
     let log = Log::open(run.out, trainer.step)?;
     let bad = read_bad(&run.out.join(BAD));
     let mut going = Going { run, trainer, state, folder, log, bad, saved, last_save: Instant::now() };
-    progress.start("step", going.trainer.step, run.length.steps);
+    watch.count("step", going.trainer.step, run.length.steps);
     let mut loader = going.loader()?;
     let mut coming = None;
-    while going.trainer.step < run.length.steps && stop.signal().is_none() {
+    while going.trainer.step < run.length.steps && !watch.stop() {
         let begun = Instant::now();
-        let micro = match coming.take().unwrap_or_else(|| going.next(&mut loader, progress)) {
+        let micro = match coming.take().unwrap_or_else(|| going.next(&mut loader, watch)) {
             Ok(micro) => micro,
-            Err(e) => return Err(going.after_bad_data(e, &loader, progress)),
+            Err(e) => return Err(going.after_bad_data(e, &loader, watch)),
         };
         // A GPU looks at the next step's pictures while it trains on these.
         let ahead = going.trainer.params.device().has_streams();
         if ahead && going.trainer.step + 1 < run.length.steps {
-            coming = Some(going.next(&mut loader, progress));
+            coming = Some(going.next(&mut loader, watch));
         }
         let next = coming.as_ref().and_then(|c| c.as_deref().ok()).unwrap_or_default();
         let report = going.trainer.step_ahead(&micro, next)?;
-        if let Err(e) = going.note_bad(&loader, progress) {
-            return Err(going.after_bad_data(e, &loader, progress));
+        if let Err(e) = going.note_bad(&loader, watch) {
+            return Err(going.after_bad_data(e, &loader, watch));
         }
         let waiting = loader.waited_share();
-        going.log_step(&report, waiting, begun.elapsed(), progress);
-        let metric = going.evaluate_if_due(progress)?;
+        going.log_step(&report, waiting, begun.elapsed(), watch);
+        let metric = going.evaluate_if_due(watch)?;
         going.save_if_due(metric)?;
     }
     going.save(None)?;
-    progress.finish();
+    watch.finish();
     Ok(Outcome { bad: going.bad.len(), trainer: going.trainer })
 }
 
@@ -130,7 +128,7 @@ impl Going<'_> {
     }
 
     /// The micro-batches of the next step.
-    fn next(&self, loader: &mut Loader<Item>, progress: &Progress) -> Result<Vec<Micro>> {
+    fn next(&self, loader: &mut Loader<Item>, watch: &dyn Watch) -> Result<Vec<Micro>> {
         let mut micro = Vec::with_capacity(self.run.config.accumulate);
         for _ in 0..self.run.config.accumulate {
             let mut batch = loader.next_batch()?.ok_or_else(|| {
@@ -138,14 +136,14 @@ impl Going<'_> {
             })?;
             let encoder = (&self.trainer.model, &self.trainer.params);
             for name in self.run.loading.repair(&mut batch, encoder)? {
-                progress.warn(format!("warning: damaged tokens of {name} in the cache: computed again"));
+                watch.warn(&format!("warning: damaged tokens of {name} in the cache: computed again"));
             }
             micro.push(self.run.loading.micro(batch)?);
         }
         Ok(micro)
     }
 
-    fn log_step(&mut self, report: &StepReport, waiting: f64, took: Duration, progress: &mut Progress) {
+    fn log_step(&mut self, report: &StepReport, waiting: f64, took: Duration, watch: &mut dyn Watch) {
         let samples = self.run.config.batch * self.run.config.accumulate;
         let seconds = took.as_secs_f64();
         let samples_per_second = samples as f64 / seconds.max(1e-9);
@@ -153,13 +151,13 @@ impl Going<'_> {
         let epoch = (report.step - 1) / self.run.length.steps_per_epoch;
         let line = StepLine::new(report, epoch, time);
         if let Some(warning) = self.log.step(&line) {
-            progress.warn(format!("warning: {warning}"));
+            watch.warn(&format!("warning: {warning}"));
         }
-        progress.step(&line, samples, seconds);
+        watch.step(&line, samples, seconds);
     }
 
     /// The validation loss, where it is time for it; the best so far is saved at once.
-    fn evaluate_if_due(&mut self, progress: &mut Progress) -> Result<Option<Metric>> {
+    fn evaluate_if_due(&mut self, watch: &mut dyn Watch) -> Result<Option<Metric>> {
         let Some(validation) = &self.run.validation else { return Ok(None) };
         let (step, length) = (self.trainer.step, self.run.length);
         let every = self.run.config.eval_every;
@@ -169,9 +167,9 @@ impl Going<'_> {
         }
         let line = evaluate(&self.trainer, validation)?;
         if let Some(warning) = self.log.evaluation(&line) {
-            progress.warn(format!("warning: {warning}"));
+            watch.warn(&format!("warning: {warning}"));
         }
-        progress.evaluation(&line);
+        watch.evaluation(&line);
         let better = line.loss.is_finite() && self.state.best.is_none_or(|best| line.loss < best);
         let metric = line.loss.is_finite().then(|| Metric {
             name: "validation loss".into(),
@@ -209,7 +207,7 @@ impl Going<'_> {
     }
 
     /// Lists pictures that turned out unusable, and stops when there are too many in all.
-    fn note_bad(&mut self, loader: &Loader<Item>, progress: &Progress) -> Result<()> {
+    fn note_bad(&mut self, loader: &Loader<Item>, watch: &dyn Watch) -> Result<()> {
         let bad = loader.bad();
         let fresh: Vec<_> = bad.iter().filter(|b| !self.state.bad.contains(&b.index)).collect();
         if fresh.is_empty() {
@@ -224,13 +222,13 @@ impl Going<'_> {
             self.bad.insert(picture, b.reason.to_string());
         }
         let path = self.run.out.join(BAD);
-        progress.warn(format!(
+        watch.warn(&format!(
             "warning: {} pictures could not be used so far ({})",
             self.bad.len(),
             path.display()
         ));
         if let Err(e) = write_bad(&path, &self.bad) {
-            progress.warn(format!("warning: {e}")); // the list is no reason to stop training
+            watch.warn(&format!("warning: {e}")); // the list is no reason to stop training
         }
         let (count, total) = (self.state.bad.len(), corpus.sizes().iter().sum::<usize>());
         if count as f64 <= self.run.config.bad_share * total as f64 {
@@ -245,9 +243,9 @@ impl Going<'_> {
     }
 
     /// Training cannot continue with this data: what was trained is saved, what is bad is listed.
-    fn after_bad_data(&mut self, error: Error, loader: &Loader<Item>, progress: &Progress) -> Error {
+    fn after_bad_data(&mut self, error: Error, loader: &Loader<Item>, watch: &dyn Watch) -> Error {
         // The first error is the one to report, whatever becomes of these.
-        let _ = self.note_bad(loader, progress);
+        let _ = self.note_bad(loader, watch);
         let _ = self.save(None);
         let bad = self.run.out.join(BAD);
         let list =

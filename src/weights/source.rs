@@ -76,7 +76,11 @@ impl Source {
     /// Asks the system to fetch these bytes: many small reads then wait for the disk together, not one after the other.
     pub fn prefetch(&self, at: u64, len: u64) {
         if let (From::File(file), Some(len)) = (&self.from, std::num::NonZeroU64::new(len)) {
-            let _ = rustix::fs::fadvise(file, at, Some(len), rustix::fs::Advice::WillNeed); // a hint, no more
+            // A hint, no more; macOS has no such call.
+            #[cfg(not(target_vendor = "apple"))]
+            let _ = rustix::fs::fadvise(file, at, Some(len), rustix::fs::Advice::WillNeed);
+            #[cfg(target_vendor = "apple")]
+            let _ = (file, at, len);
         }
     }
 

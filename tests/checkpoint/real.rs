@@ -2,9 +2,9 @@
 //! are this test program itself, told by a variable of the environment what to do.
 
 use crate::{expected, save};
+use qformer::console::signals::Stop;
 use qformer::files::{Disk, DiskFile, RealDisk};
 use qformer::train::checkpoint::{self, Folder, KEEP_LAST};
-use qformer::train::signals::Stop;
 use qformer::{Error, Kind};
 use rustix::process::{Pid, Signal, kill_process};
 use std::any::Any;

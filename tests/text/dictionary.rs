@@ -2,6 +2,7 @@
 
 use qformer::text::segment::{Segmenter, convert};
 use qformer::text::{Dictionary, Settings, Tokenizer};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -118,9 +119,16 @@ fn a_damaged_dictionary_file_is_refused() {
         changed[at] ^= 0x55;
     }
     // A frame that says it is larger than any dictionary; one that is far larger than it says it was.
-    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
-    assert!(bomb.len() < 10_000);
+    // (Window of 2 MB, a size of 2^40 bytes, one block of a repeated byte.)
+    let announced = [&b"\x28\xb5\x2f\xfd\xc0\x58\0\0\0\0\0\x01\0\0"[..], b"\x03\0\0\0"].concat();
+    assert!(open(&announced).err().unwrap().to_string().contains("limit"));
+    let bomb = compress_to_vec(&vec![0; 64 << 20][..], CompressionLevel::Fastest);
+    assert!(bomb.len() < 10_000, "{}", bomb.len());
     assert!(open(&bomb).err().unwrap().to_string().contains("limit"));
+    // Without its checksum, nothing would tell a damaged word.
+    let mut unchecked = bytes[..bytes.len() - 4].to_vec();
+    unchecked[4] &= !4;
+    assert!(open(&unchecked).err().unwrap().to_string().contains("checksum"));
 }
 
 #[test]

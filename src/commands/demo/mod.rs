@@ -4,12 +4,13 @@ mod exam;
 
 use super::output::Output;
 use super::train;
+use crate::console::Terminal;
 use crate::demo::{self, Places};
 use crate::files::{self, RealDisk};
 use crate::pretrained::Pretrained;
 use crate::report::{Story, page};
 use crate::train::config::{Config, yaml};
-use crate::train::progress::Progress;
+use crate::train::session::MODEL;
 use crate::{Error, Kind, Result};
 use exam::Exam;
 use serde::Serialize;
@@ -64,12 +65,12 @@ struct Summary {
 
 pub fn run(args: &Args) -> Result<()> {
     let begun = Instant::now();
-    let mut progress = Progress::new(args.quiet);
+    let mut terminal = Terminal::new(args.quiet);
     let config = settings(args)?;
     check_empty(&args.out)?;
     let tests = demo::draw(&args.out, config.seed, VARIANTS)?;
-    train::train("demo", config, &mut progress)?;
-    let model = Pretrained::open(&args.out.join(train::MODEL))?;
+    train::train("demo", config, &mut terminal)?;
+    let model = Pretrained::open(&args.out.join(MODEL))?;
     let exam = exam::take(&model, &tests)?;
     report(&args.out, &exam)?;
     let [caption_exact, recall_at_1] = [exam.captioned(), exam.found()];

@@ -5,8 +5,7 @@ use crate::data::{Loader, Options, Order};
 use crate::model::Model;
 use crate::nn::{Params, Pass};
 use crate::train::corpus::Loading;
-use crate::train::progress::Progress;
-use crate::train::signals::Stop;
+use crate::train::watch::Watch;
 use crate::{Error, Kind, Result};
 use std::sync::Arc;
 
@@ -14,26 +13,25 @@ use std::sync::Arc;
 const ROUNDS: usize = 3;
 
 impl Cache {
-    /// Computes what is missing, `batch` pictures at a time, until a signal asks to stop. Pictures that cannot be used are
+    /// Computes what is missing, `batch` pictures at a time, until it is asked to stop. Pictures that cannot be used are
     /// reported and left out.
     pub fn fill(
         &self,
         loading: &Arc<Loading>,
         encoder: (&Model, &Params),
         (batch, options): (usize, Options),
-        stop: &Stop,
-        progress: &mut Progress,
+        watch: &mut dyn Watch,
     ) -> Result<()> {
         let total = self.len() as u64;
-        progress.start("features", total - self.missing().len() as u64, total);
+        watch.count("features", total - self.missing().len() as u64, total);
         for _ in 0..ROUNDS {
-            if !self.missing().is_empty() && stop.signal().is_none() {
-                self.fill_once(loading, encoder, (batch, options.clone()), stop, progress)?;
+            if !self.missing().is_empty() && !watch.stop() {
+                self.fill_once(loading, encoder, (batch, options.clone()), watch)?;
             }
         }
-        progress.finish();
+        watch.finish();
         let missing = self.missing().len();
-        if missing > 0 && stop.signal().is_none() {
+        if missing > 0 && !watch.stop() {
             return Err(Error::new(Kind::Data, OPERATION)
                 .expected("pictures that stay as they are")
                 .got(format!("some that change while they are read: {missing} views are missing"))
@@ -47,8 +45,7 @@ impl Cache {
         loading: &Arc<Loading>,
         encoder: (&Model, &Params),
         (batch, options): (usize, Options),
-        stop: &Stop,
-        progress: &mut Progress,
+        watch: &mut dyn Watch,
     ) -> Result<()> {
         let missing = Arc::new(self.missing());
         let order = Arc::new(Order::in_turn(batch, missing.len())?);
@@ -57,11 +54,11 @@ impl Cache {
             source.view(records[i] / views, records[i] % views)
         })?;
         let mut told = 0;
-        while stop.signal().is_none() {
+        while !watch.stop() {
             let batch = loader.next_batch()?;
             let bad = loader.bad();
             for bad in &bad[told..] {
-                progress.warn(format!("warning: no features of a picture: {}", bad.reason));
+                watch.warn(&format!("warning: no features of a picture: {}", bad.reason));
                 self.mark(missing[bad.index], UNUSABLE)?;
             }
             told = bad.len();
@@ -78,7 +75,7 @@ impl Cache {
                 self.check_finite(missing[*i], record)?;
                 self.store(missing[*i], record)?;
             }
-            progress.add(batch.indices.len(), || loader.waited_share());
+            watch.advance(batch.indices.len(), &mut || loader.waited_share());
         }
         Ok(())
     }

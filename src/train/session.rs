@@ -2,28 +2,26 @@
 //! settings, data, the model it starts from, the run that stands in its folder, another process that trains there. A dry run is
 //! these checks alone.
 
+use super::cache::Cache;
+use super::checkpoint::{self, Folder, Loaded};
+use super::config::{self, Config, Length};
+use super::corpus::{Corpus, Loading};
+use super::plan::{Plan, bytes};
+use super::rehearsal;
+use super::run::{self, Run};
 use super::start::{self, Start};
-use super::train::MODEL;
+use super::state::{self, Identity, State};
+use super::trainer::Trainer;
+use super::validate::Validation;
+use super::watch::Watch;
 use crate::device::cpu;
 use crate::files::{self, RealDisk};
 use crate::model::Model;
 use crate::model::Profile;
-use crate::nn::{Params, Precision};
+use crate::nn::{self, Params, Precision};
 use crate::pretrained;
 use crate::tensor::Device;
 use crate::text::Tokenizer;
-use crate::train::cache::Cache;
-use crate::train::checkpoint::{self, Folder, Loaded};
-use crate::train::config::{self, Config, Length};
-use crate::train::corpus::{Corpus, Loading};
-use crate::train::plan::{Plan, bytes};
-use crate::train::progress::Progress;
-use crate::train::rehearsal;
-use crate::train::run::{self, Run};
-use crate::train::signals::Stop;
-use crate::train::state::{self, Identity, State};
-use crate::train::trainer::Trainer;
-use crate::train::validate::Validation;
 use crate::vision::Turn;
 use crate::{Error, Kind, Result};
 use std::path::{Path, PathBuf};
@@ -32,6 +30,8 @@ use std::sync::Arc;
 /// The run's own settings and vocabulary in its folder.
 pub const CONFIG: &str = "config.yaml";
 const VOCABULARY: &str = "vocabulary";
+/// Where in a run's folder its trained model is.
+pub const MODEL: &str = "model";
 
 /// What is to become of the run in the folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +41,29 @@ pub enum Aim {
     Export,
 }
 
+/// How a training ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub ending: Ending,
+    /// The steps that are done, of how many in all.
+    pub step: u64,
+    pub whole: u64,
+    /// The trained model's folder; not written where the training was stopped.
+    pub model: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The last step, or the one to stop after, is done, and the model written.
+    Trained,
+    /// Asked to stop: this step is saved, and the run can be resumed.
+    Stopped,
+    /// Asked to stop while image tokens were computed, of which this folder keeps what is done.
+    StoppedInCache(PathBuf),
+}
+
 /// A run that is worked out, but has not begun.
 pub struct Job {
-    /// Whose errors these are.
-    command: &'static str,
     aim: Aim,
     config: Config,
     corpus: Arc<Corpus>,
@@ -68,15 +87,14 @@ struct Beginning {
 }
 
 impl Job {
-    pub fn prepare(command: &'static str, mut config: Config, aim: Aim, progress: &Progress) -> Result<Job> {
-        let say = |line: String| progress.say(line);
-        let (device, precision) =
-            super::engine::place(&config.device, config.dtype.as_deref(), config.vit_gelu, say)?;
+    pub fn prepare(mut config: Config, aim: Aim, watch: &dyn Watch) -> Result<Job> {
+        let say = |line: String| watch.say(&line);
+        let (device, precision) = nn::place(&config.device, config.dtype.as_deref(), config.vit_gelu, say)?;
         if config.device == "auto" {
             // A run that is resumed computes where it began.
-            config.device = if matches!(device, Device::Cpu) { "cpu" } else { "cuda" }.into();
+            config.device = device.gpu().map_or("cpu", |_| "cuda").into();
         }
-        config.notes.iter().for_each(|note| progress.say(format!("note: {note}")));
+        config.notes.iter().for_each(|note| watch.say(&format!("note: {note}")));
         let again = aim != Aim::Begin;
         let own = config.out.as_ref().filter(|_| again).map(|out| out.join(CONFIG));
         let read = |sources: &[config::DataSource]| {
@@ -88,7 +106,7 @@ impl Job {
                 _ => e,
             })?;
             for report in corpus.sets.iter().map(|s| &s.report).filter(|r| r.has_warnings()) {
-                progress.warn(format!("warning: {report}"));
+                watch.warn(&format!("warning: {report}"));
             }
             Ok::<_, Error>(Arc::new(corpus))
         };
@@ -101,14 +119,13 @@ impl Job {
         let tokenize = start.tokenize();
         let longest = corpus.captions().map(|c| tokenize(c).len()).max().unwrap_or(2);
         let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length);
-        let job =
-            Job { command, aim, config, corpus, validation, start, length, plan, device, precision, longest };
-        job.note_repeats(progress)?;
+        let job = Job { aim, config, corpus, validation, start, length, plan, device, precision, longest };
+        job.note_repeats(watch)?;
         Ok(job)
     }
 
     /// What doctor finds in such a data set: right captions that count as wrong ones.
-    fn note_repeats(&self, progress: &Progress) -> Result<()> {
+    fn note_repeats(&self, watch: &dyn Watch) -> Result<()> {
         if self.config.profile != Profile::LavisDiagonal || self.aim == Aim::Export {
             return Ok(());
         }
@@ -122,7 +139,7 @@ impl Job {
         };
         let count = (0..steps).filter(repeats).count();
         if count > 0 {
-            progress.say(format!(
+            watch.say(&format!(
                 "note: {count} of {steps} batches of the first epoch repeat a picture: in the profile lavis-diagonal its right \
                  captions count as wrong there, with --set profile=lavis-image-id they do not"
             ));
@@ -131,7 +148,7 @@ impl Job {
     }
 
     /// Refuses what a run would refuse, and writes nothing.
-    pub fn dry_run(self, out: &Path, progress: &Progress) -> Result<String> {
+    pub fn dry_run(self, out: &Path, watch: &dyn Watch) -> Result<String> {
         let text = self.describe()?;
         // Numbers that a training begins with from nothing are large, and cannot be wrong.
         let reads = self.config.start.is_some() || self.aim != Aim::Begin;
@@ -139,7 +156,7 @@ impl Job {
         if reads {
             let (settings, corpus) = (self.config.cache(), Arc::clone(&self.corpus));
             let config = self.config.clone();
-            let begin = self.begin(out, progress)?;
+            let begin = self.begin(out, watch)?;
             if let Some(cache) = settings {
                 Cache::check(&cache, &config, &corpus, &begin.model.config, &begin.identity.frozen)?;
             }
@@ -169,7 +186,7 @@ impl Job {
                 cache.folder.display()
             );
         }
-        if let Device::Gpu(gpu) = &self.device {
+        if let Some(gpu) = self.device.gpu() {
             text += &format!("\n{}", self.steps().rehearse(gpu.memory().map(|m| m.usable), true)?);
         }
         Ok(text)
@@ -183,13 +200,13 @@ impl Job {
 
     /// Asks a GPU for the memory of a step of the longest captions, so that none will ask for more; says so if that may not
     /// fit. What the second stream is to have.
-    fn reserve(&self, progress: &Progress) -> Result<[usize; 2]> {
-        let Device::Gpu(gpu) = &self.device else { return Ok([0; 2]) };
+    fn reserve(&self, watch: &dyn Watch) -> Result<[usize; 2]> {
+        let Some(gpu) = self.device.gpu() else { return Ok([0; 2]) };
         let Some(memory) = gpu.memory().map(|m| m.usable) else { return Ok([0; 2]) };
         let step = self.steps().rehearse(Some(memory), false)?;
         let [held, ahead] = step.held;
         if step.peak > memory || !gpu.reserve(held)? {
-            progress.warn(format!("warning: this may not fit:\n{step}"));
+            watch.warn(&format!("warning: this may not fit:\n{step}"));
             return Ok([0; 2]);
         }
         Ok(ahead)
@@ -232,29 +249,29 @@ impl Job {
     }
 
     /// Reads the numbers that the job begins with, and refuses a run in the folder that is another's.
-    fn begin(self, out: &Path, progress: &Progress) -> Result<Beginning> {
+    fn begin(self, out: &Path, watch: &dyn Watch) -> Result<Beginning> {
         let Job { config, corpus, start, length, precision, .. } = self;
         let (model, params, tokenizer) = start.fill(&config)?;
         let vocabulary = tokenizer.fingerprint();
         let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary, precision);
         let identity = Identity { settings, frozen: state::frozen_hash(&params)? };
-        let newest = run::newest(out, |e| progress.warn(format!("warning: passed over: {e}")))?;
+        let newest = run::newest(out, |e| watch.warn(&format!("warning: passed over: {e}")))?;
         if let Some(loaded) = &newest {
             loaded.progress.check_same_run(&identity.at_start(config.seed))?;
             state::check_finite(loaded)?;
-            note_instructions(loaded, &self.device, progress);
+            note_instructions(loaded, &self.device, watch);
         }
         Ok(Beginning { model, params, tokenizer, identity, newest })
     }
 
-    pub fn train(self, out: &Path, progress: &mut Progress) -> Result<()> {
+    pub fn train(self, out: &Path, watch: &mut dyn Watch) -> Result<Outcome> {
         self.device.check_computes("train")?;
         self.check_folder(out)?;
-        let stop = Stop::listen()?;
-        let ahead = self.reserve(progress)?;
+        watch.begin()?;
+        let ahead = self.reserve(watch)?;
         if let (Some(free), None) = (self.plan.available, self.plan.largest_batch) {
             let (free, plan) = (bytes(free), &self.plan);
-            progress.warn(format!("warning: {free} are free; this may not fit:\n{plan}"));
+            watch.warn(&format!("warning: {free} are free; this may not fit:\n{plan}"));
         }
         let mut loading = Arc::new(self.loading(&self.corpus, true));
         let validation = self.validation.as_ref().map(|corpus| Validation {
@@ -262,14 +279,16 @@ impl Job {
             entries: corpus.first_captions(self.config.eval_pictures),
             batch: self.config.batch,
         });
-        let (command, resume) = (self.command, self.aim == Aim::Resume);
+        let resume = self.aim == Aim::Resume;
         let (config, length, device, precision) =
             (self.config.clone(), self.length, self.device.clone(), self.precision);
         let corpus = Arc::clone(&self.corpus);
         let before = checkpoint::steps(&RealDisk, &out.join(run::CHECKPOINTS))?;
-        let Beginning { model, params, tokenizer, identity, newest } = self.begin(out, progress)?;
+        let Beginning { model, params, tokenizer, identity, newest } = self.begin(out, watch)?;
         let params = params.to(&device, precision)?;
         let mut trainer = Trainer::new(model, params, config.options(length))?;
+        let model = out.join(MODEL);
+        let ended = |ending, step| Outcome { ending, step, whole: length.whole, model: model.clone() };
         let state = newest.map_or_else(|| Ok(State::default()), |l| state::restore(&mut trainer, l))?;
         if ahead != [0; 2] {
             trainer.open_ahead(ahead)?;
@@ -282,44 +301,34 @@ impl Job {
         let folder = own(out, &before)?;
         keep(out, &config, &tokenizer, resume)?;
         if let Some(cache) = cache {
-            let kept = cache.folder().display().to_string();
-            loading = cached(cache, &config, loading, &trainer, &stop, progress)?;
-            if let Some(stopped) = stop.error(command) {
-                return Err(stopped.fix(format!("run the same command again; {kept} keeps what is done")));
+            let kept = cache.folder().to_owned();
+            loading = cached(cache, &config, loading, &trainer, watch)?;
+            if watch.stop() {
+                return Ok(ended(Ending::StoppedInCache(kept), trainer.step));
             }
         }
         let job = Run { config: &config, length, loading, validation, identity, out, resume };
-        let outcome = run::run(&job, (trainer, state), folder, &stop, progress)?;
+        let outcome = run::run(&job, (trainer, state), folder, watch)?;
         let step = outcome.trainer.step;
-        let go_on = format!("resume with: qformer train --resume --out {}", out.display());
-        if let Some(stopped) = stop.error(command) {
-            let export = format!("its model so far: qformer train --export --out {}", out.display());
-            let saved = stopped.about(format!("saved at step {step} of {}", length.whole));
-            return Err(saved.fix(format!("{go_on}; {export}")));
+        if watch.stop() {
+            return Ok(ended(Ending::Stopped, step));
         }
         if resume {
             write_settings(out, &config)?; // they may ask for more steps than before
         }
-        let directory = out.join(MODEL);
-        start::export(&directory, &config, &outcome.trainer.model, &outcome.trainer.params, &tokenizer)?;
+        start::export(&model, &config, &outcome.trainer.model, &outcome.trainer.params, &tokenizer)?;
         if outcome.bad > 0 {
             let list = out.join(run::BAD);
             let list = list.display();
-            progress.warn(format!("warning: {} pictures could not be used; see {list}", outcome.bad));
+            watch.warn(&format!("warning: {} pictures could not be used; see {list}", outcome.bad));
         }
-        progress.say(if step < length.whole {
-            format!("stopped after step {step} of {}; {go_on}", length.whole)
-        } else {
-            format!("trained all {step} steps")
-        });
-        progress.say(format!("the model is in {}", directory.display()));
-        Ok(())
+        Ok(ended(Ending::Trained, step))
     }
 
     /// Writes the model of the newest checkpoint.
-    pub fn export(self, out: &Path, progress: &Progress) -> Result<()> {
+    pub fn export(self, out: &Path, watch: &dyn Watch) -> Result<Outcome> {
         let (config, length) = (self.config.clone(), self.length);
-        let Beginning { model, params, tokenizer, newest, .. } = self.begin(out, progress)?;
+        let Beginning { model, params, tokenizer, newest, .. } = self.begin(out, watch)?;
         let newest = newest.ok_or_else(|| {
             Error::argument("export", out.display().to_string(), "a run with a checkpoint", "none")
                 .fix("train first")
@@ -328,8 +337,8 @@ impl Job {
         state::restore(&mut trainer, newest)?;
         let directory = out.join(MODEL);
         start::export(&directory, &config, &trainer.model, &trainer.params, &tokenizer)?;
-        progress.say(format!("the model of step {} is in {}", trainer.step, directory.display()));
-        Ok(())
+        let (step, whole) = (trainer.step, length.whole);
+        Ok(Outcome { ending: Ending::Trained, step, whole, model: directory })
     }
 }
 
@@ -350,10 +359,10 @@ fn check_length(config: &Config, length: Length, again: bool) -> Result<()> {
 }
 
 /// Says so where another processor goes on with a run: its last bits may differ.
-fn note_instructions(loaded: &Loaded, device: &Device, progress: &Progress) {
+fn note_instructions(loaded: &Loaded, device: &Device, watch: &dyn Watch) {
     let (saved, now) = (state::instructions_of(loaded), cpu::instructions());
-    if let (Some(saved), Device::Cpu) = (saved.filter(|s| *s != now), device) {
-        progress.warn(format!(
+    if let (Some(saved), None) = (saved.filter(|s| *s != now), device.gpu()) {
+        watch.warn(&format!(
             "warning: instruction set: saved with {saved}, now {now}: the last bits of what is computed may differ from those of \
              a run on one machine"
         ));
@@ -379,8 +388,7 @@ fn cached(
     config: &Config,
     loading: Arc<Loading>,
     trainer: &Trainer,
-    stop: &Stop,
-    progress: &mut Progress,
+    watch: &mut dyn Watch,
 ) -> Result<Arc<Loading>> {
     let views = format!("{} view{} of a picture", cache.views(), if cache.views() == 1 { "" } else { "s" });
     let (all, missing) = (cache.len(), cache.missing().len());
@@ -389,10 +397,12 @@ fn cached(
         0 => String::new(),
         n => format!("; {n} pictures have changed since and are computed again"),
     };
-    progress
-        .say(format!("training on {views}, kept in {folder}: {} of {all} are there{changed}", all - missing));
+    watch.say(&format!(
+        "training on {views}, kept in {folder}: {} of {all} are there{changed}",
+        all - missing
+    ));
     let how = (config.batch, config.loading());
-    cache.fill(&loading, (&trainer.model, &trainer.params), how, stop, progress)?;
+    cache.fill(&loading, (&trainer.model, &trainer.params), how, watch)?;
     Ok(Arc::new(Loading { cache: Some(Arc::new(cache)), ..Loading::clone(&loading) }))
 }
 

@@ -1,13 +1,13 @@
 //! Where a training begins: a model and its tokenizer, from nothing or from a model directory.
 
+use super::config::Config;
+use super::corpus::{Corpus, Tokenize};
 use crate::Result;
 use crate::model::Model;
 use crate::nn::{self, Params, Spec};
 use crate::pretrained::{self, Opening, Pretrained};
 use crate::tensor::DType;
 use crate::text::{Settings, Tokenizer, vocabulary};
-use crate::train::config::Config;
-use crate::train::corpus::{Corpus, Tokenize};
 use std::path::Path;
 use std::sync::Arc;
 

@@ -1,7 +1,8 @@
 //! How far a command is: a bar with the remaining time on a terminal, a plain line now and then anywhere else. All of it on
 //! standard error, so that results on standard output stay clean.
 
-use super::log::{EvaluationLine, StepLine};
+use crate::terminal::duration;
+use crate::train::{EvaluationLine, StepLine};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt::Display;
 use std::io::IsTerminal;
@@ -150,7 +151,7 @@ impl Progress {
     }
 
     fn show(&mut self, text: &str) {
-        let text = format!("{text}  {} to go", time(self.left()));
+        let text = format!("{text}  {} to go", duration(self.left()));
         match &self.bar {
             Some(bar) => {
                 bar.set_message(text);
@@ -184,16 +185,6 @@ fn line(text: impl Display) {
     crate::terminal::tell(&text.to_string());
 }
 
-/// A duration as one reads it.
-pub fn time(t: Duration) -> String {
-    let s = t.as_secs();
-    match s {
-        0..60 => format!("{s} s"),
-        60..3600 => format!("{} min {} s", s / 60, s % 60),
-        _ => format!("{} h {} min", s / 3600, s % 3600 / 60),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,10 +192,10 @@ mod tests {
     #[test]
     fn the_time_to_go_follows_from_the_time_it_took() {
         let minute = Duration::from_secs(60);
-        assert_eq!(time(left(30, 90, minute)), "3 min 0 s");
-        assert_eq!(time(left(30, 0, minute)), "0 s");
-        assert_eq!(time(left(0, 59, Duration::from_secs(1))), "59 s");
-        assert_eq!(time(left(1, 123, minute)), "2 h 3 min");
+        assert_eq!(duration(left(30, 90, minute)), "3 min 0 s");
+        assert_eq!(duration(left(30, 0, minute)), "0 s");
+        assert_eq!(duration(left(0, 59, Duration::from_secs(1))), "59 s");
+        assert_eq!(duration(left(1, 123, minute)), "2 h 3 min");
     }
 
     #[test]
