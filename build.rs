@@ -115,7 +115,11 @@ fn build_host() -> Outcome<()> {
         .objects(objects.iter().flatten())
         .link_lib_modifier("+whole-archive")
         .try_compile("qformer_host_kernels")
-        .map_err(failed)
+        .map_err(failed)?;
+    // What kernels loaded later call (see `Gpu::load`) is found in the program.
+    println!("cargo::rustc-link-arg-examples=-rdynamic");
+    println!("cargo::rustc-link-arg-tests=-rdynamic");
+    Ok(())
 }
 
 // ---- CUDA --------------------------------------------------------------------------------------------------

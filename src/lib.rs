@@ -23,7 +23,7 @@
 //! | [`parity`] | recorded cases of LAVIS against this crate |
 //! | [`report`] | a run as one HTML page |
 //! | [`results`] | what commands write: caption files, arrays, the page of a search |
-//! | [`index`] | features of many pictures on the disk, to search in |
+//! | [`search`] | an index of pictures, and searches in it |
 //! | `console` | progress and signals of long commands (feature `cli`) |
 //! | `commands` | the command line (feature `cli`) |
 
@@ -36,7 +36,6 @@ pub mod demo;
 pub mod device;
 pub mod error;
 pub mod files;
-pub mod index;
 pub mod kernels;
 pub mod metrics;
 pub mod model;
@@ -47,6 +46,7 @@ pub mod pretrained;
 pub mod random;
 pub mod report;
 pub mod results;
+pub mod search;
 pub mod tensor;
 pub mod terminal;
 pub mod text;

@@ -12,7 +12,7 @@ mod sparse;
 
 use qformer::model::{Config, Model};
 use qformer::nn::{Params, Pass};
-use qformer::pretrained::start;
+use qformer::pretrained::load;
 use qformer::tensor::{DType, Tensor};
 use qformer::weights::start::Plan;
 use qformer::weights::{Dtype, Info, Set, write};

@@ -23,10 +23,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("weights", &["files"]),
     ("data", &["text", "vision", "files", "random"]),
     ("results", &["files"]),
-    ("index", &["results", "files"]),
     ("demo", &["data", "vision", "files"]),
     // From here on a model meets the world.
-    ("pretrained", &["model", "nn", "tensor", "text", "vision", "weights", "files"]),
+    ("pretrained", &["model", "nn", "tensor", "data", "text", "vision", "weights", "files"]),
+    ("search", &["pretrained", "model", "nn", "tensor", "data", "vision", "results", "files"]),
     (
         "train",
         &[
@@ -56,7 +56,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "pretrained",
             "train",
             "demo",
-            "index",
+            "search",
             "results",
             "data",
             "weights",

@@ -12,9 +12,11 @@ void register_kernel(Kernel *kernel) {
     kernel->next = kernels;
     kernels = kernel;
 }
+// The first one of this name: a kernel that is loaded later takes no name away.
 static const Kernel *find(const char *name) {
-    for (const Kernel *k = kernels; k; k = k->next) if (!strcmp(k->name, name)) return k;
-    return nullptr;
+    const Kernel *found = nullptr;
+    for (const Kernel *k = kernels; k; k = k->next) if (!strcmp(k->name, name)) found = k;
+    return found;
 }
 
 void (*checker)(const Event &) = nullptr;

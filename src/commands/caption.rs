@@ -1,11 +1,13 @@
 //! `qformer caption`: captions of pictures, in a form that can be interrupted and continued.
 
-use super::engine::{self, ModelArgs, Seen, Stream, Texts};
+use super::engine::{self, ModelArgs, Stream};
 use super::generation::Generation;
 use super::inputs::{Inputs, Picture};
 use super::outputs::{Form, Outputs, Where};
 use crate::model::{GenerateOptions, Images};
 use crate::pretrained::Pretrained;
+use crate::pretrained::pictures::{self, Seen};
+use crate::pretrained::scores::{self, Texts};
 use crate::results::{self, Rated};
 use crate::terminal::note;
 use crate::{Kind, Result};
@@ -104,7 +106,7 @@ pub fn run(args: &Args) -> Result<()> {
     let config = &model.model.config;
     let options = args.generation.options(config.vocab, config.max_pos)?;
     let loading = model.clone();
-    let load = move |p: &Picture| engine::see(&loading, &p.image);
+    let load = move |p: &Picture| pictures::see(&loading, &p.image);
     let mut stream = Stream::start((OPERATION, "captioning"), todo, &args.model.run, load)?;
     let done = caption_all(&model, &mut stream, &mut outputs, &options, args.spaces);
     // Nothing is begun by a model that computes nothing.
@@ -156,7 +158,7 @@ pub fn caption(
     rated: bool,
     spaces: Spaces,
 ) -> Result<Vec<Vec<Rated>>> {
-    let images = engine::look(model, &seen.iter().collect::<Vec<_>>())?;
+    let images = pictures::look(model, &seen.iter().collect::<Vec<_>>())?;
     let identities: Vec<u32> = seen.iter().map(|s| s.identity).collect();
     let captions = model.caption(&Images::stack(&images)?, options, &identities)?;
     let longest = model.model.config.max_txt_len;
@@ -164,7 +166,7 @@ pub fn caption(
     for (image, captions) in images.iter().zip(captions) {
         let scores = if rated {
             let texts: Vec<&str> = captions.iter().map(|c| c.text.as_str()).collect();
-            engine::scores(model, image, &Texts::new(model, &texts, longest)?)?
+            scores::scores(model, image, &Texts::new(model, &texts, longest)?)?
         } else {
             Vec::new()
         };

@@ -1,19 +1,13 @@
-//! What commands that run a trained model share: opening it, pictures decoded ahead on threads, features and scores.
-//!
-//! Every picture's features are computed alone and its scores with sums whose order does not depend on what else is
-//! computed: a picture gets the same numbers, bit for bit, in any batch.
+//! What commands that run a trained model share: where to compute, opening the model, pictures decoded ahead on threads.
 
 use super::inputs::Picture;
 use crate::console::progress::Progress;
 use crate::console::signals::Stop;
-use crate::data::{Image, Loader, Options, Order};
-use crate::index::Identity;
-use crate::model::{Images, mean_cosine};
-use crate::nn::{self, Gelu, Pass, Precision};
+use crate::data::{Loader, Options, Order};
+use crate::nn::{self, Gelu, Precision};
 use crate::pretrained::Pretrained;
-use crate::tensor::{Device, Tensor};
+use crate::tensor::Device;
 use crate::terminal::note;
-use crate::vision::{self, Photo, Resampling, Turn};
 use crate::{Error, Kind, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -91,44 +85,6 @@ pub fn open(folder: &Path, run: &RunArgs) -> Result<Pretrained> {
     model.to(&device, precision)
 }
 
-/// A picture as the model sees it.
-pub struct Seen {
-    /// [1,3,S,S]
-    pub pixels: Tensor,
-    /// Of the pixels: tells pictures apart where numbers are drawn, wherever the file lies.
-    pub identity: u32,
-}
-
-/// Decodes and resizes a picture.
-pub fn see(model: &Pretrained, image: &Image) -> Result<Seen> {
-    seen(model, &image.photo(turn(model))?)
-}
-
-/// How the model sees a picture that a camera marked as turned.
-pub fn turn(model: &Pretrained) -> Turn {
-    Turn::upright(model.model.config.exif_orientation)
-}
-
-pub fn seen(model: &Pretrained, photo: &Photo) -> Result<Seen> {
-    let side = model.model.config.image_size;
-    let picture = photo.resized(&photo.whole(), side, side, Resampling::Exact)?;
-    let identity = identity_of(&picture);
-    Ok(Seen { pixels: model.pixels(&[picture])?, identity })
-}
-
-fn identity_of(picture: &vision::Picture) -> u32 {
-    let mut hash = blake3::Hasher::new();
-    hash.update(&(picture.width as u64).to_le_bytes()).update(&picture.rgb);
-    let [a, b, c, d, ..] = *hash.finalize().as_bytes();
-    u32::from_le_bytes([a, b, c, d])
-}
-
-/// The features of pictures, each computed alone.
-pub fn look(model: &Pretrained, seen: &[&Seen]) -> Result<Vec<Images>> {
-    let pass = Pass::inference(&model.params);
-    seen.iter().map(|s| model.model.image_features(&pass, &s.pixels)).collect()
-}
-
 /// Says what of texts the model does not see: words that its vocabulary lacks, and what is behind the last token it reads.
 pub fn note_texts<T: AsRef<str>>(model: &Pretrained, texts: &[T], quiet: bool) {
     const SHOWN: usize = 5;
@@ -159,64 +115,6 @@ pub fn note_texts<T: AsRef<str>>(model: &Pretrained, texts: &[T], quiet: bool) {
     if notes.len() > SHOWN {
         note!("note: the same of {} more texts", notes.len() - SHOWN);
     }
-}
-
-/// Texts made ready to be compared with pictures.
-pub struct Texts {
-    pub ids: Vec<Vec<u32>>,
-    /// The normalised features of their [CLS] tokens [T,E].
-    pub cls: Tensor,
-}
-
-impl Texts {
-    /// `longest` is the number of tokens texts are cut to.
-    pub fn new(model: &Pretrained, texts: &[&str], longest: usize) -> Result<Texts> {
-        let ids: Vec<Vec<u32>> = texts.iter().map(|t| model.tokenizer.caption(t, longest)).collect();
-        let pass = Pass::inference(&model.params).batch_invariant();
-        let mut cls = Vec::with_capacity(ids.len() * model.model.config.embed_dim);
-        for some in ids.chunks(64) {
-            for features in model.model.text_features(&pass, some)? {
-                cls.extend(features.proj.slice_rows(0..1)?.to_f32());
-            }
-        }
-        let cls = Tensor::new(cls, &[ids.len(), model.model.config.embed_dim])?;
-        Ok(Texts { ids, cls })
-    }
-}
-
-/// The three scores of an image and a text, as `model::features` defines them.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scores {
-    pub itc: f32,
-    pub itm: f32,
-    pub mean_cosine: f32,
-}
-
-/// The scores of one image with each text.
-pub fn scores(model: &Pretrained, image: &Images, texts: &Texts) -> Result<Vec<Scores>> {
-    let m = &model.model;
-    let pass = Pass::inference(&model.params).batch_invariant();
-    let pairs: Vec<(usize, usize)> = (0..texts.ids.len()).map(|t| (0, t)).collect();
-    let itc = m.itc_scores(&image.proj, &texts.cls)?.to_f32();
-    let matched = m.match_pairs(&pass, image, &texts.ids, &pairs)?;
-    let (itm, c) = (matched.logits.to_f32(), m.config.hidden);
-    let (own, hidden) = (image.embeds.to_f64(), matched.hidden.to_f64());
-    let of = |(t, rows): (usize, &[f64])| Scores {
-        itc: itc[t],
-        itm: itm[2 * t + 1],
-        mean_cosine: mean_cosine(&own, rows, c) as f32,
-    };
-    Ok(hidden.chunks(m.config.num_query * c).take(pairs.len()).enumerate().map(of).collect())
-}
-
-/// Which model this is, for features that are kept: its numbers and its sizes.
-pub fn identity(model: &Pretrained, folder: &Path) -> Identity {
-    let c = &model.model.config;
-    let mut hash = blake3::Hasher::new();
-    hash.update(model.identity.as_bytes()).update(format!("{c:?}").as_bytes());
-    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string();
-    let model = hash.finalize().to_hex().to_string();
-    Identity { folder, model, num_query: c.num_query, embed_dim: c.embed_dim }
 }
 
 /// Pictures prefetched on threads, in order; broken ones are reported, counted and left out.
@@ -313,20 +211,4 @@ pub fn left_out(operation: &str, skipped: usize, total: usize) -> Error {
         .expected("every picture to be readable")
         .got(format!("{skipped} of {total} skipped, listed above"))
         .fix("repair or remove them; the others are done")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{identity_of, vision::Picture};
-
-    #[test]
-    fn equal_pixels_and_no_others_have_one_identity() {
-        let picture = |w, h, rgb: [u8; 12]| identity_of(&Picture::new(w, h, rgb.to_vec()).unwrap());
-        let mut rgb = [7; 12];
-        let first = picture(2, 2, rgb);
-        assert_eq!(first, picture(2, 2, rgb));
-        assert_ne!(first, picture(4, 1, rgb));
-        rgb[11] = 8;
-        assert_ne!(first, picture(2, 2, rgb));
-    }
 }

@@ -1,17 +1,20 @@
 //! `qformer evaluate`: how well a model captions and searches, or how good given captions are.
 
 use super::caption::{Spaces, caption};
-use super::engine::{self, RunArgs, Seen, Stream, Texts};
+use super::engine::{self, RunArgs, Stream};
 use super::evaluation;
 use super::generation::Generation;
 use super::inputs::Picture;
 use super::output;
-use super::retrieval::Gallery;
+use crate::console::progress::Progress;
 use crate::data::{Dataset, Sample};
 use crate::metrics::{self, Case, Recall};
 use crate::model::{GenerateOptions, Images};
 use crate::pretrained::Pretrained;
+use crate::pretrained::pictures::{self, Seen};
+use crate::pretrained::scores::Texts;
 use crate::results;
+use crate::search::gallery::Gallery;
 use crate::terminal::note;
 use crate::text::{self, Tokenizer};
 use crate::{Error, Kind, Result};
@@ -226,7 +229,7 @@ fn of_model(args: &Args, folder: &Path, captions: &Path, images: &Path) -> Resul
     };
     let pictures = data.samples.iter().map(picture).collect();
     let loading = model.clone();
-    let load = move |p: &Picture| engine::see(&loading, &p.image);
+    let load = move |p: &Picture| pictures::see(&loading, &p.image);
     let mut stream = Stream::start((OPERATION, "evaluating"), pictures, &args.run, load)?;
     let mut seen = look_at_all(args, &model, &mut stream, &options)?;
     let stopped = stream.stopped();
@@ -315,7 +318,9 @@ fn retrieval(
     // LAVIS cuts texts to 35 tokens here.
     let longest = model.model.config.max_pos.min(35);
     let ready = Texts::new(model, &captions, longest)?;
-    let scores = gallery.scores(model, &ready, args.k_test, args.run.quiet)?;
+    let mut progress = Progress::of_pictures("re-ranking", gallery.len(), args.run.quiet);
+    let scores = gallery.scores(model, &ready, args.k_test, || progress.add(1, || 0.0))?;
+    progress.finish();
     let flat = |rows: Vec<Vec<f64>>| rows.into_iter().flatten().map(|x| x as f32).collect::<Vec<f32>>();
     let Recall { image_to_text: [txt_r1, txt_r5, txt_r10], text_to_image: [img_r1, img_r5, img_r10], mean } =
         metrics::recall(&flat(scores.i2t), &flat(scores.t2i), &images, &texts)?;

@@ -5,6 +5,7 @@ use super::inputs::{Inputs, Picture};
 use crate::files::{self, Disk, RealDisk};
 use crate::nn::Pass;
 use crate::pretrained::Pretrained;
+use crate::pretrained::pictures;
 use crate::results::{Array, Spool, write_npy, write_safetensors};
 use crate::terminal::note;
 use crate::weights::Weights;
@@ -182,13 +183,13 @@ fn of_pictures(args: &Args, texts: &[String], npy: bool) -> Result<()> {
         ],
     };
     let loading = model.clone();
-    let load = move |p: &Picture| engine::see(&loading, &p.image);
+    let load = move |p: &Picture| pictures::see(&loading, &p.image);
     let mut stream = Stream::start((OPERATION, "computing features"), found.pictures, &args.model.run, load)?;
     let mut names = Vec::new();
     let pass = Pass::inference(&model.params).batch_invariant();
     while let Some(batch) = stream.next()? {
         for (place, seen) in batch {
-            let image = engine::look(&model, &[&seen])?.remove(0);
+            let image = pictures::look(&model, &[&seen])?.remove(0);
             let name = &stream.picture(place).name;
             if args.mode == Mode::Image {
                 arrays[0].2.push(&image.embeds.to_f32())?;

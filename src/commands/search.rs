@@ -1,21 +1,20 @@
 //! `qformer search`: an index of pictures, and searches in it by a text or by a picture.
 
-use super::engine::{self, ModelArgs, Seen, Stream};
+use super::engine::{self, ModelArgs, Stream};
 use super::inputs::{Inputs, Picture};
 use super::output;
-use super::query::{self, Query};
 use crate::data::Image;
 use crate::files::RealDisk;
-use crate::index::{self, Adopted, Index};
 use crate::pretrained::Pretrained;
 use crate::results::{Hit, page};
+use crate::search::add::{self, Added, Known, Read};
+use crate::search::index::{Identity, Index};
+use crate::search::query::{self, Query};
 use crate::terminal::note;
 use crate::vision::{self, Photo, Turn};
 use crate::{Error, Kind, Result, files};
-use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 const OPERATION: &str = "search index";
 
@@ -125,32 +124,6 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// What a thread makes of a picture for the index.
-enum Read {
-    /// The file was written again with the same bytes.
-    Same(index::Picture),
-    /// The index has a picture of these bytes.
-    Known(index::Picture),
-    New(index::Picture, Seen),
-}
-
-/// What threads know of the index.
-struct Known {
-    /// By path.
-    hashes: HashMap<String, String>,
-    sizes: HashSet<u64>,
-    contents: HashSet<String>,
-}
-
-/// How many pictures came into an index, and how.
-#[derive(Default)]
-struct Added {
-    /// Computed, or of the bytes of another.
-    new: usize,
-    moved: usize,
-    copied: usize,
-}
-
 fn make(args: &IndexArgs) -> Result<()> {
     let found = args.inputs.find()?;
     if let Some(p) = found.pictures.iter().find(|p| !matches!(p.image, Image::File(_))) {
@@ -160,30 +133,21 @@ fn make(args: &IndexArgs) -> Result<()> {
     }
     let run = &args.model.run;
     let model = Arc::new(engine::open(&args.model.model, &args.model.run)?);
-    let identity = engine::identity(&model, &args.model.model);
+    let identity = Identity::of(&model, &args.model.model);
     let mut index = Index::own(&RealDisk, &args.out, &identity, args.rebuild)?;
     let forgotten = if args.prune { index.retain(|p| Path::new(&p.path).is_file()) } else { 0 };
     let all = found.pictures.len();
-    let (todo, known): (Vec<_>, Vec<_>) =
-        found.pictures.into_iter().map(|p| (stat(&p), p)).partition(|(s, _)| match s {
-            Ok(s) => index.find(&s.path).is_none_or(|k| (k.bytes, k.modified) != (s.bytes, s.modified)),
-            Err(_) => true,
-        });
+    let (todo, known): (Vec<Picture>, Vec<Picture>) =
+        found.pictures.into_iter().partition(|p| !add::unchanged(&index, &p.path));
     for error in &found.unusable {
         note!("skipped {error}");
     }
     if !run.quiet && !known.is_empty() {
         note!("{} of {all} pictures are in the index and unchanged", known.len());
     }
-    let hash_of = |s: &Result<index::Picture>| {
-        index.find(&s.as_ref().ok()?.path).map(|k| (k.path.clone(), k.hash.clone()))
-    };
-    let hashes = todo.iter().filter_map(|(s, _)| hash_of(s)).collect();
-    let (sizes, contents) = index.contents();
-    let known = Known { hashes, sizes, contents };
+    let known = Known::of(&index);
     let loading = model.clone();
-    let load = move |p: &Picture| read(&loading, p, &known);
-    let todo: Vec<Picture> = todo.into_iter().map(|(_, p)| p).collect();
+    let load = move |p: &Picture| add::read(&loading, (&p.name, &p.path), &known);
     let nothing = todo.is_empty() && forgotten == 0;
     let mut stream = Stream::start((OPERATION, "indexing"), todo, run, load)?;
     let added = add_all(&model, &mut stream, &mut index);
@@ -216,24 +180,7 @@ fn add_all(model: &Pretrained, stream: &mut Stream<Read>, index: &mut Index) -> 
     let mut added = Added::default();
     while let Some(batch) = stream.next()? {
         for (_, read) in batch {
-            match read {
-                Read::Same(picture) => index.touch(&picture),
-                Read::Known(picture) => match index.adopt(&picture, |p| !Path::new(&p.path).exists()) {
-                    Some(Adopted::Moved) => added.moved += 1,
-                    Some(Adopted::Copied) => (added.new, added.copied) = (added.new + 1, added.copied + 1),
-                    // The one of the same bytes has just been replaced.
-                    None => {
-                        let photo = Photo::open(&picture.path, engine::turn(model))?;
-                        let picture = index::Picture { hash: photo.hash().to_hex().to_string(), ..picture };
-                        add(model, index, picture, &engine::seen(model, &photo)?)?;
-                        added.new += 1;
-                    }
-                },
-                Read::New(picture, seen) => {
-                    add(model, index, picture, &seen)?;
-                    added.new += 1;
-                }
-            }
+            added.take(model, index, read)?;
             stream.done(1);
         }
         if index.full() {
@@ -241,47 +188,6 @@ fn add_all(model: &Pretrained, stream: &mut Stream<Read>, index: &mut Index) -> 
         }
     }
     Ok(added)
-}
-
-fn add(model: &Pretrained, index: &mut Index, picture: index::Picture, seen: &Seen) -> Result<()> {
-    let features = engine::look(model, &[seen])?.remove(0).proj.to_f32();
-    index.add(picture, &features)
-}
-
-/// A picture's file as the index knows files, without its hash.
-fn stat(picture: &Picture) -> Result<index::Picture> {
-    let failed = |e| Error::io("open picture", &picture.path, &e);
-    let path = picture.path.canonicalize().map_err(failed)?;
-    let about = std::fs::metadata(&path).map_err(failed)?;
-    let modified = about.modified().map_err(failed)?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let path = path.into_os_string().into_string().map_err(|p| {
-        Error::file("open picture", p, "a path in UTF-8", "other bytes").fix("rename the folder or the file")
-    })?;
-    Ok(index::Picture {
-        name: picture.name.clone(),
-        path,
-        bytes: about.len(),
-        modified: modified.as_nanos() as u64,
-        hash: String::new(),
-    })
-}
-
-fn read(model: &Pretrained, picture: &Picture, known: &Known) -> Result<Read> {
-    let mut entry = stat(picture)?;
-    if known.sizes.contains(&entry.bytes) {
-        let failed = |e| Error::io("open picture", &picture.path, &e);
-        entry.hash = files::hash_file(&RealDisk, &picture.path).map_err(failed)?.to_hex().to_string();
-        if known.hashes.get(&entry.path) == Some(&entry.hash) {
-            return Ok(Read::Same(entry));
-        }
-        if known.contents.contains(&entry.hash) {
-            return Ok(Read::Known(entry));
-        }
-    }
-    // The same bytes are hashed and decoded, even if the file is written to at this moment.
-    let photo = Photo::open(&picture.path, engine::turn(model))?;
-    entry.hash = photo.hash().to_hex().to_string();
-    Ok(Read::New(entry, engine::seen(model, &photo)?))
 }
 
 fn find(args: &QueryArgs) -> Result<()> {
@@ -298,7 +204,7 @@ fn find(args: &QueryArgs) -> Result<()> {
     })?;
     args.orientation.apply(&mut model);
     let model = model.to(&device, precision)?;
-    index.check(&engine::identity(&model, &folder))?;
+    index.check(&Identity::of(&model, &folder))?;
     if index.is_empty() {
         return Err(Error::new(Kind::File, "search")
             .about(args.index.display().to_string())

@@ -8,8 +8,10 @@
 use super::launch::{Arg, Launch, Param, ParamKind, Signature};
 use crate::{Error, Kind, Result};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::OnceLock;
+use std::sync::{PoisonError, RwLock};
 
 /// In which order threads and blocks run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +108,8 @@ unsafe extern "C" {
     fn qformer_host_forget(p: *mut c_void, bytes: usize);
     fn qformer_host_unwritten(p: *const c_void, bytes: usize) -> usize;
     fn qformer_host_checked() -> c_int;
+    fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlerror() -> *mut c_char;
 }
 
 /// Is the memory checker built in?
@@ -114,14 +118,57 @@ pub fn is_checked() -> bool {
     unsafe { qformer_host_checked() != 0 }
 }
 
+static SIGNATURES: RwLock<Option<&'static [Signature]>> = RwLock::new(None);
+
 /// What every kernel declares, sorted by name.
 pub fn signatures() -> &'static [Signature] {
-    static ALL: OnceLock<Vec<Signature>> = OnceLock::new();
-    ALL.get_or_init(|| {
-        let mut all: Vec<Signature> = (0..).map_while(signature_at).collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all
-    })
+    if let Some(all) = *SIGNATURES.read().unwrap_or_else(PoisonError::into_inner) {
+        return all;
+    }
+    collect_signatures()
+}
+
+/// As the registry has them now. A list that went before stays, for whoever holds it.
+fn collect_signatures() -> &'static [Signature] {
+    let mut known = SIGNATURES.write().unwrap_or_else(PoisonError::into_inner);
+    // The newest are first; of one name the oldest counts.
+    let mut all: Vec<Signature> = (0..).map_while(signature_at).collect();
+    all.reverse();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all.dedup_by(|a, b| a.name == b.name);
+    let all: &'static [Signature] = Vec::leak(all);
+    *known = Some(all);
+    all
+}
+
+/// Takes in the kernels of a shared object, see [`super::gpu::Gpu::load`]. An error if it has one of a name that is known;
+/// that name keeps its meaning.
+pub(super) fn load(path: &Path) -> Result<()> {
+    const OPERATION: &str = "load kernels";
+    const NOW: c_int = 2; // RTLD_NOW
+    let failed = |got: &str| Error::file(OPERATION, path, "a shared object of kernels", got);
+    let whole = std::path::absolute(path).map_err(|e| Error::io(OPERATION, path, &e))?;
+    let name = CString::new(whole.as_os_str().as_bytes()).map_err(|e| failed(&e.to_string()))?;
+    let (known, before) = (signatures(), (0..).map_while(signature_at).count());
+    // SAFETY: the path ends with a zero; the caller vouches for the code that it runs.
+    if unsafe { dlopen(name.as_ptr(), NOW) }.is_null() {
+        // SAFETY: after a failure it is a text that ends with a zero, or null.
+        let why = NonNull::new(unsafe { dlerror() })
+            .map(|why| unsafe { CStr::from_ptr(why.as_ptr()) }.to_string_lossy().into_owned());
+        return Err(failed(why.as_deref().unwrap_or("another file"))
+            .fix("compile it with -shared -fPIC, and link the program with -rdynamic"));
+    }
+    let fresh = (0..).map_while(signature_at).count() - before;
+    collect_signatures();
+    let names = (0..).map_while(signature_at).take(fresh).map(|s| s.name);
+    let twice: Vec<String> = names.filter(|name| known.iter().any(|k| k.name == *name)).collect();
+    match (fresh, twice.as_slice()) {
+        (0, _) => Err(failed("no kernel that is not loaded already").fix("declare kernels with DEV_KERNEL")),
+        (_, []) => Ok(()),
+        (_, twice) => {
+            Err(failed(&format!("kernels of known names: {}", twice.join(", "))).fix("rename them"))
+        }
+    }
 }
 
 fn signature_at(index: c_int) -> Option<Signature> {

@@ -10,15 +10,16 @@
 //! The folder appears, and is replaced, as a whole. Parts of two models are refused by name when it is opened; an image
 //! encoder other than the one a model was trained with, unless the caller says so.
 
+pub mod load;
 pub mod parts;
-pub mod start;
+pub mod pictures;
+pub mod scores;
 
 use crate::files::{self, RealDisk};
 use crate::model::{Config, GenerateOptions, Images, Model};
 use crate::nn::{Params, Pass, Precision, Spec, Value};
 use crate::tensor::{DType, Device, Tensor};
 use crate::text::Tokenizer;
-
 use crate::vision::{self, Normalise, Picture};
 use crate::weights::names::VIT_HASH;
 use crate::weights::start::Plan;
@@ -80,7 +81,7 @@ impl Pretrained {
             sets.push(Set::open(vit)?);
         }
         sets.push(Set::of(vec![weights])?);
-        let plan = Plan::new(sets, start::wants(&specs), true)?;
+        let plan = Plan::new(sets, load::wants(&specs), true)?;
         let found = vit_identity(&plan, metadata.get(VIT_HASH), opening.any_vit)?;
         if let Some((wanted, found)) = metadata.get(VIT_HASH).zip(found.as_ref()).filter(|(a, b)| a != b) {
             let want = format!("the image encoder it was trained with (blake3 {wanted})");
@@ -92,7 +93,7 @@ impl Pretrained {
         if let Some(weights) = plan.sets().iter().flat_map(Set::files).find(|f| f.path() == path) {
             parts::check_beside(folder, &text, &tokenizer, weights)?;
         }
-        let params = start::params(specs, &plan, DType::F32, 0)?;
+        let params = load::params(specs, &plan, DType::F32, 0)?;
         let identity = match parts::whole(&metadata, found.as_deref()) {
             Some(identity) => identity,
             None => {
@@ -220,7 +221,7 @@ fn vit_identity(plan: &Plan, wanted: Option<&String>, any: bool) -> Result<Optio
 
 /// The identity of the image encoder in a file.
 fn vit_hash(path: &Path, specs: &[Spec]) -> Result<Option<String>> {
-    let wants = start::wants(specs).into_iter().filter(|w| of_vit(&w.name)).collect();
+    let wants = load::wants(specs).into_iter().filter(|w| of_vit(&w.name)).collect();
     let plan = Plan::new(vec![Set::open(path)?], wants, true)?;
     Ok(vit_identity(&plan, Some(&String::new()), false)?.filter(|identity| !identity.is_empty()))
 }

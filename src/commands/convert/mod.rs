@@ -8,7 +8,7 @@ mod write;
 use crate::files::{read_most, read_regular};
 use crate::model::{Config, Model};
 use crate::nn::Spec;
-use crate::pretrained::start::wants;
+use crate::pretrained::load::wants;
 use crate::terminal::note;
 use crate::weights::names::{Meaning, Naming, meaning};
 use crate::weights::start::Plan;

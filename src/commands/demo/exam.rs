@@ -2,14 +2,15 @@
 //!
 //! As `qformer caption` and `qformer evaluate` do it: three beams; of all pictures, the best by itc are ranked by itm + itc.
 
-use super::super::engine::{self, Texts};
-use super::super::retrieval::Gallery;
 use crate::Result;
 use crate::data::Image;
 use crate::demo::Test;
 use crate::model::{GenerateOptions, Images};
 use crate::pretrained::Pretrained;
+use crate::pretrained::pictures;
+use crate::pretrained::scores::Texts;
 use crate::report::{Group, Sample};
+use crate::search::gallery::Gallery;
 
 /// Pictures of a search that are ranked by itm + itc.
 const RANKED: usize = 16;
@@ -46,7 +47,7 @@ pub fn take<'a>(model: &Pretrained, tests: &'a [Test]) -> Result<Exam<'a>> {
     let mut gallery = Gallery::new(model)?;
     let (mut images, mut identities) = (Vec::new(), Vec::new());
     for test in tests {
-        let seen = engine::see(model, &Image::File(test.path.clone()))?;
+        let seen = pictures::see(model, &Image::File(test.path.clone()))?;
         images.push(gallery.add(model, &seen)?);
         identities.push(seen.identity);
     }
@@ -56,7 +57,7 @@ pub fn take<'a>(model: &Pretrained, tests: &'a [Test]) -> Result<Exam<'a>> {
     let captions: Vec<String> = tests.iter().map(|t| t.scene.caption()).collect();
     let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
     let texts = Texts::new(model, &captions, model.model.config.max_txt_len)?;
-    let searches = gallery.scores(model, &texts, RANKED, true)?.t2i;
+    let searches = gallery.scores(model, &texts, RANKED, || ())?.t2i;
     let mut answers = Vec::with_capacity(tests.len());
     for ((written, scores), ids) in written.into_iter().zip(searches).zip(&texts.ids) {
         let mut found: Vec<(usize, f64)> = scores.into_iter().enumerate().collect();

@@ -8,7 +8,7 @@ mod open;
 mod products;
 mod staging;
 
-use super::gpu::{Driver, Memory, Product, lock};
+use super::gpu::{Driver, Kernels, Memory, Product, lock};
 use super::launch::{Arg, Launch};
 use super::setup::{self, Image};
 use crate::terminal::note;
@@ -42,7 +42,8 @@ struct Cuda {
     stream: sys::CUstream,
     multiprocessors: usize,
     warp_groups: bool,
-    modules: Vec<sys::CUmodule>,
+    /// The crate's own first, then those that were loaded.
+    modules: Mutex<Vec<sys::CUmodule>>,
     functions: Mutex<HashMap<String, sys::CUfunction>>,
     products: Mutex<Products>,
     /// The last functions that were launched, and null for a product.
@@ -84,11 +85,7 @@ impl Cuda {
             );
         }
         for image in images(image) {
-            // The driver reads words; a copy is aligned to them.
-            let mut words = vec![0u64; image.len().div_ceil(8)];
-            bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..image.len()].copy_from_slice(image);
-            // SAFETY: a cubin, or PTX text that ends with a zero, made by this build.
-            modules.push(unsafe { cu::module::load_data(words.as_ptr().cast()) }.map_err(wrong)?);
+            modules.push(module(image).map_err(wrong)?);
         }
         Ok(Cuda {
             ordinal,
@@ -100,7 +97,7 @@ impl Cuda {
             stream,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
             warp_groups: (major, minor) == (9, 0),
-            modules,
+            modules: Mutex::new(modules),
             functions: Mutex::default(),
             products: Mutex::new(Products::new(stream)?),
             recent: Mutex::default(),
@@ -159,7 +156,7 @@ impl Cuda {
         let name = CString::new(launch.kernel).map_err(|e| Error::new(Kind::Argument, &operation).got(e))?;
         // SAFETY: the modules are loaded until this object is dropped.
         let found = |m: &sys::CUmodule| unsafe { cu::module::get_function(*m, name.clone()) }.ok();
-        let f = self.modules.iter().find_map(found).ok_or_else(|| {
+        let f = lock(&self.modules).iter().find_map(found).ok_or_else(|| {
             Error::argument(&operation, "kernel", "a kernel of this build", "an unknown name")
         })?;
         if launch.shared > ORDINARY_SHARED {
@@ -172,6 +169,15 @@ impl Cuda {
         known.insert(launch.kernel.to_string(), f);
         Ok(f)
     }
+}
+
+/// A module of a cubin or a PTX text.
+fn module(image: &[u8]) -> std::result::Result<sys::CUmodule, DriverError> {
+    // The driver reads words; a copy is aligned to them, and a text ends with a zero.
+    let mut words = vec![0u64; image.len() / 8 + 1];
+    bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..image.len()].copy_from_slice(image);
+    // SAFETY: made by this build, or what the caller of `Gpu::load` vouches for.
+    unsafe { cu::module::load_data(words.as_ptr().cast()) }
 }
 
 /// Whether it was said that the driver compiles kernels.
@@ -296,6 +302,20 @@ impl Driver for Cuda {
         self.launched(function, || launch.kernel.into())
     }
 
+    fn load(&self, kernels: Kernels) -> Result<()> {
+        self.bind()?;
+        let Kernels::Ptx(image) = kernels else {
+            return Err(Error::argument("load kernels", "kernels", "PTX or machine code", "a shared object")
+                .fix("compile the kernels with nvcc -ptx"));
+        };
+        let loaded = module(image).map_err(|e| {
+            failed("load kernels", e)
+                .fix("compile the kernels for this GPU, with an nvcc no newer than its driver")
+        })?;
+        lock(&self.modules).push(loaded);
+        Ok(())
+    }
+
     fn product(&self, product: &Product) -> Result<()> {
         self.bind()?;
         let (m, n, k) = product.sizes;
@@ -358,7 +378,7 @@ impl Drop for Cuda {
         lock(&self.staging).close();
         // SAFETY: nothing runs any more, and no handle is used again.
         unsafe {
-            self.modules.drain(..).for_each(|m| _ = cu::module::unload(m));
+            lock(&self.modules).drain(..).for_each(|m| _ = cu::module::unload(m));
             let _ = cu::stream::destroy(self.stream);
         }
     }

@@ -4,6 +4,16 @@ use super::Product;
 use crate::Result;
 use crate::device::launch::{Arg, Launch};
 use std::ffi::c_void;
+use std::path::Path;
+
+/// Kernels that this crate does not have, for [`super::Gpu::load`].
+#[derive(Clone, Copy, Debug)]
+pub enum Kernels<'a> {
+    /// For a GPU: PTX text, or machine code (a cubin) for this GPU.
+    Ptx(&'a [u8]),
+    /// For the host driver: a shared object, compiled as C++ with `kernels/dev.cuh` ([`super::Gpu::load`] says how).
+    Object(&'a Path),
+}
 
 /// A GPU's memory in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +60,8 @@ pub trait Driver: Send + Sync {
     fn copy(&self, from: *mut c_void, to: *mut c_void, bytes: usize) -> Result<()>;
     fn zero(&self, at: *mut c_void, bytes: usize) -> Result<()>;
     fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<()>;
+    /// Takes in kernels besides its own, which keep their names.
+    fn load(&self, kernels: Kernels) -> Result<()>;
     fn product(&self, product: &Product) -> Result<()>;
     fn synchronize(&self) -> Result<()>;
     /// This device, with a stream of its own.

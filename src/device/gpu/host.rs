@@ -1,7 +1,7 @@
 //! The driver that runs kernels on the CPU, in the emulator (see `device::emulator`). Matrix products are the CPU's, of
 //! operands widened to f32 and rounded to c's storage once, as a GPU's are.
 
-use super::{Driver, Operand, Product, Storage};
+use super::{Driver, Kernels, Operand, Product, Storage};
 use crate::device::cpu;
 use crate::device::emulator::{self, Schedule};
 use crate::device::gemm::{View, gemm};
@@ -176,6 +176,15 @@ impl Driver for Host {
         // SAFETY: arrays keep what pointers point to alive and are as long as the kernels' headers ask for; launches come
         // one after the other. The emulator reports what is violated all the same.
         unsafe { emulator::launch(launch, args, self.schedule) }
+    }
+
+    fn load(&self, kernels: Kernels) -> Result<()> {
+        let _alone = super::lock(&self.memory);
+        match kernels {
+            Kernels::Object(path) => emulator::load(path),
+            Kernels::Ptx(_) => Err(Error::argument("load kernels", "kernels", "a shared object", "PTX")
+                .fix("PTX is for --device cuda; here compile the kernels with g++ into a shared object")),
+        }
     }
 
     /// Memory is held while operands are read and c is written, not in between: the sums wait for threads that may want it.

@@ -15,7 +15,7 @@ mod product;
 
 pub use array::{Array, Storage};
 pub use counts::{Counts, Launches};
-pub use driver::{Driver, Memory};
+pub use driver::{Driver, Kernels, Memory};
 pub use pool::Holder;
 pub use product::{Operand, Product};
 
@@ -55,6 +55,11 @@ unsafe impl Send for Counters {}
 
 /// No array is larger.
 const MOST_BYTES: usize = 1 << 60;
+
+/// The folder with `dev.cuh`, which kernels for the host driver include, where this crate was built.
+pub fn kernel_headers() -> &'static std::path::Path {
+    std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels"))
+}
 
 /// How many counters there are.
 const COUNTERS: usize = 1 << 14;
@@ -337,6 +342,21 @@ impl Gpu {
         });
         let launch = Launch { kernel, grid, block: [block.0, block.1, 1], shared };
         self.stamped(|| kernel.to_string(), || self.0.driver.launch(&launch, args))
+    }
+
+    /// Takes in kernels that this crate does not have, to be launched by their names; a name that the crate has keeps its
+    /// meaning. A stream beside this one ([`Gpu::side`]) loads its own.
+    ///
+    /// - A GPU takes PTX (`nvcc -ptx`), or machine code for it. Functions are `extern "C"`.
+    /// - The host driver (feature `host-kernels`) takes a shared object of a file that includes `dev.cuh` and declares its
+    ///   kernels with `DEV_KERNEL`; [`kernel_headers`] is where `dev.cuh` lies. With `-fsanitize=thread` when it is compiled,
+    ///   but not when it is linked, the checker of feature `host-check` sees every access. The program must export its
+    ///   symbols to it: `-rdynamic` when it is linked. `examples/own_kernel.rs` does all of this.
+    ///
+    /// # Safety
+    /// The code is run as it is, and its kernels must be what their launches take them for.
+    pub unsafe fn load(&self, kernels: Kernels) -> Result<()> {
+        self.0.driver.load(kernels)
     }
 
     /// Runs a kernel that takes `n` elements one by one, eight a thread.

@@ -20,6 +20,7 @@ mod tests;
 pub use store::Part;
 
 use crate::files::{self, Disk};
+use crate::pretrained::Pretrained;
 use crate::{Error, Kind, Result};
 use list::{Entry, LIST, List, Listed, REBUILD, part_number};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,16 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Of a model that was opened from a folder: its numbers and its sizes.
+    pub fn of(model: &Pretrained, folder: &Path) -> Identity {
+        let c = &model.model.config;
+        let mut hash = blake3::Hasher::new();
+        hash.update(model.identity.as_bytes()).update(format!("{c:?}").as_bytes());
+        let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string();
+        let model = hash.finalize().to_hex().to_string();
+        Identity { folder, model, num_query: c.num_query, embed_dim: c.embed_dim }
+    }
+
     fn is(&self, other: &Identity) -> bool {
         (&self.model, self.num_query, self.embed_dim) == (&other.model, other.num_query, other.embed_dim)
     }

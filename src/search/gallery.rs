@@ -1,11 +1,11 @@
 //! Retrieval over a whole data set: every picture's features once, the candidates of all searches both ways matched picture
 //! by picture, so that the keys and values of one picture at a time are in memory.
 
-use super::engine::{Seen, Texts};
-use crate::console::progress::Progress;
 use crate::model::{Images, Retrieval, retrieval_scores};
 use crate::nn::Pass;
 use crate::pretrained::Pretrained;
+use crate::pretrained::pictures::Seen;
+use crate::pretrained::scores::Texts;
 use crate::tensor::Tensor;
 use crate::{Error, Kind, Result};
 use std::collections::HashMap;
@@ -57,8 +57,23 @@ impl Gallery {
         model.model.image_features_of(&Pass::inference(&model.params), &tokens)
     }
 
-    /// The scores of all searches, both ways, re-ranked.
-    pub fn scores(&self, model: &Pretrained, texts: &Texts, k: usize, quiet: bool) -> Result<Retrieval> {
+    /// How many pictures were taken in.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The scores of all searches, both ways, the best `k` re-ranked; `done` is called for each picture that is.
+    pub fn scores(
+        &self,
+        model: &Pretrained,
+        texts: &Texts,
+        k: usize,
+        mut done: impl FnMut(),
+    ) -> Result<Retrieval> {
         let itc = self.itc(model, texts)?;
         // Which pairs will be asked for depends on itc alone: a first go collects them.
         let mut wanted: Vec<Vec<usize>> = vec![Vec::new(); self.count];
@@ -66,7 +81,6 @@ impl Gallery {
             pairs.iter().for_each(|(i, t)| wanted[*i].push(*t));
             Ok(vec![0.0; pairs.len()])
         })?;
-        let mut progress = Progress::of_pictures("re-ranking", self.count, quiet);
         let mut itm: HashMap<(usize, usize), f64> = HashMap::new();
         for (i, mut which) in wanted.into_iter().enumerate() {
             which.sort_unstable();
@@ -79,9 +93,8 @@ impl Gallery {
                 let logits = model.model.match_pairs(&pass, &image, &ids, &pairs)?.logits.to_f64();
                 itm.extend(some.iter().enumerate().map(|(n, t)| ((i, *t), logits[2 * n + 1])));
             }
-            progress.add(1, || 0.0);
+            done();
         }
-        progress.finish();
         retrieval_scores(&itc, k, |pairs| {
             Ok(pairs.iter().map(|p| itm.get(p).copied().unwrap_or(f64::NAN)).collect())
         })

@@ -1,25 +1,27 @@
 //! One search in an index: all pictures by `itc`, then the best of them by what the model sees in each together with the text.
 
-use super::engine::{self, Scores, Texts};
+use super::index::{self, Index};
 use crate::data::Image;
-use crate::index::Index;
 use crate::model::{Images, mean_cosine};
 use crate::pretrained::Pretrained;
+use crate::pretrained::pictures::{look, see, seen, turn};
+use crate::pretrained::scores::{Scores, Texts, scores};
 use crate::tensor::Tensor;
 use crate::vision::Photo;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// What the pictures that are looked at again are ranked by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Rank {
     /// itm + itc, as LAVIS's retrieval
-    #[value(name = "itm+itc")]
+    #[cfg_attr(feature = "cli", value(name = "itm+itc"))]
     ItmPlusItc,
     Itm,
     Itc,
     /// mean_cosine, as BLIP2-Japanese
-    #[value(name = "mean_cosine")]
+    #[cfg_attr(feature = "cli", value(name = "mean_cosine"))]
     MeanCosine,
 }
 
@@ -46,7 +48,7 @@ impl Query {
     }
 
     pub fn of_picture(model: &Pretrained, path: &Path) -> Result<Query> {
-        let features = engine::look(model, &[&engine::see(model, &Image::File(path.to_owned()))?])?.remove(0);
+        let features = look(model, &[&see(model, &Image::File(path.to_owned()))?])?.remove(0);
         Ok(Query::Picture { path: path.to_owned(), name: path.display().to_string(), features })
     }
 
@@ -77,7 +79,7 @@ impl Query {
     fn scores(&self, model: &Pretrained, image: &Images, itc: f32) -> Result<Found> {
         match self {
             Query::Text { ready, .. } => {
-                let Scores { itm, mean_cosine, .. } = engine::scores(model, image, ready)?[0];
+                let Scores { itm, mean_cosine, .. } = scores(model, image, ready)?[0];
                 Ok(Found { picture: 0, itc, itm: Some(itm), mean_cosine: Some(mean_cosine) })
             }
             Query::Picture { features, .. } => {
@@ -164,11 +166,11 @@ fn by_itc(model: &Pretrained, index: &Index, query: &Query) -> Result<Vec<Found>
 }
 
 /// The features of a picture of the index, if its file is as it was.
-fn picture(model: &Pretrained, known: &crate::index::Picture) -> Result<Images> {
-    let photo = Photo::open(&known.path, engine::turn(model))?;
+fn picture(model: &Pretrained, known: &index::Picture) -> Result<Images> {
+    let photo = Photo::open(&known.path, turn(model))?;
     if photo.hash().to_hex().as_str() != known.hash {
         return Err(Error::file("search", &known.path, "the picture as it was indexed", "another")
             .fix("run `search index` again"));
     }
-    Ok(engine::look(model, &[&engine::seen(model, &photo)?])?.remove(0))
+    Ok(look(model, &[&seen(model, &photo)?])?.remove(0))
 }
