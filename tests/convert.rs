@@ -91,7 +91,7 @@ fn eva_and_bert_make_a_folder_ready_for_training() {
     }
     // The hash of the image encoder is that of the file it came from.
     let (_, specs) = Model::new(config, false).unwrap();
-    let vit_wants = || start::wants(&specs).into_iter().filter(|w| w.name.starts_with("visual_")).collect();
+    let vit_wants = || load::wants(&specs).into_iter().filter(|w| w.name.starts_with("visual_")).collect();
     let hash = |set: Set| Plan::new(vec![set], vit_wants(), false).unwrap().vit_hash().unwrap().unwrap();
     let stored = Set::open(Path::new(&out)).unwrap().files()[0].metadata()["vit_blake3"].clone();
     assert_eq!(stored, hash(Set::open(Path::new(vit)).unwrap()));
@@ -150,9 +150,9 @@ fn a_random_model_goes_to_lavis_and_hugging_face_and_back() {
 fn load(folder: &str, halves: bool) -> (Model, Params) {
     let text = std::fs::read_to_string(Path::new(folder).join("config.json")).unwrap();
     let (model, specs) = Model::new(Config::from_json(&text).unwrap(), false).unwrap();
-    let plan = Plan::new(vec![Set::open(Path::new(folder)).unwrap()], start::wants(&specs), false).unwrap();
+    let plan = Plan::new(vec![Set::open(Path::new(folder)).unwrap()], load::wants(&specs), false).unwrap();
     let params = match halves {
-        true => start::params(specs, &plan, DType::F32, 0).unwrap(),
+        true => load::params(specs, &plan, DType::F32, 0).unwrap(),
         false => {
             let mut i = 0;
             Params::new(specs, |spec| {

@@ -2,7 +2,7 @@
 
 use qformer::model::{Config, GenerateOptions, Model};
 use qformer::nn::{self, Params, Spec};
-use qformer::pretrained::{Opening, Pretrained, start};
+use qformer::pretrained::{Opening, Pretrained, load};
 use qformer::tensor::DType;
 use qformer::text::{Settings, Tokenizer};
 use qformer::vision::Picture;
@@ -107,7 +107,7 @@ fn parts_of_different_models_are_refused_by_name() {
 fn begins(specs: &[Spec], name: &str, range: Option<std::ops::Range<usize>>) -> [f64; 4] {
     let i = specs.iter().position(|s| s.name == name).unwrap_or_else(|| panic!("{name}"));
     let range = range.unwrap_or(0..specs[i].shape.iter().product());
-    let values = start::initial(&specs[i], i, 7, range);
+    let values = load::initial(&specs[i], i, 7, range);
     let values: Vec<f64> = values.into_iter().map(f64::from).collect();
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;

@@ -2,11 +2,12 @@
 
 use super::output::Output;
 use crate::console::Terminal;
-use crate::train::config::{self, Config, yaml};
+use crate::train::config::{self, Config, Flag, FlagKind, yaml};
 use crate::train::session::{Aim, CONFIG, Job};
 use crate::train::{Ending, Outcome, Watch};
 use crate::{Error, Result};
 use serde_json::Value;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Train a Q-Former on pictures and captions
@@ -28,53 +29,12 @@ use std::path::{Path, PathBuf};
 pub struct Args {
     /// YAML configuration, ours or LAVIS's (with --resume: the run's own if none is given)
     config: Option<PathBuf>,
-    /// Folder of pictures, or files that hold them: tar shards ('shards/{00000..00099}.tar'), parquet
-    #[arg(long, value_name = "DIR")]
-    images: Option<PathBuf>,
-    /// Captions: LAVIS, COCO/STAIR or Karpathy JSON (FILE#train), JSON lines, a table with a heading, parquet; none: a .txt
-    /// or .caption beside each picture, or those in the shards
-    #[arg(long, value_name = "FILE")]
-    captions: Option<PathBuf>,
-    /// Folder of the run
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Model directory to start from
-    #[arg(long, value_name = "DIR")]
-    start: Option<PathBuf>,
-    /// Sizes of a model from nothing: small, tiny, heads, base or full
-    #[arg(long)]
-    size: Option<String>,
-    /// Times over the data
-    #[arg(long)]
-    epochs: Option<u64>,
+    #[command(flatten)]
+    settings: Settings,
     /// Step to stop after for now: --resume goes on to the end that epochs or steps of the configuration set; where they
     /// set none, it is the run's length. Behind the end of the epochs, --set steps=N goes on at min_lr
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..1 << 53))]
     steps: Option<u64>,
-    /// Captions of a micro-batch
-    #[arg(long)]
-    batch: Option<u64>,
-    /// Where to compute: auto (default: a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..), or host (the GPU's
-    /// kernels emulated on the CPU, slowly)
-    #[arg(long)]
-    device: Option<String>,
-    /// On a GPU, how dense layers and attention store what they work on: f32, f16 (with loss scaling), bf16
-    /// (default; the image encoder in f16, as its weights were published) or bf16-vit (the image encoder, too)
-    #[arg(long)]
-    dtype: Option<String>,
-    /// Keep image tokens of a frozen image encoder in this folder, computed once, and train on them instead of on pictures:
-    /// several times as fast. Of each picture training then sees `cache_views` random crops (--set cache_views=4), not a
-    /// new one each time as in LAVIS
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
-    /// GELU of a frozen image encoder on a GPU: exact (LAVIS's; default), or tanh: at the end of the product, with no kernel
-    /// of its own, off by up to 5e-4 per activation
-    #[arg(long)]
-    vit_gelu: Option<String>,
-    /// Turn pictures upright as their EXIF orientation says; kept in the model, so that every command does so with it. LAVIS
-    /// takes pictures as they are stored
-    #[arg(long)]
-    exif_orientation: bool,
     /// Any setting: --set init_lr=5e-5 --set model.hidden=128
     #[arg(long = "set", value_name = "NAME=VALUE")]
     sets: Vec<String>,
@@ -166,46 +126,73 @@ fn print(text: &str) -> Result<()> {
 impl Args {
     fn read(&self) -> Result<Config> {
         let mut entries = self.sets.iter().map(|text| yaml::assignment(text)).collect::<Result<Vec<_>>>()?;
-        let mut add = |path: &str, value: Value| {
-            entries.push(yaml::Entry {
-                path: path.into(),
-                value,
-                place: format!("--{}", path.replace('_', "-")),
-            });
-        };
-        for (name, path) in [
-            ("images", &self.images),
-            ("captions", &self.captions),
-            ("out", &self.out),
-            ("start", &self.start),
-            ("cache", &self.cache),
-        ] {
-            if let Some(path) = path {
-                let text = path.to_str().ok_or_else(|| {
-                    Error::argument("train", format!("--{name}"), "a path in UTF-8", path.display())
-                })?;
-                add(name, text.into());
-            }
-        }
-        for (name, n) in [("epochs", self.epochs), ("batch", self.batch)] {
-            n.into_iter().for_each(|n| add(name, n.into()));
-        }
-        for (name, text) in [
-            ("size", &self.size),
-            ("device", &self.device),
-            ("dtype", &self.dtype),
-            ("vit_gelu", &self.vit_gelu),
-        ] {
-            text.iter().for_each(|s| add(name, s.as_str().into()));
-        }
-        if self.exif_orientation {
-            add("exif_orientation", true.into());
-        }
+        entries.extend(self.settings.entries()?);
         // A run that is resumed has its settings in its folder.
-        let own = self.out.as_ref().map(|out| out.join(CONFIG)).filter(|file| file.is_file());
+        let out = self.settings.value("out").map(Path::new);
+        let own = out.map(|out| out.join(CONFIG)).filter(|file| file.is_file());
         let file = self.config.clone().or(own.filter(|_| self.resume || self.export));
         let mut config = Config::read(file.as_deref(), &entries)?;
         self.steps.into_iter().for_each(|n| config.set_steps(n));
         Ok(config)
+    }
+}
+
+/// The settings that have a flag, as the table of settings declares them, and what was given.
+struct Settings(Vec<(Flag, OsString)>);
+
+impl Settings {
+    fn value(&self, name: &str) -> Option<&OsString> {
+        self.0.iter().find(|(flag, _)| flag.name == name).map(|(_, value)| value)
+    }
+
+    fn entries(&self) -> Result<Vec<yaml::Entry>> {
+        let entry = |(flag, value): &(Flag, OsString)| {
+            let place = format!("--{}", flag.name.replace('_', "-"));
+            let text = value
+                .to_str()
+                .ok_or_else(|| Error::argument("train", &place, "a path in UTF-8", value.display()))?;
+            let value = match flag.kind {
+                FlagKind::Switch => true.into(),
+                FlagKind::Number => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),
+                FlagKind::Path | FlagKind::Text => text.into(),
+            };
+            Ok(yaml::Entry { path: flag.name.into(), value, place })
+        };
+        self.0.iter().map(entry).collect()
+    }
+}
+
+impl clap::Args for Settings {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        config::flags().fold(command, |command, flag| {
+            let arg = clap::Arg::new(flag.name).long(flag.name.replace('_', "-")).help(flag.help);
+            command.arg(match flag.kind {
+                FlagKind::Switch => arg.action(clap::ArgAction::SetTrue),
+                FlagKind::Number => arg.value_name(flag.value).value_parser(clap::value_parser!(u64)),
+                FlagKind::Text => arg.value_name(flag.value).value_parser(clap::value_parser!(String)),
+                FlagKind::Path => arg.value_name(flag.value).value_parser(clap::value_parser!(OsString)),
+            })
+        })
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Settings::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Settings {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Settings, clap::Error> {
+        let given = config::flags().filter_map(|flag| {
+            let value = match flag.kind {
+                FlagKind::Switch => matches.get_flag(flag.name).then(OsString::new),
+                _ => matches.get_raw(flag.name).and_then(|mut given| given.next_back()).map(OsString::from),
+            };
+            Some((flag, value?))
+        });
+        Ok(Settings(given.collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        Settings::from_arg_matches(matches).map(|settings| *self = settings)
     }
 }

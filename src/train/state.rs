@@ -51,41 +51,24 @@ pub fn settings(
         let set = json!({ "captions": captions, "blake3": corpus.fingerprint(i), "ratio": ratio });
         data.insert(i.to_string(), set);
     }
-    let profile = match config.profile {
-        Profile::LavisDiagonal => "lavis-diagonal",
-        Profile::LavisImageId => "lavis-image-id",
-    };
     let mut all = json!({
         "model": model,
         "data": data,
         "vocabulary": vocab,
         "train_vit": config.trains_vit(),
-        "profile": profile,
-        "contrast": if config.contrast == Contrast::Accumulated { "accumulated" } else { "micro-batch" },
         "device": config.device.split(':').next(),
         "dtype": precision.name(),
-        "dropout": config.dropout,
-        "batch": config.batch,
-        "accumulate": config.accumulate,
-        "init_lr": config.init_lr,
-        "min_lr": config.min_lr,
-        "warmup_lr": config.warmup_lr,
         "warmup_steps": length.warmup_steps,
         "epochs": length.max_epoch,
-        "weight_decay": config.hyper.weight_decay,
         "betas": config.hyper.betas,
-        "eps": config.hyper.eps,
     });
-    for (name, value) in config.crops() {
+    for (name, value) in config::of_run(config) {
         all[name] = value;
     }
     if let Some(c) = config.cache() {
         all["cache"] = json!({ "views": c.views, "dtype": c.storage.name() });
     }
-    // Only where they are others than those of all runs that do not speak of them.
-    if config.hyper.vit_layer_decay < 1.0 {
-        all["vit_layer_decay"] = config.hyper.vit_layer_decay.into();
-    }
+    // Only where it is another than that of all runs that do not speak of it.
     if precision.vit_gelu != Gelu::Exact {
         all["vit_gelu"] = precision.vit_gelu.name().into();
     }

@@ -27,6 +27,7 @@ pub struct Training {
     file: Option<PathBuf>,
     entries: Vec<yaml::Entry>,
     resumed: bool,
+    stop_after: Option<u64>,
 }
 
 impl Training {
@@ -45,7 +46,7 @@ impl Training {
     pub fn resume(out: impl AsRef<Path>) -> Training {
         let out = out.as_ref();
         let resumed = Training { file: Some(out.join(CONFIG)), resumed: true, ..Training::default() };
-        resumed.set("out", out.display().to_string())
+        resumed.path("out", out)
     }
 
     /// Sets one setting, such as `init_lr` or `model.hidden`.
@@ -55,9 +56,21 @@ impl Training {
         self
     }
 
+    /// Sets a setting that is a path.
+    pub fn path(self, name: &str, path: impl AsRef<Path>) -> Training {
+        self.set(name, path.as_ref().display().to_string())
+    }
+
+    /// Stops after this step for now, however long the run is; it can be resumed.
+    pub fn stop_after(self, step: u64) -> Training {
+        Training { stop_after: Some(step), ..self }
+    }
+
     /// The settings, read and checked.
     pub fn config(&self) -> Result<Config> {
-        Config::read(self.file.as_deref(), &self.entries)
+        let mut config = Config::read(self.file.as_deref(), &self.entries)?;
+        self.stop_after.into_iter().for_each(|step| config.set_steps(step));
+        Ok(config)
     }
 
     /// Trains to the end, or until `watch` asks to stop. Everything that can be refused is refused before a file is written.

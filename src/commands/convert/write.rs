@@ -4,7 +4,7 @@ use super::{Args, OP, is_vit};
 use crate::files::{self, RealDisk};
 use crate::model::Config;
 use crate::nn::Spec;
-use crate::pretrained::{parts, start::initial};
+use crate::pretrained::{load::initial, parts};
 use crate::terminal::note;
 use crate::weights::names;
 use crate::weights::start::Plan;

@@ -1,15 +1,19 @@
 //! The configuration of a training run: what it is made of, its defaults, and the checks across settings.
 //!
 //! Settings come from a YAML file (our flat keys, or LAVIS's `model` / `datasets` / `run` sections as its users have
-//! them), then from `--set`, then from the command line's own flags; later ones win. The table in `keys` is the one
-//! place that knows their names. An unknown name is an error that names the line and the nearest known name.
+//! them), then from `--set`, then from the command line's own flags; later ones win. The table in `settings` is the
+//! one place that knows their names. An unknown name is an error that names the line and the nearest known name.
 
 mod keys;
+mod lavis;
+mod settings;
 mod sources;
 mod values;
 pub mod yaml;
 
-pub use keys::{describe, lavis_device, resolved};
+pub use keys::{describe, resolved};
+pub use lavis::lavis_device;
+pub use settings::{Flag, FlagKind, flags, of_run};
 pub use sources::DataSource;
 
 use super::cache;
@@ -22,7 +26,7 @@ use crate::nn::Gelu;
 use crate::tensor::Storage;
 use crate::vision::{Augment, RandAugment, Resampling};
 use crate::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use yaml::Entry;
@@ -285,14 +289,8 @@ impl Config {
 
     /// What decides how a picture is cropped and changed, besides the seed.
     pub fn crops(&self) -> Vec<(&'static str, Value)> {
-        let mut all = vec![
-            ("crop_scale", json!(self.augment.scale)),
-            ("crop_ratio", json!(self.augment.ratio)),
-            ("flip", json!(self.augment.flip)),
-            ("resize", json!(format!("{:?}", self.resize).to_lowercase())),
-        ];
-        all.extend(self.rand_augment.map(|r| ("rand_augment", json!([r.count, r.level]))));
-        all
+        const CROPS: [&str; 5] = ["crop_scale", "crop_ratio", "flip", "resize", "rand_augment"];
+        of_run(self).filter(|(name, _)| CROPS.contains(name)).collect()
     }
 
     /// How samples are loaded ahead.
