@@ -35,7 +35,8 @@ struct Inner {
     fix: String,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+/// Shown the same way with `{}` and `{:?}`, so that `unwrap` and a `main` that returns it read well.
+#[derive(Clone, PartialEq)]
 pub struct Error(Box<Inner>);
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -199,11 +200,23 @@ impl fmt::Display for Error {
     }
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl std::error::Error for Error {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_is_shown_the_same_way_by_unwrap() {
+        let e = Error::argument("linear", "weight", "[3, 4]", "[4, 3]").fix("transpose it");
+        assert_eq!(format!("{e:?}"), "linear: weight: expected [3, 4], got [4, 3]; transpose it");
+    }
 
     #[test]
     fn messages_fit_a_screen() {

@@ -147,7 +147,7 @@ impl Settings {
 
     fn entries(&self) -> Result<Vec<yaml::Entry>> {
         let entry = |(flag, value): &(Flag, OsString)| {
-            let place = format!("--{}", flag.name.replace('_', "-"));
+            let place = format!("--{}", flag.long);
             let text = value
                 .to_str()
                 .ok_or_else(|| Error::argument("train", &place, "a path in UTF-8", value.display()))?;
@@ -165,7 +165,7 @@ impl Settings {
 impl clap::Args for Settings {
     fn augment_args(command: clap::Command) -> clap::Command {
         config::flags().fold(command, |command, flag| {
-            let arg = clap::Arg::new(flag.name).long(flag.name.replace('_', "-")).help(flag.help);
+            let arg = clap::Arg::new(flag.name).long(flag.long).help(flag.help);
             command.arg(match flag.kind {
                 FlagKind::Switch => arg.action(clap::ArgAction::SetTrue),
                 FlagKind::Number => arg.value_name(flag.value).value_parser(clap::value_parser!(u64)),

@@ -4,11 +4,11 @@
 //! change numbers are saved as JSON and compared, so that a run is never resumed under others unnoticed.
 
 use super::checkpoint::{self, Checkpoint, EXP_AVG, EXP_AVG_SQ, Loaded, Metric, Progress, Stored};
-use super::config::{Config, Length};
+use super::config::{self, Config, Length};
 use super::corpus::Corpus;
-use super::trainer::{Contrast, Trainer};
+use super::trainer::Trainer;
 use crate::device::cpu;
-use crate::model::{self, Profile};
+use crate::model;
 use crate::nn::{self, Gelu, Params, Precision};
 use crate::tensor::{Buffer, DType, Real, Tensor};
 use crate::weights;

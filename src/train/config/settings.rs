@@ -27,8 +27,10 @@ pub(super) struct Setting {
 /// A flag of `qformer train` that sets a setting.
 #[derive(Clone, Copy, Debug)]
 pub struct Flag {
-    /// The setting; the flag has `-` for `_`.
+    /// The setting.
     pub name: &'static str,
+    /// Behind `--`.
+    pub long: &'static str,
     pub kind: FlagKind,
     /// What help calls its value.
     pub value: &'static str,
@@ -67,8 +69,14 @@ const fn setting(
 }
 
 impl Setting {
-    const fn flag(self, kind: FlagKind, value: &'static str, help: &'static str) -> Setting {
-        Setting { flag: Some(Flag { name: self.name, kind, value, help }), ..self }
+    const fn flag(
+        self,
+        long: &'static str,
+        kind: FlagKind,
+        value: &'static str,
+        help: &'static str,
+    ) -> Setting {
+        Setting { flag: Some(Flag { name: self.name, long, kind, value, help }), ..self }
     }
 
     const fn same(self) -> Setting {
@@ -117,33 +125,33 @@ fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> Value {
 pub(super) const SETTINGS: &[Setting] = &[
     setting("images", "", "folder of pictures, or tar shards ('shards/{00000..00099}.tar') or parquet files (one data set; several under datasets:)",
         |c| json!(single(c).and_then(|d| d.images.clone())), |c, v| { only(c).images = Some(path(v)?); Ok(()) })
-        .flag(FlagKind::Path, "DIR", "Folder of pictures, or files that hold them: tar shards ('shards/{00000..00099}.tar'), parquet"),
+        .flag("images", FlagKind::Path, "DIR", "Folder of pictures, or files that hold them: tar shards ('shards/{00000..00099}.tar'), parquet"),
     setting("captions", "", "their captions: LAVIS, COCO/STAIR or Karpathy JSON (FILE#train), JSON lines, a table, parquet; none: a .txt beside each picture, or inside the shards",
         |c| json!(single(c).and_then(|d| d.captions.clone())), |c, v| { only(c).captions = Some(path(v)?); Ok(()) })
-        .flag(FlagKind::Path, "FILE", "Captions: LAVIS, COCO/STAIR or Karpathy JSON (FILE#train), JSON lines, a table with a heading, parquet; none: a .txt or .caption beside each picture, or those in the shards"),
+        .flag("captions", FlagKind::Path, "FILE", "Captions: LAVIS, COCO/STAIR or Karpathy JSON (FILE#train), JSON lines, a table with a heading, parquet; none: a .txt or .caption beside each picture, or those in the shards"),
     setting("out", "run.output_dir", "folder of the run: checkpoints, logs, the trained model",
         |c| json!(c.out), |c, v| { c.out = Some(path(v)?); Ok(()) })
-        .flag(FlagKind::Path, "DIR", "Folder of the run"),
+        .flag("out", FlagKind::Path, "DIR", "Folder of the run"),
     setting("start", "", "model directory to start from (qformer convert makes one); none: from nothing",
         |c| json!(c.start), |c, v| { c.start = Some(path(v)?); Ok(()) })
-        .flag(FlagKind::Path, "DIR", "Model directory to start from"),
+        .flag("start", FlagKind::Path, "DIR", "Model directory to start from"),
     setting("vocab", "", "folder with vocab.txt; none: trained from the captions",
         |c| json!(c.vocab), |c, v| { c.vocab = Some(path(v)?); Ok(()) }),
     setting("vocab_size", "", "entries of a vocabulary trained from the captions, at most",
         |c| json!(c.vocab_size), |c, v| { c.vocab_size = count(v, 6)?; Ok(()) }),
     setting("size", "", "sizes of a model from nothing: small, tiny, heads, base or full; single ones under model:",
         |c| json!(c.size), |c, v| { c.size = text(v)?; Ok(()) })
-        .flag(FlagKind::Text, "SIZE", "Sizes of a model from nothing: small, tiny, heads, base or full"),
+        .flag("size", FlagKind::Text, "SIZE", "Sizes of a model from nothing: small, tiny, heads, base or full"),
     setting("train_vit", "", "train the image encoder too (default: only from nothing)",
         |c| json!(c.train_vit), |c, v| { c.train_vit = Some(flag(v)?); Ok(()) }),
     setting("epochs", "run.max_epoch", "times over the data (10)",
         |c| json!(c.epochs), |c, v| { c.epochs = Some(whole(v, 1)?); Ok(()) })
-        .flag(FlagKind::Number, "EPOCHS", "Times over the data"),
+        .flag("epochs", FlagKind::Number, "EPOCHS", "Times over the data"),
     setting("steps", "", "steps of the run, instead of epochs",
         |c| json!(c.steps), |c, v| { c.steps = Some(whole(v, 1)?); Ok(()) }),
     setting("batch", "run.batch_size_train", "captions of a micro-batch",
         |c| json!(c.batch), |c, v| { c.batch = count(v, 2)?; Ok(()) })
-        .flag(FlagKind::Number, "BATCH", "Captions of a micro-batch")
+        .flag("batch", FlagKind::Number, "BATCH", "Captions of a micro-batch")
         .same(),
     setting("accumulate", "run.accum_grad_iters", "micro-batches of a step",
         |c| json!(c.accumulate), |c, v| { c.accumulate = count(v, 1)?; Ok(()) })
@@ -185,20 +193,20 @@ pub(super) const SETTINGS: &[Setting] = &[
         .same(),
     setting("device", "", "where to compute: auto (a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..) or host (the GPU's kernels emulated on the CPU)",
         |c| json!(c.device), |c, v| { c.device = text(v)?; Ok(()) })
-        .flag(FlagKind::Text, "DEVICE", "Where to compute: auto (default: a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..), or host (the GPU's kernels emulated on the CPU, slowly)"),
+        .flag("device", FlagKind::Text, "DEVICE", "Where to compute: auto (default: a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..), or host (the GPU's kernels emulated on the CPU, slowly)"),
     setting("dtype", "", "how a GPU stores what dense layers work on: f32, f16 (with loss scaling), bf16 (its default) or bf16-vit (the image encoder, too)",
         |c| json!(c.dtype), |c, v| { c.dtype = Some(choice(v, &DTYPES)?.into()); Ok(()) })
-        .flag(FlagKind::Text, "DTYPE", "On a GPU, how dense layers and attention store what they work on: f32, f16 (with loss scaling), bf16 (default; the image encoder in f16, as its weights were published) or bf16-vit (the image encoder, too)"),
+        .flag("dtype", FlagKind::Text, "DTYPE", "On a GPU, how dense layers and attention store what they work on: f32, f16 (with loss scaling), bf16 (default; the image encoder in f16, as its weights were published) or bf16-vit (the image encoder, too)"),
     setting("cache", "", "folder for image tokens of a frozen encoder, computed once and trained on instead of pictures",
         |c| json!(c.cache), |c, v| { c.cache = Some(path(v)?); Ok(()) })
-        .flag(FlagKind::Path, "DIR", "Keep image tokens of a frozen image encoder in this folder, computed once, and train on them instead of on pictures: several times as fast. Of each picture training then sees `cache_views` random crops (--set cache_views=4), not a new one each time as in LAVIS"),
+        .flag("cache", FlagKind::Path, "DIR", "Keep image tokens of a frozen image encoder in this folder, computed once, and train on them instead of on pictures: several times as fast. Of each picture training then sees `cache_views` random crops (--set cache_views=4), not a new one each time as in LAVIS"),
     setting("cache_views", "", "random crops of a picture that the cache keeps; training draws from these alone",
         |c| json!(c.cache_views), |c, v| { c.cache_views = count(v, 1)?; Ok(()) }),
     setting("cache_dtype", "", "how the cache stores tokens: f16 or f32 (exactly as they were computed)",
         |c| name_of(&STORED, &c.cache_dtype), |c, v| { c.cache_dtype = choice(v, &STORED)?; Ok(()) }),
     setting("vit_gelu", "", "GELU of a frozen image encoder on a GPU: exact (as LAVIS), or tanh (at the end of the product, off by up to 5e-4)",
         |c| name_of(&GELUS, &c.vit_gelu), |c, v| { c.vit_gelu = choice(v, &GELUS)?; Ok(()) })
-        .flag(FlagKind::Text, "VIT_GELU", "GELU of a frozen image encoder on a GPU: exact (LAVIS's; default), or tanh: at the end of the matmul, with no kernel of its own, off by up to 5e-4 per activation"),
+        .flag("vit-gelu", FlagKind::Text, "VIT_GELU", "GELU of a frozen image encoder on a GPU: exact (LAVIS's; default), or tanh: at the end of the matmul, with no kernel of its own, off by up to 5e-4 per activation"),
     setting("crop_scale", "", "share of a picture's area that a random crop keeps: [smallest, largest]",
         |c| json!(c.augment.scale), |c, v| { c.augment.scale = values::pair(v)?; c.augment.check().map_err(|e| e.to_string()) })
         .same(),
@@ -216,7 +224,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         .same(),
     setting("exif_orientation", "", "turn pictures upright as their EXIF orientation says, stored with the model (LAVIS takes them as stored)",
         |c| json!(c.exif_orientation), |c, v| { c.exif_orientation = Some(flag(v)?); Ok(()) })
-        .flag(FlagKind::Switch, "", "Turn pictures upright as their EXIF orientation says; kept in the model, so that every command does so with it. LAVIS takes pictures as they are stored"),
+        .flag("exif-orientation", FlagKind::Switch, "", "Turn pictures upright as their EXIF orientation says; kept in the model, so that every command does so with it. LAVIS takes pictures as they are stored"),
     setting("missing_share", "", "share of the pictures that may be missing",
         |c| json!(c.missing_share), |c, v| { c.missing_share = share(v)?; Ok(()) }),
     setting("bad_share", "", "share of the captions whose pictures may turn out unusable while training",
