@@ -325,3 +325,17 @@ fn files_are_short_and_begin_with_what_they_are() {
         assert!(text.starts_with("//!"), "{}: the first line says what the file is", path.display());
     }
 }
+
+/// `docs/dependencies.md` has a row for each crate in `Cargo.toml`, and none for another.
+#[test]
+fn every_dependency_has_its_reason() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let section = manifest.split("[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
+    let wanted: BTreeSet<&str> = section.lines().filter_map(|l| Some(l.split_once(" = ")?.0)).collect();
+    let table = fs::read_to_string(root.join("docs/dependencies.md")).unwrap();
+    let rows = table.lines().filter_map(|l| l.strip_prefix("| `")?.split(" | ").next());
+    let found: BTreeSet<&str> = rows.flat_map(|r| r.split(", ")).map(|n| n.trim_matches('`')).collect();
+    assert!(wanted.len() > 20, "the dependencies were not found");
+    assert_eq!(wanted, found, "docs/dependencies.md");
+}

@@ -32,3 +32,32 @@ fn a_full_disk_is_an_error() {
         assert!(said.starts_with("qformer: write to standard output: "), "{said}");
     }
 }
+
+/// What a shell completes and what `man` shows is what there is.
+#[test]
+fn completions_and_pages_name_every_command() {
+    let program = || Command::new(env!("CARGO_BIN_EXE_qformer"));
+    let commands = ["train", "caption", "search", "convert", "doctor", "manual"];
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let out = program().args(["completions", shell]).output().unwrap();
+        let script = String::from_utf8(out.stdout).unwrap();
+        for word in commands.into_iter().chain(["exif-orientation"]) {
+            assert!(out.status.success() && script.contains(word), "{shell}: {word}");
+        }
+    }
+    let place = tempfile::tempdir().unwrap();
+    let out = program().arg("manual").arg(place.path().join("man1")).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    for page in ["qformer.1", "qformer-train.1", "qformer-search-index.1"] {
+        let text = std::fs::read_to_string(place.path().join("man1").join(page)).unwrap();
+        assert!(text.contains(".SH SYNOPSIS") && !text.contains('\u{1b}'), "{page}");
+    }
+    let pages = std::fs::read_dir(place.path().join("man1")).unwrap();
+    let names = pages.map(|p| p.unwrap().file_name().into_string().unwrap());
+    assert!(names.into_iter().all(|n| !n.contains("help")), "help is a flag");
+    // Written to a file in place of a folder.
+    std::fs::write(place.path().join("file"), "kept").unwrap();
+    let out = program().arg("manual").arg(place.path().join("file")).output().unwrap();
+    assert!(!out.status.success());
+    assert_eq!(std::fs::read_to_string(place.path().join("file")).unwrap(), "kept");
+}
