@@ -127,8 +127,9 @@ fn the_outputs_say_the_same_and_scores_are_the_models() {
             let pass = qformer::nn::Pass::inference(&model.params);
             let ids = [model.tokenizer.caption(caption, model.model.config.max_txt_len)];
             let cls = model.model.text_features(&pass, &ids).unwrap()[0].proj.slice_rows(0..1).unwrap();
-            let itc = model.model.itc_scores(&image.proj, &cls).unwrap().item();
-            let itm = model.model.match_pairs(&pass, &image, &ids, &[(0, 0)]).unwrap().logits.to_f64()[1];
+            let itc = model.model.itc_scores(&image.proj, &cls).unwrap().item().unwrap();
+            let itm =
+                model.model.match_pairs(&pass, &image, &ids, &[(0, 0)]).unwrap().logits.to_f64().unwrap()[1];
             let row = rows.iter().find(|r| &r[0] == name && r[1] == (i + 1).to_string()).unwrap();
             assert_eq!(&row[2], caption);
             for (key, column, want) in [("itc", 4, itc), ("itm", 5, itm)] {

@@ -177,8 +177,9 @@ fn frozen_halves_stay_halves_and_compute_the_same() {
     let s = model.config.image_size;
     let pixels: Vec<f32> = (0..2 * 3 * s * s).map(|i| ((i * 7919 % 1000) as f32 - 500.0) / 250.0).collect();
     let image = Tensor::new(pixels, &[2, 3, s, s]).unwrap();
-    let features =
-        |params: &Params| model.image_features(&Pass::inference(params), &image).unwrap().proj.to_f64();
+    let features = |params: &Params| {
+        model.image_features(&Pass::inference(params), &image).unwrap().proj.to_f64().unwrap()
+    };
     let (a, b) = (features(&whole), features(&kept));
     let worst = a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
     // The same products in tiles of another size: rounding of f32 sums over at most 392 terms of unit vectors.

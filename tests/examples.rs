@@ -26,7 +26,7 @@ fn checkpoint(model: &Pretrained, path: &Path) {
     let infos: Vec<Info> = model.params.iter().map(|(_, spec, _)| info(&spec.name, &spec.shape)).collect();
     write_pytorch(&RealDisk, path, &infos, |info| {
         let id = model.params.find(&info.name).unwrap();
-        Ok(model.params.get(id).to_f32().iter().flat_map(|x| x.to_le_bytes()).collect())
+        Ok(model.params.get(id).to_f32().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect())
     })
     .unwrap();
 }
@@ -46,7 +46,12 @@ fn train_caption_search_and_convert() {
     convert::run(&[&at("checkpoint.pth")], trained.model.config.clone(), &model, &at("converted")).unwrap();
     let converted = Pretrained::open(&at("converted")).unwrap();
     for (id, spec, _) in trained.params.iter() {
-        assert_eq!(converted.params.get(id).to_f32(), trained.params.get(id).to_f32(), "{}", spec.name);
+        assert_eq!(
+            converted.params.get(id).to_f32().unwrap(),
+            trained.params.get(id).to_f32().unwrap(),
+            "{}",
+            spec.name
+        );
     }
 }
 

@@ -52,5 +52,9 @@ fn micro(seed: u64) -> Micro {
 /// Every trained parameter.
 #[cfg(feature = "host-kernels")]
 fn values(params: &qformer::nn::Params) -> Vec<(String, Vec<f64>)> {
-    params.iter().filter(|(_, s, _)| s.trained).map(|(_, s, t)| (s.name.clone(), t.to_f64())).collect()
+    params
+        .iter()
+        .filter(|(_, s, _)| s.trained)
+        .map(|(_, s, t)| (s.name.clone(), t.to_f64().unwrap()))
+        .collect()
 }

@@ -32,7 +32,7 @@ fn picture() -> Picture {
 }
 
 fn bytes(params: &Params) -> Vec<(String, Vec<f32>)> {
-    params.iter().map(|(_, s, t)| (s.name.clone(), t.to_f32())).collect()
+    params.iter().map(|(_, s, t)| (s.name.clone(), t.to_f32().unwrap())).collect()
 }
 
 #[test]

@@ -20,8 +20,9 @@ fn by_hand(model: &Pretrained, image: &Images, text: &str) -> [f64; 3] {
     let ids = [model.tokenizer.caption(text, m.config.max_txt_len)];
     let cls = m.text_features(&pass, &ids).unwrap()[0].proj.slice_rows(0..1).unwrap();
     let matched = m.match_pairs(&pass, image, &ids, &[(0, 0)]).unwrap();
-    let cosine = mean_cosine(&image.embeds.to_f64(), &matched.hidden.to_f64(), m.config.hidden);
-    [m.itc_scores(&image.proj, &cls).unwrap().item(), matched.logits.to_f64()[1], cosine]
+    let cosine =
+        mean_cosine(&image.embeds.to_f64().unwrap(), &matched.hidden.to_f64().unwrap(), m.config.hidden);
+    [m.itc_scores(&image.proj, &cls).unwrap().item().unwrap(), matched.logits.to_f64().unwrap()[1], cosine]
 }
 
 /// The same sums in f32 in another order.

@@ -155,8 +155,8 @@ fn of_texts(model: &Pretrained, texts: &[String], folder: &Path) -> Result<Array
                 rows.resize(longest * width, 0.0);
                 rows
             };
-            hidden.push(&padded(features.embeds.to_f32(), c.hidden))?;
-            proj.push(&padded(features.proj.to_f32(), c.embed_dim))?;
+            hidden.push(&padded(features.embeds.to_f32()?, c.hidden))?;
+            proj.push(&padded(features.proj.to_f32()?, c.embed_dim))?;
             mask.push(&padded(vec![1.0; ids.len()], 1))?;
         }
     }
@@ -192,13 +192,13 @@ fn of_pictures(args: &Args, texts: &[String], npy: bool) -> Result<()> {
             let image = pictures::look(&model, &[&seen])?.remove(0);
             let name = &stream.picture(place).name;
             if args.mode == Mode::Image {
-                arrays[0].2.push(&image.embeds.to_f32())?;
-                arrays[1].2.push(&image.proj.to_f32())?;
+                arrays[0].2.push(&image.embeds.to_f32()?)?;
+                arrays[1].2.push(&image.proj.to_f32()?)?;
                 names.push(serde_json::json!(name));
             }
             for (some, said) in ids.chunks(64).zip(texts.chunks(64)) {
                 let pairs: Vec<(usize, usize)> = (0..some.len()).map(|t| (0, t)).collect();
-                arrays[0].2.push(&model.model.match_pairs(&pass, &image, some, &pairs)?.hidden.to_f32())?;
+                arrays[0].2.push(&model.model.match_pairs(&pass, &image, some, &pairs)?.hidden.to_f32()?)?;
                 names.extend(said.iter().map(|text| serde_json::json!([name, text])));
             }
             stream.done(1);

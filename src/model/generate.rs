@@ -70,7 +70,7 @@ impl Model {
             let logits = self.run(&pass, rows, place, &mut cache)?;
             let mut outlooks = match best {
                 Some(k) => ops::top_k(&logits, k)?.into_iter().map(Outlook::Best).collect::<Vec<_>>(),
-                None => self.split(&logits).map(Outlook::All).collect(),
+                None => self.split(&logits)?.map(Outlook::All).collect(),
             }
             .into_iter();
             for (search, rows) in searches.iter_mut().zip(&mut open) {
@@ -119,7 +119,7 @@ impl Model {
             }
             let logits = self.run(&pass, open, place, &mut cache)?;
             let which = captions.iter().enumerate().filter(|(_, ids)| ids.len() > place).map(|(i, _)| i);
-            for (i, logits) in which.zip(self.split(&logits)) {
+            for (i, logits) in which.zip(self.split(&logits)?) {
                 all[i].push(logits);
             }
         }
@@ -134,10 +134,10 @@ impl Model {
     }
 
     /// Logits [R,V], row by row.
-    fn split(&self, logits: &Tensor) -> impl Iterator<Item = Vec<f64>> {
-        let all = logits.to_f64();
+    fn split(&self, logits: &Tensor) -> Result<impl Iterator<Item = Vec<f64>>> {
+        let all = logits.to_f64()?;
         let v = self.config.vocab;
-        (0..all.len() / v).map(move |i| all[i * v..(i + 1) * v].to_vec())
+        Ok((0..all.len() / v).map(move |i| all[i * v..(i + 1) * v].to_vec()))
     }
 
     /// Runs the tokens of these rows, all at one place of their captions; returns their logits [R,V].

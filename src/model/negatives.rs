@@ -52,7 +52,7 @@ impl NegativeWeights<'_> {
 
     /// i2t and t2i as tensors.
     pub fn tensors(&self) -> Result<[Tensor; 2]> {
-        let tensor = |sim: &Tensor| Tensor::new(ops::negative_weights(sim, self.ids), sim.shape().sizes());
+        let tensor = |sim: &Tensor| Tensor::new(ops::negative_weights(sim, self.ids)?, sim.shape().sizes());
         Ok([tensor(self.i2t)?, tensor(self.t2i)?])
     }
 }

@@ -134,7 +134,7 @@ impl OnGpu {
             Targets::Soft(t) => {
                 let t = match t.array() {
                     Some(t) => t.cast(OP, Storage::F32)?,
-                    None => gpu.upload(OP, Storage::F32, &t.to_f32())?,
+                    None => gpu.upload(OP, Storage::F32, &t.to_f32()?)?,
                 };
                 Ok(OnGpu { soft: Some(t), ..kernel })
             }

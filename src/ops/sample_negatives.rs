@@ -26,7 +26,7 @@ pub fn sample_negatives(sim: &Tensor, ids: Option<&[i64]>, stream: Stream) -> Re
     {
         return Ok(picked);
     }
-    draw_rows(&negative_weights(sim, ids), sim.rows().0, stream)
+    draw_rows(&negative_weights(sim, ids)?, sim.rows().0, stream)
 }
 
 /// None where a row has nothing to draw from - the loop below says why - and in a plan.
@@ -45,9 +45,9 @@ fn on_gpu(sim: &Array, n: usize, ids: Option<&[i64]>, stream: Stream) -> Result<
 }
 
 /// The weights of the draws `[n,n]`, row by row.
-pub fn negative_weights(sim: &Tensor, ids: Option<&[i64]>) -> Vec<f64> {
+pub fn negative_weights(sim: &Tensor, ids: Option<&[i64]>) -> Result<Vec<f64>> {
     let n = sim.rows().0;
-    let mut w = sim.to_f64();
+    let mut w = sim.to_f64()?;
     for (i, row) in w.chunks_mut(n.max(1)).enumerate() {
         if let Some(ids) = ids {
             for (x, _) in row.iter_mut().zip(ids).filter(|(_, id)| **id == ids[i]) {

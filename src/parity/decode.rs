@@ -16,20 +16,20 @@ pub fn features(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     let Setup { model, params } = set_up(case, at, false, &[""])?;
     let pass = Pass::inference(&params);
     let images = model.image_features(&pass, &case.tensor("inputs.image", at.dtype)?)?;
-    compare(case, "outputs.image_embeds", &images.embeds.to_f64(), report)?;
-    compare(case, "outputs.image_embeds_proj", &images.proj.to_f64(), report)?;
+    compare(case, "outputs.image_embeds", &images.embeds.to_f64()?, report)?;
+    compare(case, "outputs.image_embeds_proj", &images.proj.to_f64()?, report)?;
     let count = (0..).take_while(|j| case.has(&format!("inputs.input_ids.{j}"))).count();
     let texts: Vec<Vec<u32>> =
         (0..count).map(|j| case.ids(&format!("inputs.input_ids.{j}"))).collect::<Result<_>>()?;
     for (j, t) in model.text_features(&pass, &texts)?.iter().enumerate() {
-        compare(case, &format!("outputs.text_embeds.{j}"), &t.embeds.to_f64(), report)?;
-        compare(case, &format!("outputs.text_embeds_proj.{j}"), &t.proj.to_f64(), report)?;
+        compare(case, &format!("outputs.text_embeds.{j}"), &t.embeds.to_f64()?, report)?;
+        compare(case, &format!("outputs.text_embeds_proj.{j}"), &t.proj.to_f64()?, report)?;
     }
     let pairs: Vec<(usize, usize)> =
         (0..images.count).flat_map(|i| (0..count).map(move |j| (i, j))).collect();
     let scores = model.match_pairs(&pass, &images, &texts, &pairs)?;
     let (q, c) = (model.config.num_query, model.config.hidden);
-    let (hidden, embeds) = (scores.hidden.to_f64(), images.embeds.to_f64());
+    let (hidden, embeds) = (scores.hidden.to_f64()?, images.embeds.to_f64()?);
     let mut cosines = Vec::new();
     for (p, (i, j)) in pairs.iter().enumerate() {
         let multimodal = &hidden[p * q * c..(p + 1) * q * c];
@@ -40,12 +40,12 @@ pub fn features(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         cosines.push(mean_cosine(&embeds[i * q * c..(i + 1) * q * c], multimodal, c));
     }
     compare(case, "outputs.mean_cosine", &cosines, report)?;
-    compare(case, "outputs.itm_logit", &match_logits(&scores.logits), report)
+    compare(case, "outputs.itm_logit", &match_logits(&scores.logits)?, report)
 }
 
 /// The second column of [P,2].
-fn match_logits(logits: &Tensor) -> Vec<f64> {
-    logits.to_f64().chunks(2).map(|p| p[1]).collect()
+fn match_logits(logits: &Tensor) -> Result<Vec<f64>> {
+    Ok(logits.to_f64()?.chunks(2).map(|p| p[1]).collect())
 }
 
 pub fn retrieval(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
@@ -55,12 +55,12 @@ pub fn retrieval(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     let texts = case.texts("inputs.input_ids", "inputs.attention_mask")?;
     let features = model.text_features(&pass, &texts)?;
     let first: Vec<Tensor> = features.iter().map(|t| t.proj.slice_rows(0..1)).collect::<Result<_>>()?;
-    let rows = first.iter().flat_map(Tensor::to_f64).collect::<Vec<_>>();
+    let rows = first.iter().map(Tensor::to_f64).collect::<Result<Vec<_>>>()?.concat();
     let cls = Tensor::of(at.dtype, &rows, &[texts.len(), model.config.embed_dim])?;
-    let itc = model.itc_scores(&images.proj, &cls)?.to_f64();
+    let itc = model.itc_scores(&images.proj, &cls)?.to_f64()?;
     let itc: Vec<Vec<f64>> = itc.chunks(texts.len().max(1)).map(<[f64]>::to_vec).collect();
     let scores = retrieval_scores(&itc, case.meta("k_test")?, |pairs| {
-        Ok(match_logits(&model.match_pairs(&pass, &images, &texts, pairs)?.logits))
+        match_logits(&model.match_pairs(&pass, &images, &texts, pairs)?.logits)
     })?;
     for (name, ours) in
         [("outputs.score_i2t", scores.i2t.concat()), ("outputs.score_t2i", scores.t2i.concat())]
@@ -174,7 +174,7 @@ pub fn generate(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     if case.has("outputs.image_embeds") {
         let pass = Pass::inference(params);
         let tokens = model.vit_tokens(&pass, &case.tensor("inputs.image", at.dtype)?, |_, _| {})?;
-        compare(case, "outputs.image_embeds", &model.image_embeds(&pass, &tokens)?.to_f64(), report)?;
+        compare(case, "outputs.image_embeds", &model.image_embeds(&pass, &tokens)?.to_f64()?, report)?;
     }
     if case.has("outputs.teacher_forced_logits") {
         teacher_forced(case, model, params, &seen.images, report)?;

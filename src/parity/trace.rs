@@ -58,7 +58,7 @@ fn rows(
     let &[b, l, c] = case.shape(name)? else {
         return Err(Error::file("parity", &case.path, format!("three axes in {name}"), "others"));
     };
-    let (mine, recorded) = (ours.to_f64(), case.f64s(name)?);
+    let (mine, recorded) = (ours.to_f64()?, case.f64s(name)?);
     let (mut x, mut y) = (Vec::new(), Vec::new());
     for i in 0..b {
         let mut at = i * l;

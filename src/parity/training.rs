@@ -14,7 +14,7 @@ use crate::{Error, Result};
 use serde::Deserialize;
 
 pub(super) fn compare(case: &Case, name: &str, ours: &Tensor, report: &mut Report) -> Result<()> {
-    report.close(name, case.shape(name)?, &ours.to_f64(), &case.f64s(name)?, CLOSE);
+    report.close(name, case.shape(name)?, &ours.to_f64()?, &case.f64s(name)?, CLOSE);
     Ok(())
 }
 
@@ -51,7 +51,7 @@ fn gradients(case: &Case, params: &Params, grads: &Gradients, scale: f64, report
         }
         let ours = match grads.get(id.0) {
             Some(g) => {
-                let all = Tensor::of_buffer(g.clone(), value.shape().sizes())?.to_f64();
+                let all = Tensor::of_buffer(g.clone(), value.shape().sizes())?.to_f64()?;
                 all.iter().map(|x| x / scale).collect()
             }
             None => Vec::new(),
@@ -105,7 +105,8 @@ fn best_queries(case: &Case, batch: &Batch, profile: Profile, negatives: &Negati
         let image = case.tensor("inputs.image", cpu.dtype)?;
         let batch = Batch { image: Image::Pixels(image.clone()), text: batch.text, image_id: batch.image_id };
         model.stage1(&pass, &batch, profile, Sampling::Given(negatives), Some(&mut trace))?;
-        [trace.image_feats, trace.text_feat].map(|t| t.map_or(Vec::new(), |t| t.to_f64()))
+        let features = |t: Option<Tensor>| t.map_or(Ok(Vec::new()), |t| t.to_f64());
+        [features(trace.image_feats)?, features(trace.text_feat)?]
     };
     let mut best = Best::of(&image, &text, q, e);
     if case.has("inputs.best_query") {
@@ -132,7 +133,7 @@ fn dropout(case: &Case) -> Result<Option<DropoutPlan>> {
 fn are_finite(params: &Params, grads: &Gradients) -> Result<bool> {
     for (id, _, value) in params.iter() {
         let Some(g) = grads.get(id.0) else { continue };
-        let all = Tensor::of_buffer(g.clone(), value.shape().sizes())?.to_f64();
+        let all = Tensor::of_buffer(g.clone(), value.shape().sizes())?.to_f64()?;
         if !all.iter().all(|x| x.is_finite()) {
             return Ok(false);
         }
@@ -223,8 +224,8 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     let (run, schedule, mut optimizer) = optimizer(case, &params)?;
     let steps = case.shape("outputs.losses")?.first().copied().unwrap_or(0);
     let batches = (0..).take_while(|k| case.has(&format!("inputs.{k}.image"))).count().max(1);
-    let values = |params: &Params| params.iter().map(|(_, _, v)| v.to_f64()).collect::<Vec<_>>();
-    let before = report.kept.is_some().then(|| values(&params));
+    let values = |params: &Params| params.iter().map(|(_, _, v)| v.to_f64()).collect::<Result<Vec<_>>>();
+    let before = report.kept.is_some().then(|| values(&params)).transpose()?;
     let (mut lrs, mut all) = (Vec::new(), Vec::new());
     for step in 0..steps {
         let k = step % batches;
@@ -246,7 +247,9 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         let out = model.stage1(&pass, &batch, Profile::LavisDiagonal, given, None)?;
         tape.backward(&out.loss, at.loss_scale(), &mut grads)?;
         let lr = schedule.lr(step as u64, run.steps_per_epoch);
-        all.extend([&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item));
+        for loss in [&out.loss, &out.itc, &out.itm, &out.lm] {
+            all.push(loss.item()?);
+        }
         lrs.push(lr);
         drop((pass, out));
         optimizer.step(&mut params, &mut grads, lr, 1.0 / at.loss_scale())?;
@@ -260,7 +263,7 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
             report.skip(&name, NOISE);
             continue;
         }
-        let ours = value.to_f64();
+        let ours = value.to_f64()?;
         // A weight that is off is so from the start: how far its way is off is what counts.
         report.keep(&name, &ours, before.as_ref().and_then(|b| b.get(id.0)).map(Vec::as_slice));
         report.close(&name, &spec.shape, &ours, &case.f64s(&name)?, 1e-3);

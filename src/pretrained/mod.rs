@@ -248,7 +248,7 @@ fn write_params(
         };
         let done = match params.stored(id)? {
             Value::Half(half) => w.write_all(half.bytes()),
-            Value::Tensor(t) => write::put_f32(w, Dtype::F32, &t.to_f32()),
+            Value::Tensor(t) => write::put_f32(w, Dtype::F32, &t.to_f32()?),
         };
         done.map_err(|e| files::write_error("write", path, &e))
     })

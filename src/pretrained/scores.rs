@@ -21,7 +21,7 @@ impl Texts {
         let mut cls = Vec::with_capacity(ids.len() * model.model.config.embed_dim);
         for some in ids.chunks(64) {
             for features in model.model.text_features(&pass, some)? {
-                cls.extend(features.proj.slice_rows(0..1)?.to_f32());
+                cls.extend(features.proj.slice_rows(0..1)?.to_f32()?);
             }
         }
         let cls = Tensor::new(cls, &[ids.len(), model.model.config.embed_dim])?;
@@ -42,10 +42,10 @@ pub fn scores(model: &Pretrained, image: &Images, texts: &Texts) -> Result<Vec<S
     let m = &model.model;
     let pass = Pass::inference(&model.params).batch_invariant();
     let pairs: Vec<(usize, usize)> = (0..texts.ids.len()).map(|t| (0, t)).collect();
-    let itc = m.itc_scores(&image.proj, &texts.cls)?.to_f32();
+    let itc = m.itc_scores(&image.proj, &texts.cls)?.to_f32()?;
     let matched = m.match_pairs(&pass, image, &texts.ids, &pairs)?;
-    let (itm, c) = (matched.logits.to_f32(), m.config.hidden);
-    let (own, hidden) = (image.embeds.to_f64(), matched.hidden.to_f64());
+    let (itm, c) = (matched.logits.to_f32()?, m.config.hidden);
+    let (own, hidden) = (image.embeds.to_f64()?, matched.hidden.to_f64()?);
     let of = |(t, rows): (usize, &[f64])| Scores {
         itc: itc[t],
         itm: itm[2 * t + 1],

@@ -115,6 +115,6 @@ impl Added {
 }
 
 fn add(model: &Pretrained, index: &mut Index, picture: Picture, seen: &Seen) -> Result<()> {
-    let features = look(model, &[seen])?.remove(0).proj.to_f32();
+    let features = look(model, &[seen])?.remove(0).proj.to_f32()?;
     index.add(picture, &features)
 }

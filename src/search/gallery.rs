@@ -41,8 +41,8 @@ impl Gallery {
         let pass = Pass::inference(&model.params);
         let tokens = model.model.vit_tokens(&pass, &seen.pixels, |_, _| {})?;
         let images = model.model.image_features_of(&pass, &tokens)?;
-        self.tokens.write_all(bytemuck::cast_slice(&tokens.to_f32())).map_err(|e| failed(&e))?;
-        self.proj.extend(images.proj.to_f32());
+        self.tokens.write_all(bytemuck::cast_slice(&tokens.to_f32()?)).map_err(|e| failed(&e))?;
+        self.proj.extend(images.proj.to_f32()?);
         self.count += 1;
         Ok(images)
     }
@@ -90,7 +90,7 @@ impl Gallery {
                 let ids: Vec<Vec<u32>> = some.iter().map(|t| texts.ids[*t].clone()).collect();
                 let pairs: Vec<(usize, usize)> = (0..ids.len()).map(|t| (0, t)).collect();
                 let pass = Pass::inference(&model.params);
-                let logits = model.model.match_pairs(&pass, &image, &ids, &pairs)?.logits.to_f64();
+                let logits = model.model.match_pairs(&pass, &image, &ids, &pairs)?.logits.to_f64()?;
                 itm.extend(some.iter().enumerate().map(|(n, t)| ((i, *t), logits[2 * n + 1])));
             }
             done();
@@ -105,7 +105,7 @@ impl Gallery {
         let mut all = Vec::with_capacity(self.count);
         for some in self.proj.chunks(ROWS * c.num_query * c.embed_dim) {
             let some = Tensor::new(some.to_vec(), &[some.len() / c.embed_dim, c.embed_dim])?;
-            let scores = model.model.itc_scores(&some, &texts.cls)?.to_f64();
+            let scores = model.model.itc_scores(&some, &texts.cls)?.to_f64()?;
             all.extend(scores.chunks(texts.ids.len()).map(<[f64]>::to_vec));
         }
         Ok(all)

@@ -83,7 +83,7 @@ impl Query {
                 Ok(Found { picture: 0, itc, itm: Some(itm), mean_cosine: Some(mean_cosine) })
             }
             Query::Picture { features, .. } => {
-                let (a, b) = (features.embeds.to_f64(), image.embeds.to_f64());
+                let (a, b) = (features.embeds.to_f64()?, image.embeds.to_f64()?);
                 let cosine = mean_cosine(&a, &b, model.model.config.hidden);
                 Ok(Found { picture: 0, itc, itm: None, mean_cosine: Some(cosine as f32) })
             }
@@ -156,7 +156,7 @@ fn by_itc(model: &Pretrained, index: &Index, query: &Query) -> Result<Vec<Found>
         let part = index.part(number)?;
         let n = part.features.len() / size;
         let features = Tensor::new(part.features, &[n * config.num_query, config.embed_dim])?;
-        let scores = model.model.itc_scores(&features, rows)?.to_f32();
+        let scores = model.model.itc_scores(&features, rows)?.to_f32()?;
         found.extend(part.pictures.iter().map(|(row, picture)| {
             let itc = scores[row * count..][..count].iter().sum::<f32>() / count as f32;
             Found { picture: *picture, itc, itm: None, mean_cosine: None }

@@ -233,7 +233,7 @@ impl Tensor {
             (Device::Cpu, None) => Ok(self.detach()),
             (Device::Cpu, Some(a)) => Tensor::new(a.read_f32()?, self.shape.sizes()),
             (Device::Gpu(gpu), None) => {
-                let values = gpu.upload("upload", Storage::F32, &self.to_f32())?;
+                let values = gpu.upload("upload", Storage::F32, &self.to_f32()?)?;
                 Tensor::of_array(values.cast("upload", storage)?, self.shape.sizes())
             }
             (Device::Gpu(_), Some(a)) => Tensor::of_array(a.cast("cast", storage)?, self.shape.sizes()),
@@ -285,27 +285,29 @@ impl Tensor {
         Arc::get_mut(&mut self.buffer)?.slice_mut::<T>().get_mut(range)
     }
 
-    /// Of a tensor on a GPU: NaN everywhere if it cannot be read (the GPU says why at the next call that can fail).
-    pub fn to_f64(&self) -> Vec<f64> {
-        if self.array().is_some() {
-            return self.to_f32().into_iter().map(f64::from).collect();
+    /// The elements in f64, wherever they are. A GPU that fails, now or before, says so here.
+    pub fn to_f64(&self) -> Result<Vec<f64>> {
+        match self.array() {
+            Some(a) => Ok(a.read_f32()?.into_iter().map(f64::from).collect()),
+            None => Ok(on!(self.dtype(), T => self.data::<T>().iter().map(|x| x.to_f64()).collect())),
         }
-        on!(self.dtype(), T => self.data::<T>().iter().map(|x| x.to_f64()).collect())
     }
 
-    pub fn to_f32(&self) -> Vec<f32> {
-        if let Some(a) = self.array() {
-            return a.read_f32().unwrap_or_else(|_| vec![f32::NAN; self.len()]);
+    /// The elements in f32, wherever they are; see [`Tensor::to_f64`].
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        match self.array() {
+            Some(a) => a.read_f32(),
+            None => Ok(on!(self.dtype(), T => self.data::<T>().iter().map(|x| x.to_f64() as f32).collect())),
         }
-        on!(self.dtype(), T => self.data::<T>().iter().map(|x| x.to_f64() as f32).collect())
     }
 
-    /// The value of a tensor of one element; NaN if it has none.
-    pub fn item(&self) -> f64 {
-        if self.array().is_some() {
-            return self.to_f64().first().copied().unwrap_or(f64::NAN);
-        }
-        on!(self.dtype(), T => self.data::<T>().first().map_or(f64::NAN, |x| x.to_f64()))
+    /// The first element: the value of a tensor of one.
+    pub fn item(&self) -> Result<f64> {
+        let first = match self.array() {
+            Some(a) if !a.is_empty() => a.part(0..1)?.read_f32()?.first().map(|x| f64::from(*x)),
+            _ => on!(self.dtype(), T => self.data::<T>().first().map(|x| x.to_f64())),
+        };
+        first.ok_or_else(|| Error::argument("item", "tensor", "one element", self.shape))
     }
 
     /// This tensor without history: a constant.
@@ -352,11 +354,11 @@ impl Tensor {
     }
 
     /// The first element that is not finite, if any.
-    pub fn first_non_finite(&self) -> Option<usize> {
-        if self.array().is_some() {
-            return self.to_f32().iter().position(|x| !x.is_finite());
+    pub fn first_non_finite(&self) -> Result<Option<usize>> {
+        match self.array() {
+            Some(a) => Ok(a.read_f32()?.iter().position(|x| !x.is_finite())),
+            None => Ok(on!(self.dtype(), T => self.data::<T>().iter().position(|x| !x.is_finite()))),
         }
-        on!(self.dtype(), T => self.data::<T>().iter().position(|x| !x.is_finite()))
     }
 }
 

@@ -14,10 +14,10 @@ impl Tensor {
             (Storage::F16, Some(a)) => a.cast(OP, Storage::F16)?.read::<u8>(),
             (Storage::F16, None) => {
                 let mut half = vec![f16::ZERO; self.len()];
-                half.convert_from_f32_slice(&self.to_f32());
+                half.convert_from_f32_slice(&self.to_f32()?);
                 Ok(bytemuck::cast_slice(&half).to_vec())
             }
-            (Storage::F32, _) => Ok(bytemuck::cast_slice::<f32, u8>(&self.to_f32()).to_vec()),
+            (Storage::F32, _) => Ok(bytemuck::cast_slice::<f32, u8>(&self.to_f32()?).to_vec()),
             _ => Err(Error::argument(OP, "storage", "f16 or f32", storage.name())),
         }
     }

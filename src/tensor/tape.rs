@@ -333,7 +333,7 @@ pub fn watch_non_finite<R>(f: impl FnOnce() -> R) -> (R, Option<String>) {
 fn watch(op: &str, out: &Tensor) {
     WATCH.with_borrow_mut(|w| {
         if let Some(first @ None) = w
-            && let Some(i) = out.first_non_finite()
+            && let Ok(Some(i)) = out.first_non_finite()
         {
             *first = Some(format!("{op} {} at element {i}", out.shape()));
         }

@@ -63,7 +63,8 @@ impl Model {
         let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
         let out = self.stage1(&pass, batch, plan.profile, sampling, None)?;
         tape.backward(&out.loss, share * plan.scale, grads)?;
-        sum.add(share, [&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item), out.accuracy.shares()?);
+        let losses = [out.loss.item()?, out.itc.item()?, out.itm.item()?, out.lm.item()?];
+        sum.add(share, losses, out.accuracy.shares()?);
         Ok(())
     }
 
@@ -109,7 +110,7 @@ impl Model {
             let seed = pass.here(&Tensor::of(both.dtype(), &[share * plan.scale], &[])?)?;
             let (image_grad, text_grad) = itc.gradients[i].clone();
             tape.backward_from(&[(&both, seed), (&image, image_grad), (&text, text_grad)], grads)?;
-            let (m, l) = (itm.loss.item(), lm.item());
+            let (m, l) = (itm.loss.item()?, lm.item()?);
             sum.add(share, [m + l, 0.0, m, l], [0.0, 0.0, itm.right.share()?, lm_right.share()?]);
         }
         sum.losses[0] += itc.loss;
@@ -157,7 +158,7 @@ impl Model {
             gradients.push((part(&image, at[0], i)?, part(&text, at[1], t)?));
             at = [at[0] + i.rows().0, at[1] + t.rows().0];
         }
-        Ok(Joint { loss: itc.item(), right, gradients })
+        Ok(Joint { loss: itc.item()?, right, gradients })
     }
 }
 

@@ -222,7 +222,7 @@ impl Trainer {
             self.optimizer.step(&mut self.params, &mut grads, lr, unscale)?;
         }
         self.step += 1;
-        let temperature = self.params.find("temp").map_or(f64::NAN, |id| self.params.get(id).item());
+        let temperature = self.params.find("temp").map_or(Ok(f64::NAN), |id| self.params.get(id).item())?;
         Ok(StepReport { step: self.step, lr, losses, gradient_norm, temperature, applied })
     }
 
@@ -241,10 +241,11 @@ impl Trainer {
         micro: &[Micro],
         plan: StepPlan,
     ) -> Error {
-        let bad_param = self.params.iter().find(|(_, _, t)| t.first_non_finite().is_some());
+        let is_bad = |t: &Tensor| t.first_non_finite().is_ok_and(|found| found.is_some());
+        let bad_param = self.params.iter().find(|(_, _, t)| is_bad(t));
         let place = if let Some((_, spec, _)) = bad_param {
             format!("parameter {}", spec.name)
-        } else if let Some(i) = batches.iter().position(|b| b.image.tensor().first_non_finite().is_some()) {
+        } else if let Some(i) = batches.iter().position(|b| is_bad(b.image.tensor())) {
             format!("pictures of micro-batch {i}")
         } else {
             let run = || {
@@ -273,7 +274,8 @@ impl Trainer {
     /// The first gradient, in the order backward reaches them, that is not finite.
     fn bad_gradient(&self, grads: &Gradients) -> Option<String> {
         let bad = |id: Id| {
-            let whole = |g: &Buffer| Tensor::of_buffer(g.clone(), &[g.len()]).ok()?.first_non_finite();
+            let whole =
+                |g: &Buffer| Tensor::of_buffer(g.clone(), &[g.len()]).ok()?.first_non_finite().ok()?;
             grads.get(id.0).and_then(whole).is_some()
         };
         let last = self.params.iter().filter(|(id, _, _)| bad(*id)).last();

@@ -79,7 +79,7 @@ fn batch_losses(trainer: &Trainer, micro: &Micro, site: u32) -> Result<[f64; 4]>
         model::Batch { image: micro.image.clone(), text: &micro.text, image_id: micro.image_id.as_deref() };
     let sampling = Sampling::Draw { seed: trainer.options.seed, step: u32::MAX, site };
     let out = trainer.model.stage1(&pass, &batch, trainer.options.profile, sampling, None)?;
-    Ok([&out.loss, &out.itc, &out.itm, &out.lm].map(Tensor::item))
+    Ok([out.loss.item()?, out.itc.item()?, out.itm.item()?, out.lm.item()?])
 }
 
 impl Features {
@@ -87,7 +87,7 @@ impl Features {
         let pass = Pass::inference(&trainer.params);
         self.pictures.push(trainer.model.image_features(&pass, micro.image.tensor())?.proj);
         for text in trainer.model.text_features(&pass, &micro.text)? {
-            self.texts.extend(text.proj.slice_rows(0..1)?.to_f64()); // of [CLS]
+            self.texts.extend(text.proj.slice_rows(0..1)?.to_f64()?); // of [CLS]
         }
         self.ids.extend(micro.image_id.iter().flatten());
         Ok(())
@@ -99,7 +99,7 @@ impl Features {
         for pictures in &self.pictures {
             let texts = Tensor::of(pictures.dtype(), &self.texts, &[n, e])?;
             let scores = model.itc_scores(pictures, &texts)?;
-            i2t.extend(scores.to_f32());
+            i2t.extend(scores.to_f32()?);
         }
         let t2i: Vec<f32> =
             (0..n).flat_map(|t| (0..n).map(move |i| (t, i))).map(|(t, i)| i2t[i * n + t]).collect();

@@ -70,13 +70,13 @@ fn run(place: &Device, dtype: DType, all: &[[Vec<f64>; 4]]) -> ([Vec<f64>; 4], f
         .collect();
     ops::adamw(&mut parameters, &BY).unwrap();
     drop(parameters);
-    let numbers = |b: &Buffer| Tensor::of_buffer(b.clone(), &[b.len()]).unwrap().to_f64();
+    let numbers = |b: &Buffer| Tensor::of_buffer(b.clone(), &[b.len()]).unwrap().to_f64().unwrap();
     let mut out = [const { Vec::new() }; 4];
     for (value, copy, m, v) in &held {
-        out[0].extend(value.to_f64());
+        out[0].extend(value.to_f64().unwrap());
         out[1].extend(numbers(m));
         out[2].extend(numbers(v));
-        out[3].extend(copy.as_ref().unwrap_or(value).to_f64());
+        out[3].extend(copy.as_ref().unwrap_or(value).to_f64().unwrap());
     }
     (out, ops::gradient_norm(&grads.iter().collect::<Vec<_>>()).unwrap())
 }

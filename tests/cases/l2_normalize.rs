@@ -69,5 +69,12 @@ fn short_rows_and_rows_of_zeros() {
 
 #[test]
 fn nan_stays_nan() {
-    assert!(ops::l2_normalize(&t(&[f64::NAN, 1.0], &[1, 2])).unwrap().to_f64().iter().all(|y| y.is_nan()));
+    assert!(
+        ops::l2_normalize(&t(&[f64::NAN, 1.0], &[1, 2]))
+            .unwrap()
+            .to_f64()
+            .unwrap()
+            .iter()
+            .all(|y| y.is_nan())
+    );
 }

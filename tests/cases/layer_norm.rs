@@ -74,7 +74,7 @@ fn normalized_rows_equal_their_definition() {
         let want: Vec<f64> = x.chunks(c).flat_map(|row| normalized(row, eps)).collect();
         let y = ops::normalize_rows(&t(&x, &[r, c]), eps).unwrap();
         assert_eq!(y.shape().sizes(), [r, c]);
-        assert!(distance(&y.to_f64(), &want) < 1e-12, "{r} x {c}");
+        assert!(distance(&y.to_f64().unwrap(), &want) < 1e-12, "{r} x {c}");
     }
 }
 
@@ -112,9 +112,9 @@ impl Case for Sublayer {
             return ops::layer_norm(&sum, &x[2], &x[3], self.norm.eps);
         }
         let (y, z) = ops::residual_norm(&x[0], &x[1], &x[2], &x[3], self.norm.eps, self.drop)?;
-        let [a, b] = [&x[0], &x[1]].map(|x| floats::<f32>(&x.to_f64()));
+        let [a, b] = [&x[0], &x[1]].map(|x| floats::<f32>(&x.to_f64().unwrap()));
         let unit = if x[1].array().unwrap().storage() == Storage::F32 { 1e-6 } else { 1e-2 };
-        assert!(distance(&z.to_f64(), &doubles(&self.sum(&a, &b))) <= unit * 20.0 && !z.tracked());
+        assert!(distance(&z.to_f64().unwrap(), &doubles(&self.sum(&a, &b))) <= unit * 20.0 && !z.tracked());
         Ok(y)
     }
 
@@ -141,12 +141,12 @@ fn rows_without_an_affine_part_are_normalised_on_a_gpu() {
     for n in 0..16 {
         let Norm { r, c, x, eps, .. } = draw(&mut Rng::new(n));
         let there = Tensor::new(floats::<f32>(&x), &[r, c]).unwrap().to(device, Storage::F32).unwrap();
-        let want: Vec<f64> = there.to_f64().chunks(c).flat_map(|row| normalized(row, eps)).collect();
+        let want: Vec<f64> = there.to_f64().unwrap().chunks(c).flat_map(|row| normalized(row, eps)).collect();
         for (storage, unit) in [(Storage::F32, 2f64.powi(-24)), (Storage::BF16, 2f64.powi(-8))] {
             let y = ops::normalize_rows_as(&there, eps, Some(storage)).unwrap();
             assert_eq!((y.shape().sizes(), y.array().unwrap().storage()), (&[r, c][..], storage));
             // Sums of up to 48 terms of up to 7, over a deviation that is rarely small.
-            assert!(distance(&y.to_f64(), &want) < 2e3 * unit.min(1e-5) + 8.0 * unit, "{r} x {c}");
+            assert!(distance(&y.to_f64().unwrap(), &want) < 2e3 * unit.min(1e-5) + 8.0 * unit, "{r} x {c}");
         }
     }
 }
@@ -174,7 +174,7 @@ fn a_large_mean_takes_no_precision() {
     let zero = Tensor::new(vec![0f32; c], &[c]).unwrap();
     let y = ops::layer_norm(&Tensor::new(floats::<f32>(&x), &[1, c]).unwrap(), &one, &zero, 1e-12).unwrap();
     // The mean is off by at most 1000 * 2^-24 * (a few steps of its sum): 16 of them.
-    assert!(distance(&y.to_f64(), &normalized(&x, 1e-12)) < 16.0 * 1000.0 / f64::from(1 << 24));
+    assert!(distance(&y.to_f64().unwrap(), &normalized(&x, 1e-12)) < 16.0 * 1000.0 / f64::from(1 << 24));
 }
 
 /// A row of equal numbers is its bias: a mean that is off by a rounding would be 0.06 of it at eps 1e-12. (0.1 is not exact in
@@ -192,14 +192,14 @@ fn a_constant_row_is_the_bias() {
             let tape = Tape::new();
             let [x, w, b2] = [0, 1, 2].map(|i| tape.leaf(&leaves[i], i));
             let y = ops::layer_norm(&x, &w, &b2, 1e-12).unwrap();
-            assert_eq!(y.to_f32(), b.repeat(4), "{c} columns, {place:?}");
+            assert_eq!(y.to_f32().unwrap(), b.repeat(4), "{c} columns, {place:?}");
             // n is 0: the weight learns nothing, x what g is beside its mean, divided by sqrt(eps).
             let dy: Vec<f64> = (0..4 * c).map(|i| ((i * 7) % 5) as f64 - 2.0).collect();
             let mut grads = Gradients::new();
             let seed = Tensor::of(DType::F32, &dy, &[4, c]).unwrap().to(place, Storage::F32).unwrap();
             tape.backward_from(&[(&y, seed)], &mut grads).unwrap();
             let of = |i: usize, sizes: &[usize]| {
-                Tensor::of_buffer(grads.get(i).unwrap().clone(), sizes).unwrap().to_f64()
+                Tensor::of_buffer(grads.get(i).unwrap().clone(), sizes).unwrap().to_f64().unwrap()
             };
             assert!(of(1, &[c]).iter().all(|d| *d == 0.0), "{c} columns");
             let dx = of(0, &[4, c]);
@@ -216,6 +216,6 @@ fn a_constant_row_is_the_bias() {
 #[test]
 fn nan_stays_nan_in_its_row_only() {
     let x = t(&[f64::NAN, 1.0, 2.0, 5.0], &[2, 2]);
-    let y = ops::layer_norm(&x, &t(&[1.; 2], &[2]), &t(&[0.; 2], &[2]), 1e-5).unwrap().to_f64();
+    let y = ops::layer_norm(&x, &t(&[1.; 2], &[2]), &t(&[0.; 2], &[2]), 1e-5).unwrap().to_f64().unwrap();
     assert!(y[..2].iter().all(|y| y.is_nan()) && y[2..].iter().all(|y| y.is_finite()), "{y:?}");
 }

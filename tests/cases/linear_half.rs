@@ -44,7 +44,7 @@ fn equals_its_definition() {
             let bias = has_bias.then(|| Tensor::of(dtype, &bias, &[n]).unwrap());
             let y = linear_half(&Tensor::of(dtype, &x, &[r, k]).unwrap(), &matrix, bias.as_ref()).unwrap();
             assert_eq!(y.shape().sizes(), [r, n]);
-            let far = distance(&y.to_f64(), &want);
+            let far = distance(&y.to_f64().unwrap(), &want);
             assert!(far <= bound * 200.0, "draw {draw} {dtype}: off by {far:e}");
         }
     }

@@ -120,6 +120,6 @@ fn one_tensor_in_all_places() {
     let x = t(&[1., 2., 3., 4.], &[2, 2]);
     let w: Vec<f64> = (1..=12).map(f64::from).collect();
     let (y, d) = gradient_of(&[&x], &w, |x| ops::concat_rows(&[&x[0], &x[0], &x[0]]));
-    assert_eq!(y, [x.to_f64(), x.to_f64(), x.to_f64()].concat());
+    assert_eq!(y, [x.to_f64().unwrap(), x.to_f64().unwrap(), x.to_f64().unwrap()].concat());
     assert_eq!(d[0].as_deref().unwrap(), [15., 18., 21., 24.]);
 }

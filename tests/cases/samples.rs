@@ -45,11 +45,11 @@ impl Sample<'_> {
     /// The operation's result and its gradients, beside the recorded ones.
     fn compare(&self, f: impl Fn(&[Tensor]) -> qformer::Result<Tensor>) {
         let leaves: Vec<Tensor> = (0..self.size("inputs")).map(|i| self.tensor(&format!("x{i}"))).collect();
-        let dy = self.tensor("dy").to_f64();
+        let dy = self.tensor("dy").to_f64().unwrap();
         let (y, grads) = gradient_of(&leaves.iter().collect::<Vec<_>>(), &dy, f);
-        assert!(distance(&y, &self.tensor("y").to_f64()) <= CLOSE, "y of {}", self.options);
+        assert!(distance(&y, &self.tensor("y").to_f64().unwrap()) <= CLOSE, "y of {}", self.options);
         for (i, grad) in grads.iter().enumerate() {
-            let want = self.find(&format!("dx{i}")).map(|t| t.to_f64()).unwrap_or_default();
+            let want = self.find(&format!("dx{i}")).map(|t| t.to_f64().unwrap()).unwrap_or_default();
             let got = grad.clone().unwrap_or_else(|| vec![0.0; want.len()]);
             assert!(distance(&got, &want) <= CLOSE, "gradient {i} of {}", self.options);
         }
@@ -97,7 +97,7 @@ impl Sample<'_> {
             ..Hyper::default()
         };
         let mut optimizer = AdamW::new(&params, hyper).unwrap();
-        for grad in self.tensor("dy").to_f64().chunks(start.len()) {
+        for grad in self.tensor("dy").to_f64().unwrap().chunks(start.len()) {
             let mut grads = Gradients::new();
             let mut g = Buffer::zeros(DType::F64, grad.len());
             g.slice_mut::<f64>().copy_from_slice(grad);
@@ -105,7 +105,11 @@ impl Sample<'_> {
             optimizer.step(&mut params, &mut grads, self.number("lr"), 1.0).unwrap();
         }
         let (_, _, value) = params.iter().next().unwrap();
-        assert!(distance(&value.to_f64(), &self.tensor("y").to_f64()) <= CLOSE, "{}", self.options);
+        assert!(
+            distance(&value.to_f64().unwrap(), &self.tensor("y").to_f64().unwrap()) <= CLOSE,
+            "{}",
+            self.options
+        );
     }
 
     fn run(&self) {

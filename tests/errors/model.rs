@@ -239,7 +239,7 @@ fn parameters() {
     let id = params.find("itm_head.bias").unwrap();
     assert_eq!(error(params.set(id, &t(&[3]))), "model weights: itm_head.bias: expected [2], got [3]");
     params.set(id, &t(&[2])).unwrap();
-    assert_eq!(params.get(id).to_f64(), [0.0; 2]);
+    assert_eq!(params.get(id).to_f64().unwrap(), [0.0; 2]);
     let plan = Device::open("plan").unwrap();
     let double = error(params.to(&plan, Precision::F32));
     assert_eq!(double, "model weights: dtype: expected f32 for a GPU, got f64");

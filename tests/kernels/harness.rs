@@ -174,7 +174,7 @@ pub fn definition(
     let seed = Tensor::of(DType::F64, dy, y.shape().sizes()).expect("dy");
     tape.backward_from(&[(&y, seed)], &mut grads).expect("backward");
     let of = |i: usize| grads.get(i).map_or(Vec::new(), |g| g.slice::<f64>().to_vec());
-    (y.to_f64(), (0..leaves.len()).map(of).collect())
+    (y.to_f64().unwrap(), (0..leaves.len()).map(of).collect())
 }
 
 /// A dropout of the crate's convention.

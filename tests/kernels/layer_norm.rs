@@ -125,7 +125,7 @@ fn reference<T: Storage, R: Storage>(k: &Case<T, R>) -> [Vec<f64>; 5] {
     let seeds = [(&y, tensor(&values(&k.dy), &sizes)), (&z, tensor(&values(&k.dsum), &sizes))];
     tape.backward_from(&seeds, &mut grads).expect("backward");
     let of = |i: usize| grads.get(i).expect("a gradient").slice::<f64>().to_vec();
-    [z.to_f64(), y.to_f64(), of(1), of(0), [of(2), of(3)].concat()]
+    [z.to_f64().unwrap(), y.to_f64().unwrap(), of(1), of(0), [of(2), of(3)].concat()]
 }
 
 /// The same, rounded at every step; its sums over rows in one order or the other: which is the luckier is chance.

@@ -40,14 +40,14 @@ fn negatives_are_drawn_by_their_weights() {
                 };
                 (0..3).map(weight).collect()
             };
-            sim.as_ref().unwrap().to_f64().chunks(3).enumerate().map(row).collect()
+            sim.as_ref().unwrap().to_f64().unwrap().chunks(3).enumerate().map(row).collect()
         };
         let want = [weights(&trace.sim_t2i), weights(&trace.sim_i2t)];
         for (w, t) in want.iter().zip([&trace.weights_t2i, &trace.weights_i2t]) {
             let far = w
                 .concat()
                 .iter()
-                .zip(t.as_ref().unwrap().to_f64())
+                .zip(t.as_ref().unwrap().to_f64().unwrap())
                 .map(|(a, b)| (a - b).abs())
                 .fold(0.0, f64::max);
             assert!(far < 1e-12, "{w:?} {t:?}");

@@ -59,13 +59,13 @@ impl Setup {
         let params = self.params(values);
         let mut trace = Trace::default();
         let out = self.run(&Pass::inference(&params), Some(&mut trace));
-        let of = |t: &Option<Tensor>| t.as_ref().unwrap().to_f64();
+        let of = |t: &Option<Tensor>| t.as_ref().unwrap().to_f64().unwrap();
         Parts {
             image: of(&trace.image_feats),
             text: of(&trace.text_feat),
-            temp: params.get(params.find("temp").unwrap()).item(),
-            itm: out.itm.item(),
-            lm: out.lm.item(),
+            temp: params.get(params.find("temp").unwrap()).item().unwrap(),
+            itm: out.itm.item().unwrap(),
+            lm: out.lm.item().unwrap(),
         }
     }
 
@@ -85,7 +85,7 @@ impl Setup {
         let (tape, mut grads) = (Tape::new(), Gradients::new());
         let out = self.run(&Pass::training(&params, &tape, None), None);
         tape.backward(&out.loss, 1.0, &mut grads).unwrap();
-        (grads, out.loss.item())
+        (grads, out.loss.item().unwrap())
     }
 }
 

@@ -16,7 +16,7 @@ fn accuracies_count_the_largest() {
         let t = t.as_ref().unwrap();
         let (rows, columns) = t.rows();
         let right = |(i, row): (usize, &[f64])| (0..columns).all(|j| j == class(i) || row[j] < row[class(i)]);
-        t.to_f64().chunks(columns).enumerate().filter(|r| right(*r)).count() as f64 / rows as f64
+        t.to_f64().unwrap().chunks(columns).enumerate().filter(|r| right(*r)).count() as f64 / rows as f64
     };
     let want = [
         share(&trace.sim_t2i, &|i| i),
@@ -30,7 +30,7 @@ fn accuracies_count_the_largest() {
     let (mut row, mut right, mut all) = (0, 0, 0);
     for text in &setup.text {
         for next in &text[1..] {
-            let x = &logits.to_f64()[row * v..(row + 1) * v];
+            let x = &logits.to_f64().unwrap()[row * v..(row + 1) * v];
             right += usize::from((0..v).all(|j| x[j] <= x[*next as usize]));
             (row, all) = (row + 1, all + 1);
         }
@@ -54,23 +54,23 @@ fn matched_pairs_are_those_of_the_matching_loss() {
     pairs.extend((0..3).map(|i| (i, n.text[i] as usize)));
     let scores = setup.model.match_pairs(&pass, &images, &setup.text, &pairs).unwrap();
     let far = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    assert!(far(&scores.logits.to_f64(), &trace.itm_logits.unwrap().to_f64()) < 1e-12);
+    assert!(far(&scores.logits.to_f64().unwrap(), &trace.itm_logits.unwrap().to_f64().unwrap()) < 1e-12);
     let one = setup.model.match_pairs(&pass, &images, &setup.text, &pairs[4..5]).unwrap();
-    assert!(far(&one.logits.to_f64(), &scores.logits.to_f64()[8..10]) < 1e-12);
+    assert!(far(&one.logits.to_f64().unwrap(), &scores.logits.to_f64().unwrap()[8..10]) < 1e-12);
     // Features: those of the first pass.
-    assert!(far(&images.proj.to_f64(), &trace.image_feats.unwrap().to_f64()) < 1e-12);
+    assert!(far(&images.proj.to_f64().unwrap(), &trace.image_feats.unwrap().to_f64().unwrap()) < 1e-12);
     let texts = setup.model.text_features(&pass, &setup.text).unwrap();
     let e = setup.model.config.embed_dim;
     for (i, t) in texts.iter().enumerate() {
         assert_eq!(t.embeds.rows().0, setup.text[i].len());
-        let cls = trace.text_feat.as_ref().unwrap().to_f64();
-        assert!(far(&t.proj.to_f64()[..e], &cls[i * e..(i + 1) * e]) < 1e-12, "text {i}");
+        let cls = trace.text_feat.as_ref().unwrap().to_f64().unwrap();
+        assert!(far(&t.proj.to_f64().unwrap()[..e], &cls[i * e..(i + 1) * e]) < 1e-12, "text {i}");
     }
-    let cls: Vec<f64> = texts.iter().flat_map(|t| t.proj.to_f64()[..e].to_vec()).collect();
+    let cls: Vec<f64> = texts.iter().flat_map(|t| t.proj.to_f64().unwrap()[..e].to_vec()).collect();
     let itc = setup.model.itc_scores(&images.proj, &Tensor::new(cls, &[3, e]).unwrap()).unwrap();
-    let temp = params.get(params.find("temp").unwrap()).item();
-    let sim: Vec<f64> = trace.sim_i2t.unwrap().to_f64().iter().map(|x| x * temp).collect();
-    assert!(far(&itc.to_f64(), &sim) < 1e-12);
+    let temp = params.get(params.find("temp").unwrap()).item().unwrap();
+    let sim: Vec<f64> = trace.sim_i2t.unwrap().to_f64().unwrap().iter().map(|x| x * temp).collect();
+    assert!(far(&itc.to_f64().unwrap(), &sim) < 1e-12);
 }
 
 #[test]

@@ -13,7 +13,7 @@ fn each_block_learns_at_the_rate_of_its_depth() {
     let (lr, d) = (1e-2, 0.5f64);
     let (model, params) = tiny::model(tiny::config(), true, DType::F32);
     let before: Vec<(String, Vec<f64>)> =
-        params.iter().map(|(_, s, v)| (s.name.clone(), v.to_f64())).collect();
+        params.iter().map(|(_, s, v)| (s.name.clone(), v.to_f64().unwrap())).collect();
     let schedule = Schedule { init_lr: lr, min_lr: 0.0, warmup_lr: lr, warmup_steps: 1, max_epoch: 1 };
     let hyper = Hyper { weight_decay: 0.0, vit_layer_decay: d, ..Hyper::default() };
     let options = Options { hyper, ..tiny::options(Contrast::MicroBatch, schedule) };
@@ -27,7 +27,7 @@ fn each_block_learns_at_the_rate_of_its_depth() {
             n if n.starts_with("visual_encoder.") => 3,
             _ => 0,
         };
-        let moved = old.iter().zip(new.to_f64()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let moved = old.iter().zip(new.to_f64().unwrap()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         let want = lr * d.powi(below);
         // Rounding of values up to 2 in f32 is 1.2e-7, a hundred thousandth of the least step here.
         assert!(moved <= want * 1.001, "{name}: {moved} of {want}");

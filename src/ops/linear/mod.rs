@@ -128,7 +128,7 @@ pub struct Cache<'a> {
 /// let x = Tensor::new(vec![1f32, 2.0], &[1, 2])?;
 /// let weight = Tensor::new(vec![3f32, 4.0, 5.0, 6.0], &[2, 2])?;
 /// let y = linear(&x, Weight::Dense(&weight, None), Options::default())?;
-/// assert_eq!(y.to_f32(), [11.0, 17.0]);
+/// assert_eq!(y.to_f32()?, [11.0, 17.0]);
 /// # Ok(())
 /// # }
 /// ```
