@@ -39,9 +39,11 @@ struct Inner {
 #[derive(Clone, PartialEq)]
 pub struct Error(Box<Inner>);
 
+/// What everything here that can fail returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// An error of an operation, of which nothing else is said yet.
     pub fn new(kind: Kind, operation: impl Into<String>) -> Self {
         Error(Box::new(Inner {
             kind,
@@ -98,18 +100,21 @@ impl Error {
         }
     }
 
+    /// Of which argument, file or tensor.
     #[must_use]
     pub fn about(mut self, argument: impl Into<String>) -> Self {
         self.0.argument = argument.into();
         self
     }
 
+    /// What was expected.
     #[must_use]
     pub fn expected(mut self, expected: impl fmt::Display) -> Self {
         self.0.expected = expected.to_string();
         self
     }
 
+    /// What came instead.
     #[must_use]
     pub fn got(mut self, got: impl fmt::Display) -> Self {
         self.0.got = got.to_string();
@@ -131,10 +136,12 @@ impl Error {
         self
     }
 
+    /// What sort of trouble it is.
     pub fn kind(&self) -> Kind {
         self.0.kind
     }
 
+    /// What the command ends with.
     pub fn exit_code(&self) -> u8 {
         match self.0.kind {
             Kind::Argument => 2,

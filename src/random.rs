@@ -31,8 +31,11 @@ fn next([a, b]: [u32; 2]) -> [u32; 2] {
 /// One stream of numbers: a seed, a step and a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
+    /// Of the run.
     pub seed: u64,
+    /// Of the run.
     pub step: u32,
+    /// Which of a step's draws.
     pub site: u32,
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 /// Between plain lines.
 const EVERY: Duration = Duration::from_secs(10);
 
+/// What a command shows of how far it is.
 pub struct Progress {
     bar: Option<ProgressBar>,
     quiet: bool,
@@ -118,6 +119,7 @@ impl Progress {
         ));
     }
 
+    /// The validation data was looked at.
     pub fn evaluation(&self, line: &EvaluationLine) {
         self.say(format!(
             "step {}: validation loss {:.3} (itc {:.3} itm {:.3} lm {:.3})  recall@1 text to image {:.1} %, image to \

@@ -21,6 +21,7 @@ const EXAMPLES: usize = 5;
 pub struct Checks {
     /// The batch size and seed of the run to come.
     pub batch: usize,
+    /// Of the order of training.
     pub seed: u64,
     /// Larger picture files count as broken.
     pub max_picture_bytes: u64,
@@ -35,7 +36,9 @@ impl Default for Checks {
 /// What a tokenizer made of a caption.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
+    /// All tokens.
     pub total: usize,
+    /// Those that the vocabulary lacks.
     pub unknown: usize,
     /// The caption was longer than the model reads.
     pub cut: bool,
@@ -44,24 +47,33 @@ pub struct Tokens {
 /// One kind of trouble: how often it was found, out of how many, and the first few places.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
+    /// What was found.
     pub what: &'static str,
+    /// How often.
     pub count: usize,
+    /// Of how many.
     pub of: usize,
+    /// What to do about it.
     pub advice: &'static str,
+    /// The first few.
     pub examples: Vec<String>,
 }
 
+/// What is wrong with a data set.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Diagnosis {
+    /// What reading its captions met.
     pub report: Report,
     /// Tokens of all captions, and how many of them are [UNK].
     pub tokens: usize,
+    /// Tokens that the vocabulary lacks.
     pub unknown_tokens: usize,
     /// Always the same findings in the same order; a count of 0 means healthy.
     pub findings: Vec<Finding>,
 }
 
 impl Diagnosis {
+    /// Whether nothing was found.
     pub fn is_healthy(&self) -> bool {
         self.findings.iter().all(|f| f.count == 0)
     }

@@ -21,13 +21,16 @@ const OPERATION: &str = "load samples";
 /// Replacements tried for one slot before giving up.
 const TRIES: u64 = 64;
 
+/// How samples are loaded.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Threads.
     pub workers: usize,
     /// Batches loaded ahead, all threads together.
     pub prefetch: usize,
     /// The first step, and the step to stop before (never, for training).
     pub first: u64,
+    /// The batch behind the last one.
     pub end: u64,
     /// More unusable samples than this share of all are an error.
     pub bad_share: f64,
@@ -46,15 +49,20 @@ impl Default for Options {
 /// The samples of one step. In an order in turn, unusable samples are missing from both lists.
 #[derive(Debug)]
 pub struct Batch<T> {
+    /// Which batch of the order it is.
     pub step: u64,
+    /// The places of its samples in the data set.
     pub indices: Vec<usize>,
+    /// What was loaded of each.
     pub items: Vec<T>,
 }
 
 /// A sample that could not be used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bad {
+    /// Its place in the data set.
     pub index: usize,
+    /// Why.
     pub reason: Error,
 }
 
@@ -65,6 +73,7 @@ enum Sent<T> {
     Failed(Error),
 }
 
+/// Batches, prefetched on threads, in order.
 pub struct Loader<T> {
     order: Arc<Order>,
     options: Options,

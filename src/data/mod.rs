@@ -77,8 +77,11 @@ impl Sample {
 /// What reading found, in numbers, with the first few examples of what was left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
+    /// Where it was read from.
     pub source: String,
+    /// How many there are.
     pub pictures: usize,
+    /// How many there are.
     pub captions: usize,
     /// Blank captions, skipped.
     pub empty: usize,
@@ -99,6 +102,7 @@ pub struct Report {
     /// What else there is to know.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// The first few.
     pub examples: Vec<String>,
     /// The reasons of those that cannot be read.
     pub unread: Vec<String>,
@@ -161,14 +165,18 @@ fn some(all: &[String]) -> String {
 /// A picture and one of its captions: places in `samples` and in its `captions`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pair {
+    /// Which sample.
     pub sample: u32,
+    /// Which of its captions.
     pub caption: u32,
 }
 
 /// The usable part of one annotation file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dataset {
+    /// Pictures with their captions.
     pub samples: Vec<Sample>,
+    /// What reading them met.
     pub report: Report,
 }
 

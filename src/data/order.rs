@@ -36,6 +36,7 @@ enum Kind {
     InTurn,
 }
 
+/// Which samples are in which batch.
 #[derive(Debug)]
 pub struct Order {
     walks: Vec<Walk>,

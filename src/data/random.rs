@@ -13,6 +13,7 @@ pub struct Draws {
 }
 
 impl Draws {
+    /// The draws of a seed and a name.
     pub fn new(seed: u64, name: [u32; 3]) -> Self {
         Draws { key: [seed as u32, (seed >> 32) as u32], name }
     }

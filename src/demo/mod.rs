@@ -25,11 +25,14 @@ const HELD_OUT: usize = 5;
 
 /// Scenes that training sees, and scenes it never does.
 pub struct Split {
+    /// What training sees.
     pub seen: Vec<Scene>,
+    /// What it never sees.
     pub held_out: Vec<Scene>,
 }
 
 impl Split {
+    /// The split of a seed.
     pub fn new(seed: u64) -> Split {
         let order = Draws::new(seed, [SPLIT, 0, 0]).permutation(Scene::ALL as u32);
         let (held_out, seen) = order.split_at(Scene::ALL / HELD_OUT);
@@ -40,12 +43,16 @@ impl Split {
 
 /// Where a drawn set lies in a folder.
 pub struct Places {
+    /// The folder of all pictures.
     pub pictures: PathBuf,
+    /// Captions of the pictures that training sees.
     pub train: PathBuf,
+    /// Captions of the others.
     pub held_out: PathBuf,
 }
 
 impl Places {
+    /// In this folder.
     pub fn of(folder: &Path) -> Places {
         let [pictures, train, held_out] = ["pictures", "train.json", "held-out.json"].map(|n| folder.join(n));
         Places { pictures, train, held_out }
@@ -54,7 +61,9 @@ impl Places {
 
 /// A held-out picture.
 pub struct Test {
+    /// Its file.
     pub path: PathBuf,
+    /// What it shows.
     pub scene: Scene,
 }
 

@@ -44,13 +44,18 @@ const PICTURE: u32 = 0xD3;
 /// What is to be seen in a picture: places in the lists above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scene {
+    /// Which of the colours.
     pub colour: usize,
+    /// Which of the shapes.
     pub shape: usize,
+    /// Which of the places.
     pub place: usize,
+    /// Which of the counts.
     pub count: usize,
 }
 
 impl Scene {
+    /// How many scenes there are.
     pub const ALL: usize = COLOURS.len() * SHAPES.len() * PLACES.len() * COUNTS.len();
 
     /// The scene of a number below [`Scene::ALL`].
@@ -60,11 +65,13 @@ impl Scene {
         Scene { colour: rest / SHAPES.len() % COLOURS.len(), shape: rest % SHAPES.len(), place, count }
     }
 
+    /// Its number, see [`Scene::nth`].
     pub fn number(&self) -> usize {
         let Scene { colour, shape, place, count } = self;
         ((colour * SHAPES.len() + shape) * PLACES.len() + place) * COUNTS.len() + count
     }
 
+    /// Colour, shape, place and count.
     pub fn properties(&self) -> [usize; 4] {
         [self.colour, self.shape, self.place, self.count]
     }

@@ -37,8 +37,11 @@ pub enum Copies {
 /// One legal way to run a kernel. Two launches with the same schedule do exactly the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Schedule {
+    /// Of threads and blocks.
     pub order: Order,
+    /// When asynchronous copies take place.
     pub copies: Copies,
+    /// Of the random orders.
     pub seed: u64,
 }
 
@@ -295,6 +298,7 @@ impl Memory {
         start.map(|start| Memory { start, bytes }).ok_or_else(none)
     }
 
+    /// Memory that holds these values.
     pub fn from_slice<T: bytemuck::Pod>(values: &[T]) -> Result<Memory> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let memory = Memory::new(bytes.len())?;
@@ -327,6 +331,7 @@ impl Memory {
         Ok(values)
     }
 
+    /// How large it is.
     pub fn bytes(&self) -> usize {
         self.bytes
     }

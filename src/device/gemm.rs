@@ -65,8 +65,11 @@ pub fn flops() -> u64 {
 /// A matrix over a slice: element (i, j) is `data[i * row + j * column]`.
 #[derive(Clone, Copy)]
 pub struct View<'a, T> {
+    /// The elements.
     pub data: &'a [T],
+    /// Elements from one row to the next.
     pub row: usize,
+    /// Elements from one column to the next.
     pub column: usize,
 }
 
@@ -76,6 +79,7 @@ impl<'a, T> View<'a, T> {
         View { data, row: width, column: 1 }
     }
 
+    /// The same elements, rows for columns.
     pub fn transposed(self) -> Self {
         View { data: self.data, row: self.column, column: self.row }
     }

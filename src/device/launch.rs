@@ -7,13 +7,17 @@ use std::ffi::c_void;
 
 /// The most threads of a block, and the most dynamic shared memory (compute capability 9.0).
 pub const MAX_THREADS: u64 = 1024;
+/// Bytes of dynamic shared memory a block can have.
 pub const MAX_SHARED: u32 = 227 * 1024;
 
 /// A kernel and how many threads run it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch<'a> {
+    /// Its name.
     pub kernel: &'a str,
+    /// Blocks.
     pub grid: [u32; 3],
+    /// Threads of a block.
     pub block: [u32; 3],
     /// Dynamic shared memory in bytes.
     pub shared: u32,
@@ -32,6 +36,7 @@ pub enum Arg {
 }
 
 impl Arg {
+    /// No memory, where a kernel's header allows it.
     pub const NULL: Arg = Arg::Pointer(std::ptr::null_mut());
 
     /// Where the value lies, as a driver's launch call wants it.
@@ -50,6 +55,7 @@ impl Arg {
         if let Arg::Memory(_, bytes) = self { *bytes } else { 0 }
     }
 
+    /// What a kernel must declare to be given it.
     pub fn param(&self) -> Param {
         match self {
             Arg::Pointer(_) | Arg::Memory(..) => Param { kind: ParamKind::Pointer, size: 8 },
@@ -81,6 +87,7 @@ impl From<f32> for Arg {
     }
 }
 
+/// What sort of parameter it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParamKind {
     Pointer,
@@ -92,16 +99,22 @@ pub enum ParamKind {
 /// A parameter as the kernel declares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Param {
+    /// Pointer, number or structure.
     pub kind: ParamKind,
+    /// In bytes.
     pub size: u32,
 }
 
 /// What a kernel declares of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
+    /// The kernel's.
     pub name: String,
+    /// In their order.
     pub params: Vec<Param>,
+    /// Of a block.
     pub max_threads: u32,
+    /// Dynamic shared memory in bytes.
     pub shared: u32,
 }
 

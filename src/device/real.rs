@@ -8,6 +8,7 @@ use std::fmt::{self, Debug};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
 
+/// The type of an element in the host's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
     F32,
@@ -23,6 +24,7 @@ impl fmt::Display for DType {
     }
 }
 
+/// An element that the CPU computes with.
 pub trait Real:
     bytemuck::Pod
     + super::gemm::Element

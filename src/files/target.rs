@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 /// Links followed, as the kernel does.
 const MAX_LINKS: usize = 40;
 
+/// Where bytes that are written to a path go.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// A regular file, or the name of one to be made.

@@ -10,6 +10,7 @@ use super::{Case, check, ngrams};
 use crate::Result;
 use std::collections::BTreeMap;
 
+/// BLEU of n-grams up to 4, of a corpus and of each case.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bleu {
     /// BLEU-1 to BLEU-4 of all cases together.
@@ -27,6 +28,7 @@ struct Sums {
     reference: f64,
 }
 
+/// BLEU-1 to BLEU-4 as COCO's evaluation has them.
 pub fn bleu(cases: &[Case]) -> Result<Bleu> {
     check("BLEU", cases)?;
     let mut total = Sums::default();

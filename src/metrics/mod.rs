@@ -20,14 +20,18 @@ use std::collections::BTreeMap;
 /// One picture: the caption to judge and what people wrote.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Case {
+    /// The words of what was written.
     pub hypothesis: Vec<String>,
+    /// The words of each caption that people wrote.
     pub references: Vec<Vec<String>>,
 }
 
 /// A score over all cases (their mean), and that of each.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
+    /// Over all cases.
     pub mean: f64,
+    /// Of every case.
     pub each: Vec<f64>,
 }
 

@@ -11,6 +11,7 @@ use crate::Result;
 
 const BETA2: f64 = 1.2 * 1.2;
 
+/// ROUGE-L as COCO's evaluation has it.
 pub fn rouge_l(cases: &[Case]) -> Result<Scored> {
     check("ROUGE-L", cases)?;
     Ok(Scored::of(cases.iter().map(score).collect()))

@@ -16,13 +16,16 @@ use crate::tensor::Stream;
 /// The special ids a search needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Special {
+    /// Begins a caption.
     pub bos: u32,
+    /// Ends it.
     pub eos: u32,
 }
 
 /// A finished caption: ids from [DEC] on, with [SEP] if it ended before the maximum length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hypothesis {
+    /// Its tokens.
     pub ids: Vec<u32>,
     /// What hypotheses are ranked by: beam search's value, else the log-probability.
     pub score: f64,
@@ -33,7 +36,9 @@ pub struct Hypothesis {
 /// A row to run next: it continues row `parent` of the last call (in this search's own numbering).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Next {
+    /// The beam it continues.
     pub parent: usize,
+    /// With this token.
     pub token: u32,
 }
 

@@ -3,27 +3,39 @@
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+/// The sizes of a model, as in its `config.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Pixels on a side; patches of `patch_size` without padding.
     pub image_size: usize,
+    /// Pixels of a patch's side.
     pub patch_size: usize,
+    /// Columns of the image encoder.
     pub vit_width: usize,
+    /// Blocks of the image encoder.
     pub vit_depth: usize,
+    /// Heads of the image encoder.
     pub vit_heads: usize,
+    /// Columns of its feed-forward networks.
     pub vit_mlp: usize,
     /// Width, layers, heads and feed-forward width of the Q-Former.
     pub hidden: usize,
+    /// Layers of the Q-Former.
     pub layers: usize,
+    /// Heads of the Q-Former.
     pub heads: usize,
+    /// Columns of its feed-forward networks.
     pub ffn: usize,
+    /// Queries of a picture.
     pub num_query: usize,
     /// Layers i with i % cross_freq == 0 attend to the image.
     pub cross_freq: usize,
     /// With `[DEC]`, which is the last id.
     pub vocab: usize,
+    /// Tokens of a caption, at most.
     pub max_txt_len: usize,
+    /// Columns of the features that are compared.
     pub embed_dim: usize,
     /// Text positions the model has embeddings for.
     pub max_pos: usize,
@@ -125,6 +137,7 @@ impl Config {
         }
     }
 
+    /// The sizes that a `config.json` names.
     pub fn from_json(text: &str) -> Result<Config> {
         let config: Config = serde_json::from_str(text)
             .map_err(|e| Error::argument("model configuration", "JSON", "the sizes of a model", e))?;
@@ -183,6 +196,7 @@ impl Config {
         (self.image_size / self.patch_size).pow(2) + 1
     }
 
+    /// Whether a layer sees the picture.
     pub fn has_cross(&self, layer: usize) -> bool {
         layer.is_multiple_of(self.cross_freq)
     }
@@ -195,5 +209,7 @@ impl Config {
 
 /// Ids that are the same in every BERT vocabulary used here.
 pub const PAD: u32 = 0;
+/// `[CLS]`, with which BERT begins a text.
 pub const CLS: u32 = 2;
+/// `[SEP]`, which ends it.
 pub const SEP: u32 = 3;

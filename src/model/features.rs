@@ -14,21 +14,29 @@ use crate::{Error, Result};
 
 /// A text's hidden rows [L,C] and their normalised projections [L,E].
 pub struct TextFeatures {
+    /// The last layer's rows.
     pub embeds: Tensor,
+    /// The same, projected and normalised: what cosines are taken of.
     pub proj: Tensor,
 }
 
 /// Matching of pairs: logits [P,2] and the hidden query rows [P*Q,C].
 pub struct ItmScores {
+    /// `[P,2]`: that a pair does not belong together, and that it does.
     pub logits: Tensor,
+    /// The query rows of every pair.
     pub hidden: Tensor,
 }
 
 /// Images made ready: their keys and values, hidden query rows [B*Q,C] and projections [B*Q,E].
 pub struct Images {
+    /// How many pictures they are of.
     pub count: usize,
+    /// What cross-attention sees of the pictures.
     pub keys: ImageKeys,
+    /// The last layer's rows.
     pub embeds: Tensor,
+    /// The same, projected and normalised: what cosines are taken of.
     pub proj: Tensor,
     /// Of every layer, the keys and values of the query rows: what a caption's rows attend to.
     pub(super) past: Vec<(Tensor, Tensor)>,
@@ -158,7 +166,9 @@ pub fn mean_cosine(a: &[f64], b: &[f64], c: usize) -> f64 {
 
 /// Score matrices after re-ranking: image to text [I][T] and text to image [T][I].
 pub struct Retrieval {
+    /// The scores of each picture with every text.
     pub i2t: Vec<Vec<f64>>,
+    /// The scores of each text with every picture.
     pub t2i: Vec<Vec<f64>>,
 }
 

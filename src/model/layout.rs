@@ -8,21 +8,29 @@ use crate::ops::{Segment, Segments};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Which packed rows belong together.
 pub struct Layout {
+    /// Rows of queries, which come first.
     pub query_rows: usize,
+    /// All rows.
     pub rows: usize,
+    /// What each row sees.
     pub segments: Arc<Segments>,
     /// Query rows to the image tokens of their image.
     pub cross: Arc<Segments>,
+    /// What of the last layer is read.
     pub last: Option<Last>,
     /// First row of every text, and of every caption that is predicted.
     pub text: Vec<Range<usize>>,
+    /// The rows of each caption that is foretold.
     pub lm: Vec<Range<usize>>,
 }
 
 /// The rows of the last layer: all query rows and some text rows.
 pub struct Last {
+    /// The rows that are read.
     pub keep: Vec<u32>,
+    /// What each row sees.
     pub segments: Arc<Segments>,
 }
 
@@ -44,7 +52,9 @@ fn segment(q: &Range<usize>, a: &Range<usize>, b: &Range<usize>, causal: bool) -
 /// Sizes that all layouts of a model share.
 #[derive(Clone, Copy)]
 pub struct Sizes {
+    /// Queries of a picture.
     pub queries: usize,
+    /// Tokens of a picture.
     pub image_tokens: usize,
 }
 

@@ -29,6 +29,7 @@ use vit::Vit;
 
 /// The architecture; its numbers are in [`crate::nn::Params`], made from [`Model::specs`].
 pub struct Model {
+    /// Its sizes.
     pub config: Config,
     vit: Vit,
     ln_vision: LayerNorm,

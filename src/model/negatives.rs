@@ -8,10 +8,13 @@ use crate::{Error, Result};
 /// The negative image of every text and the negative text of every image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Negatives {
+    /// The wrong picture for each caption.
     pub image: Vec<u32>,
+    /// The wrong caption for each picture.
     pub text: Vec<u32>,
 }
 
+/// Where negatives come from.
 #[derive(Clone)]
 pub enum Sampling<'a> {
     Given(&'a Negatives),
@@ -30,12 +33,16 @@ pub enum Sampling<'a> {
 
 /// Weights of the negatives [B,B], row by row: softmax + 1e-4 with the diagonal 0; with ids, softmax over other ids only.
 pub(crate) struct NegativeWeights<'a> {
+    /// Similarities of pictures with texts.
     pub i2t: &'a Tensor,
+    /// Similarities of texts with pictures.
     pub t2i: &'a Tensor,
+    /// Pictures of one number are no negatives of each other.
     pub ids: Option<&'a [i64]>,
 }
 
 impl NegativeWeights<'_> {
+    /// Draws the negatives, or takes those that are given.
     pub fn choose(&self, sampling: Sampling) -> Result<Negatives> {
         match sampling {
             Sampling::Given(given) | Sampling::Recorded { negatives: given, .. } => {

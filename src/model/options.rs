@@ -5,18 +5,27 @@ use crate::{Error, Result};
 /// The arguments of `generate`; the defaults are LAVIS's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
+    /// Beams of a picture.
     pub num_beams: usize,
+    /// Tokens of a caption, at most, those that begin and end it included.
     pub max_length: usize,
+    /// Tokens of a caption, at least.
     pub min_length: usize,
     /// Nucleus or top-k sampling instead of the most probable tokens (`num_beams` 1).
     pub do_sample: bool,
+    /// Of sampling: the share of probability that is drawn from.
     pub top_p: f64,
     /// 0: all tokens. transformers' default.
     pub top_k: usize,
+    /// Logits are divided by it.
     pub temperature: f64,
+    /// Above 1, tokens that are there already become less likely.
     pub repetition_penalty: f64,
+    /// A score is divided by the length to this power.
     pub length_penalty: f64,
+    /// Captions of a picture.
     pub num_return_sequences: usize,
+    /// Of sampling.
     pub seed: u64,
 }
 

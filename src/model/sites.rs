@@ -11,9 +11,13 @@
 //! follow one another ([`micro_batch`]). Steps that no training has are others' own: u32::MAX is validation's and the first
 //! values of parameters'. A search draws at site u32::MAX, its image as the step.
 
+/// The pass of queries, texts and captions.
 pub const MERGED: u32 = 0;
+/// The pass of pairs.
 pub const PAIRS: u32 = 1 << 12;
+/// Draws of wrong pictures.
 pub const NEGATIVE_IMAGES: u32 = 1 << 13;
+/// Draws of wrong captions.
 pub const NEGATIVE_TEXTS: u32 = NEGATIVE_IMAGES + 1;
 /// Sites of one micro-batch.
 const MICRO_BATCH: u32 = 1 << 16;
@@ -32,12 +36,15 @@ pub fn micro_batch(number: usize) -> u32 {
 pub(super) struct Layer {
     /// The probabilities of self-attention, and what becomes of them.
     pub attention: u32,
+    /// Behind self-attention.
     pub output: u32,
     /// The probabilities of cross-attention, and what becomes of them.
     pub cross: u32,
+    /// Behind cross-attention.
     pub cross_output: u32,
     /// The feed-forwards of query rows and of text rows.
     pub query: u32,
+    /// Behind the feed-forward network of text rows.
     pub text: u32,
 }
 

@@ -61,34 +61,56 @@ impl Image {
 
 /// Images and their captions: ids from [CLS] to [SEP], no padding.
 pub struct Batch<'a> {
+    /// Pixels, or tokens that are kept.
     pub image: Image,
+    /// The tokens of each caption.
     pub text: &'a [Vec<u32>],
+    /// Which picture each caption is of.
     pub image_id: Option<&'a [i64]>,
 }
 
 /// Everything `parity` compares, filled in when it is asked for.
 #[derive(Default)]
 pub struct Trace {
+    /// What each block of the image encoder gave.
     pub vit_blocks: Vec<Tensor>,
+    /// The picture's tokens behind `ln_vision`.
     pub image_embeds: Option<Tensor>,
+    /// The rows of the merged pass.
     pub merged: Option<(Tensor, Layout)>,
+    /// The rows of the pass of pairs.
     pub pairs: Option<(Tensor, Layout)>,
+    /// Normalised features of the queries.
     pub image_feats: Option<Tensor>,
+    /// Normalised features of the texts.
     pub text_feat: Option<Tensor>,
+    /// Similarities of pictures with texts.
     pub sim_i2t: Option<Tensor>,
+    /// Similarities of texts with pictures.
     pub sim_t2i: Option<Tensor>,
+    /// What wrong texts are drawn by.
     pub weights_i2t: Option<Tensor>,
+    /// What wrong pictures are drawn by.
     pub weights_t2i: Option<Tensor>,
+    /// Of the matching head.
     pub itm_logits: Option<Tensor>,
+    /// Of the captioning head.
     pub lm_logits: Option<Tensor>,
 }
 
+/// The losses of stage 1.
 pub struct Outputs {
+    /// The sum of the three.
     pub loss: Tensor,
+    /// The contrastive loss.
     pub itc: Tensor,
+    /// The matching loss.
     pub itm: Tensor,
+    /// The captioning loss.
     pub lm: Tensor,
+    /// Those that were drawn.
     pub negatives: Negatives,
+    /// Of each loss.
     pub accuracy: Accuracy,
 }
 
@@ -412,6 +434,7 @@ fn same_id_targets(dtype: DType, ids: &[i64]) -> Result<Tensor> {
 
 /// The matching loss with what `parity` compares.
 pub(crate) struct Matching {
+    /// The sum of the three.
     pub loss: Tensor,
     pub right: Right,
     hidden: Tensor,

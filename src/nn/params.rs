@@ -35,7 +35,9 @@ struct Slot {
 
 /// What changes when a trained parameter does.
 pub struct Trained<'a> {
+    /// What it is.
     pub spec: &'a Spec,
+    /// Its numbers.
     pub value: &'a mut Tensor,
     /// What matmuls use in its place.
     pub copy: Option<&'a Tensor>,
@@ -202,10 +204,12 @@ impl Params {
         slot.half.is_some() || matches!(slot.original, Some(Value::Half(_)))
     }
 
+    /// Where they are.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
+    /// How they are stored there.
     pub fn precision(&self) -> Precision {
         self.precision
     }
@@ -231,14 +235,17 @@ impl Params {
         })
     }
 
+    /// How many parameters there are.
     pub fn len(&self) -> usize {
         self.specs.len()
     }
 
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.specs.is_empty()
     }
 
+    /// What each of them is.
     pub fn specs(&self) -> &[Spec] {
         &self.specs
     }
@@ -248,10 +255,12 @@ impl Params {
         &self.slots[id.0].value
     }
 
+    /// A frozen matrix that the CPU keeps in f16.
     pub fn half(&self, id: Id) -> Option<&HalfMatrix> {
         self.slots[id.0].half.as_ref()
     }
 
+    /// A parameter's numbers, to be changed.
     pub fn get_mut(&mut self, id: Id) -> &mut Tensor {
         &mut self.slots[id.0].value
     }
@@ -277,10 +286,12 @@ impl Params {
         all.map(|(spec, slot)| Trained { spec, value: &mut slot.value, copy: slot.copy.as_ref() })
     }
 
+    /// The parameter of a name.
     pub fn find(&self, name: &str) -> Option<Id> {
         self.specs.iter().position(|s| s.name == name).map(Id)
     }
 
+    /// All of them, in the order in which they were declared.
     pub fn iter(&self) -> impl Iterator<Item = (Id, &Spec, &Tensor)> {
         self.specs.iter().zip(&self.slots).enumerate().map(|(i, (spec, slot))| (Id(i), spec, &slot.value))
     }

@@ -10,8 +10,11 @@ use std::collections::HashSet;
 /// Dropout of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropoutPlan {
+    /// The probability that an element is dropped.
     pub p: f32,
+    /// Of the run.
     pub seed: u64,
+    /// Of the run.
     pub step: u32,
 }
 
@@ -30,11 +33,13 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
+    /// Without a tape and without dropout.
     pub fn inference(params: &'a Params) -> Pass<'a> {
         let (leaves, drawn) = (RefCell::default(), RefCell::default());
         Pass { params, tape: None, leaves, drop: None, site: 0, drawn, batch_invariant: false }
     }
 
+    /// Recorded on a tape, so that gradients find their way back.
     pub fn training(params: &'a Params, tape: &'a Tape, drop: Option<DropoutPlan>) -> Pass<'a> {
         Pass {
             tape: Some(tape),
@@ -57,16 +62,19 @@ impl<'a> Pass<'a> {
         self
     }
 
+    /// Draws its random numbers from this site on.
     #[must_use]
     pub fn at_site(mut self, site: u32) -> Self {
         self.site = site;
         self
     }
 
+    /// The parameters it reads.
     pub fn params(&self) -> &Params {
         self.params
     }
 
+    /// Whether it records.
     pub fn tracks(&self) -> bool {
         self.tape.is_some()
     }
@@ -195,26 +203,35 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// A dense layer, y = x weight^T + bias.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
+    /// `[N,K]` of a dense layer, `[C]` of a norm.
     pub weight: Id,
+    /// One per column of the result.
     pub bias: Id,
 }
 
 impl Linear {
+    /// The layer's result.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         pass.linear(x, self.weight, self.bias)
     }
 }
 
+/// LayerNorm over the last axis.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerNorm {
+    /// `[N,K]` of a dense layer, `[C]` of a norm.
     pub weight: Id,
+    /// One per column of the result.
     pub bias: Id,
+    /// Added to the variance.
     pub eps: f64,
 }
 
 impl LayerNorm {
+    /// The layer's result.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         let (w, b) = (pass.param(self.weight), pass.param(self.bias));
         ops::layer_norm_as(x, &w, &b, self.eps, Some(pass.storage(self.weight)))

@@ -20,8 +20,11 @@ pub enum Part {
 /// The image encoder's residual stream, norms, statistics, losses, master weights and moments are in f32 always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
+    /// Of the image encoder.
     pub vit: Storage,
+    /// Of everything behind it.
     pub rest: Storage,
+    /// Of a frozen image encoder.
     pub vit_gelu: Gelu,
 }
 

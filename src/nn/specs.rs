@@ -14,11 +14,16 @@ pub enum Init {
     Constant(f64),
 }
 
+/// What a parameter is: name, shape, how it begins, whether it is trained.
 #[derive(Clone, Debug)]
 pub struct Spec {
+    /// As LAVIS calls it.
     pub name: String,
+    /// Its sizes.
     pub shape: Vec<usize>,
+    /// How it begins where no file has it.
     pub init: Init,
+    /// Whether training changes it.
     pub trained: bool,
     /// It is an operand of matmuls (or a table of rows): on a GPU they run in the storage that a [`super::Precision`] says.
     pub dense: bool,
@@ -33,6 +38,7 @@ pub struct Spec {
 /// Collects specifications while a model is laid out.
 #[derive(Default)]
 pub struct Builder {
+    /// What was declared so far.
     pub specs: Vec<Spec>,
     trained: bool,
     part: Part,
@@ -49,6 +55,7 @@ impl Builder {
         self.part = part;
     }
 
+    /// Declares a parameter.
     pub fn param(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Id {
         let (name, shape) = (name.into(), shape.to_vec());
         let (trained, part, decays) = (self.trained, self.part, shape.len() >= 2);
@@ -87,6 +94,7 @@ impl Builder {
         }
     }
 
+    /// Declares a norm's weight and bias.
     pub fn norm(&mut self, name: &str, width: usize, eps: f64) -> LayerNorm {
         LayerNorm {
             weight: self.param(format!("{name}.weight"), &[width], Init::Constant(1.0)),

@@ -23,6 +23,7 @@ pub struct Lists {
 }
 
 impl Lists {
+    /// The rows that each query row sees.
     pub fn new(lists: Vec<Vec<u32>>) -> Lists {
         let last = lists.iter().flatten().copied().max();
         Lists { lists, last, tables: OnceLock::new() }

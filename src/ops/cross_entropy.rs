@@ -78,6 +78,7 @@ enum Found {
 }
 
 impl Right {
+    /// The share of rows whose largest logit is the right one.
     pub fn share(&self) -> Result<f64> {
         let n = match &self.found {
             Found::Counted(n) => *n,

@@ -33,9 +33,12 @@ const MODEL_FILE: &str = "model.safetensors";
 const CONFIG_FILE: &str = "config.json";
 const MOST_CONFIG: u64 = 1 << 20;
 
+/// A model that was trained, ready to be used.
 pub struct Pretrained {
     pub model: Model,
+    /// Its numbers.
     pub params: Params,
+    /// Captions to ids and back.
     pub tokenizer: Tokenizer,
     /// Of the numbers and the vocabulary: two models with the same one give the same features.
     pub identity: String,
@@ -55,18 +58,23 @@ pub struct Opening {
 /// A caption of a picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caption {
+    /// As people read it.
     pub text: String,
+    /// Its tokens.
     pub ids: Vec<u32>,
     /// What captions of a picture are ranked by.
     pub score: f64,
+    /// The sum over its tokens.
     pub log_prob: f64,
 }
 
 impl Pretrained {
+    /// Opens a model's folder.
     pub fn open(folder: &Path) -> Result<Pretrained> {
         Pretrained::open_with(folder, &Opening::default())
     }
 
+    /// Opens a model's folder, with other than the usual choices.
     pub fn open_with(folder: &Path, opening: &Opening) -> Result<Pretrained> {
         let (text, config) = config_of(folder)?;
         let tokenizer = Tokenizer::open(folder)?;

@@ -40,7 +40,9 @@ const TWO_MODELS: &str = "they are parts of two models: put back the one that be
 /// What the parts beside `model.safetensors` are, for its metadata.
 #[derive(Default)]
 pub struct Beside {
+    /// The tokenizer's fingerprint.
     pub vocabulary: Option<String>,
+    /// The hash of its own dictionary.
     pub dictionary: Option<String>,
     /// Identity of the image encoder.
     pub vit: Option<String>,
@@ -49,6 +51,7 @@ pub struct Beside {
 }
 
 impl Beside {
+    /// What `model.safetensors` says of them.
     pub fn metadata(self, config: &Config) -> Result<BTreeMap<String, String>> {
         let json = serde_json::to_string(config)
             .map_err(|e| Error::new(Kind::Write, OP).about(CONFIG_FILE).got(e))?;

@@ -27,6 +27,7 @@ pub fn turn(model: &Pretrained) -> Turn {
     Turn::upright(model.model.config.exif_orientation)
 }
 
+/// Resizes a picture that is decoded.
 pub fn seen(model: &Pretrained, photo: &Photo) -> Result<Seen> {
     let side = model.model.config.image_size;
     let picture = photo.resized(&photo.whole(), side, side, Resampling::Exact)?;

@@ -8,6 +8,7 @@ use crate::tensor::Tensor;
 
 /// Texts made ready to be compared with pictures.
 pub struct Texts {
+    /// The tokens of each.
     pub ids: Vec<Vec<u32>>,
     /// The normalised features of their [CLS] tokens [T,E].
     pub cls: Tensor,
@@ -32,8 +33,11 @@ impl Texts {
 /// The three scores of an image and a text, as `model::features` defines them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
+    /// The largest cosine between the text and the picture's queries.
     pub itc: f32,
+    /// The matching head's logit that they belong together.
     pub itm: f32,
+    /// The mean of (cos + 1) / 2 between the queries with and without the text.
     pub mean_cosine: f32,
 }
 

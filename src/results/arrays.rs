@@ -58,6 +58,7 @@ impl Spool {
         Ok(())
     }
 
+    /// How many rows were written.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -81,6 +82,7 @@ pub struct Array {
 }
 
 impl Array {
+    /// An array of these values.
     pub fn new(shape: &[usize], values: &[f32]) -> Array {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Array { shape: shape.to_vec(), elements: Box::new(io::Cursor::new(bytes)) }

@@ -13,6 +13,7 @@ pub(super) const OPERATION: &str = "write captions";
 /// The operation of a run that adds to a file.
 pub(super) const ADDING: &str = "add to captions";
 
+/// How captions are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Json,
@@ -24,16 +25,22 @@ pub enum Format {
 /// for the picture would have them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rated {
+    /// The text.
     pub caption: String,
+    /// The sum over its tokens.
     pub log_prob: f32,
+    /// See [`crate::pretrained::scores::Scores`].
     pub itc: f32,
+    /// See [`crate::pretrained::scores::Scores`].
     pub itm: f32,
 }
 
 /// A picture's captions, best first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Captioned {
+    /// The picture's name.
     pub image: String,
+    /// Best first.
     pub captions: Vec<Rated>,
 }
 

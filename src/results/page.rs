@@ -8,6 +8,7 @@ use std::fmt::Write;
 
 /// One picture that was found.
 pub struct Hit {
+    /// The picture's name.
     pub name: String,
     /// Where the file is, for the link.
     pub path: String,

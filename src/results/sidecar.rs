@@ -20,6 +20,7 @@ pub struct SideCars {
 }
 
 impl SideCars {
+    /// Texts beside the pictures, or in a folder.
     pub fn new(folder: Option<PathBuf>, overwrite: bool) -> SideCars {
         SideCars { folder, overwrite }
     }
@@ -114,6 +115,7 @@ impl SideCars {
         }
     }
 
+    /// Writes the text of a picture.
     pub fn write<'a>(
         &self,
         disk: &dyn Disk,

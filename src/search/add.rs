@@ -33,7 +33,9 @@ pub struct Known {
 pub struct Added {
     /// Computed, or of the bytes of another.
     pub new: usize,
+    /// Their files were elsewhere.
     pub moved: usize,
+    /// Of the bytes of another.
     pub copied: usize,
 }
 

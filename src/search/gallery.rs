@@ -30,6 +30,7 @@ pub struct Gallery {
 }
 
 impl Gallery {
+    /// An empty one.
     pub fn new(model: &Pretrained) -> Result<Gallery> {
         let tokens = tempfile::tempfile().map_err(|e| failed(&e))?;
         let size = model.model.config.image_tokens() * model.model.config.vit_width;
@@ -62,6 +63,7 @@ impl Gallery {
         self.count
     }
 
+    /// Whether none was taken in.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }

@@ -32,6 +32,7 @@ pub enum Query {
 }
 
 impl Query {
+    /// Looks for a text.
     pub fn of_text(model: &Pretrained, text: &str) -> Result<Query> {
         let longest = model.model.config.max_txt_len;
         let ready = Texts::new(model, &[text], longest)?;
@@ -47,6 +48,7 @@ impl Query {
         Ok(Query::Text { text: text.to_owned(), ready })
     }
 
+    /// Looks for pictures like this one.
     pub fn of_picture(model: &Pretrained, path: &Path) -> Result<Query> {
         let features = look(model, &[&see(model, &Image::File(path.to_owned()))?])?.remove(0);
         Ok(Query::Picture { path: path.to_owned(), name: path.display().to_string(), features })
@@ -60,6 +62,7 @@ impl Query {
         }
     }
 
+    /// The picture's path.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Query::Text { .. } => None,
@@ -94,9 +97,13 @@ impl Query {
 /// A picture (its place in the index) and its scores, where they were computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Found {
+    /// See [`Index::picture`].
     pub picture: usize,
+    /// See [`Scores`]; of a picture, the mean over its queries.
     pub itc: f32,
+    /// See [`Scores`]; none of a picture.
     pub itm: Option<f32>,
+    /// See [`Scores`].
     pub mean_cosine: Option<f32>,
 }
 
@@ -113,6 +120,7 @@ impl Found {
     }
 }
 
+/// What a search found.
 #[derive(Debug)]
 pub struct Ranked {
     /// All pictures, best first: those looked at again before the others.
@@ -121,6 +129,7 @@ pub struct Ranked {
     pub unread: Vec<Error>,
 }
 
+/// Ranks all pictures of an index by itc, then the best `rerank` of them by `rank`.
 pub fn search(model: &Pretrained, index: &Index, query: &Query, rerank: usize, rank: Rank) -> Result<Ranked> {
     let mut found = by_itc(model, index, query)?;
     sort(&mut found, Rank::Itc);

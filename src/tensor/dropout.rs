@@ -5,11 +5,14 @@ use super::{Real, Stream};
 /// Inverted dropout: an element is kept iff its word >= p * 2^32, and then divided by 1 - p.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
+    /// The probability that an element is dropped.
     pub p: f32,
+    /// Where its random numbers come from.
     pub stream: Stream,
 }
 
 impl Dropout {
+    /// Random words below it drop their element.
     #[inline(always)]
     pub fn threshold(&self) -> u32 {
         (f64::from(self.p) * 4_294_967_296.0) as u32

@@ -34,6 +34,7 @@ impl HalfMatrix {
         Ok(HalfMatrix { bytes, rows, columns })
     }
 
+    /// Rows and columns.
     pub fn sizes(&self) -> [usize; 2] {
         [self.rows, self.columns]
     }

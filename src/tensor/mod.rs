@@ -50,6 +50,7 @@ pub enum Buffer {
 }
 
 impl Buffer {
+    /// What arithmetic is in: f32 on a GPU, however elements are stored there.
     pub fn dtype(&self) -> DType {
         match self {
             Buffer::F32(_) | Buffer::Gpu(_) => DType::F32,
@@ -57,6 +58,7 @@ impl Buffer {
         }
     }
 
+    /// How many elements it has.
     pub fn len(&self) -> usize {
         match self {
             Buffer::F32(v) => v.len(),
@@ -81,10 +83,12 @@ impl Buffer {
         })
     }
 
+    /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// These values.
     pub fn of<T: Real>(values: Vec<T>) -> Buffer {
         match T::DTYPE {
             DType::F32 => Buffer::F32(bytemuck::allocation::cast_vec(values)),
@@ -92,6 +96,7 @@ impl Buffer {
         }
     }
 
+    /// So many zeros.
     pub fn zeros(dtype: DType, len: usize) -> Buffer {
         match dtype {
             DType::F32 => Buffer::F32(vec![0.0; len]),
@@ -108,6 +113,7 @@ impl Buffer {
         }
     }
 
+    /// The elements for writing; empty as [`Buffer::slice`] is.
     pub fn slice_mut<T: Real>(&mut self) -> &mut [T] {
         match self {
             Buffer::F32(v) if T::DTYPE == DType::F32 => bytemuck::cast_slice_mut(v),
@@ -134,14 +140,17 @@ impl Shape {
         Shape { sizes: s, rank: sizes.len().min(4) as u8 }
     }
 
+    /// One size for each axis.
     pub fn sizes(&self) -> &[usize] {
         &self.sizes[..usize::from(self.rank)]
     }
 
+    /// How many elements it has.
     pub fn len(&self) -> usize {
         self.sizes.iter().product()
     }
 
+    /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -165,6 +174,7 @@ impl fmt::Display for Shape {
     }
 }
 
+/// A shared buffer, a shape and, while a tape records, the place on it. Clones share all of it.
 #[derive(Clone)]
 pub struct Tensor {
     buffer: Arc<Buffer>,
@@ -188,6 +198,7 @@ impl Tensor {
         Ok(Tensor::from_buffer(Buffer::of(values), Shape::new(sizes)))
     }
 
+    /// Zeros in the host's memory.
     pub fn zeros(dtype: DType, sizes: &[usize]) -> Tensor {
         let shape = Shape::new(sizes);
         Tensor::from_buffer(Buffer::zeros(dtype, shape.len()), shape)
@@ -253,10 +264,12 @@ impl Tensor {
         self.to(&Device::Cpu, Storage::F32)
     }
 
+    /// What arithmetic is in: f32 on a GPU, however elements are stored there.
     pub fn dtype(&self) -> DType {
         self.buffer.dtype()
     }
 
+    /// The sizes of its axes.
     pub fn shape(&self) -> Shape {
         self.shape
     }
@@ -266,10 +279,12 @@ impl Tensor {
         self.shape.rows()
     }
 
+    /// How many elements it has.
     pub fn len(&self) -> usize {
         self.shape.len()
     }
 
+    /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -315,6 +330,7 @@ impl Tensor {
         Tensor { node: None, ..self.clone() }
     }
 
+    /// Whether a tape records what is computed of it.
     pub fn tracked(&self) -> bool {
         self.node.is_some()
     }

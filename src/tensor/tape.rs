@@ -40,10 +40,12 @@ pub(super) struct Node {
     tape: Tape,
 }
 
+/// What was computed, for [`Tape::backward`]. Clones are one tape.
 #[derive(Clone, Default)]
 pub struct Tape(Arc<Mutex<Inner>>);
 
 impl Tape {
+    /// An empty one.
     pub fn new() -> Tape {
         Tape::default()
     }
@@ -69,6 +71,7 @@ impl Tape {
         self.lock().entries.len()
     }
 
+    /// Whether nothing is recorded.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -131,14 +134,17 @@ pub struct Gradients {
 }
 
 impl Gradients {
+    /// None yet.
     pub fn new() -> Gradients {
         Gradients::default()
     }
 
+    /// The gradient of a leaf, if one came.
     pub fn get(&self, key: usize) -> Option<&Buffer> {
         self.by_key.get(key)?.as_ref()
     }
 
+    /// The gradient of a leaf, to be changed.
     pub fn get_mut(&mut self, key: usize) -> Option<&mut Buffer> {
         self.by_key.get_mut(key)?.as_mut()
     }

@@ -116,18 +116,22 @@ impl Tokenizer {
         self.vocabulary.len()
     }
 
+    /// How it was made.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
+    /// The ids of the special tokens.
     pub fn special(&self) -> Special {
         self.vocabulary.special()
     }
 
+    /// The token of an id.
     pub fn token(&self, id: u32) -> Option<&str> {
         self.vocabulary.token(id)
     }
 
+    /// The id of a token.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.vocabulary.id(token)
     }

@@ -20,7 +20,9 @@ pub enum Subwords {
 /// How text is cut.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
+    /// How words are cut further.
     pub subwords: Subwords,
+    /// What words are found with.
     pub dictionary: Dictionary,
 }
 

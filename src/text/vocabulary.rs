@@ -7,10 +7,15 @@ use std::collections::HashMap;
 /// Ids of the tokens with a meaning of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Special {
+    /// `[PAD]`
     pub pad: u32,
+    /// `[UNK]`
     pub unk: u32,
+    /// `[CLS]`
     pub cls: u32,
+    /// `[SEP]`
     pub sep: u32,
+    /// `[MASK]`
     pub mask: u32,
     /// Where a generated caption begins; always the last id.
     pub dec: u32,
@@ -86,25 +91,30 @@ impl Vocabulary {
         text
     }
 
+    /// How many tokens it has.
     #[expect(clippy::len_without_is_empty, reason = "it has at least its special tokens")]
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
+    /// The ids of the special tokens.
     pub fn special(&self) -> Special {
         self.special
     }
 
+    /// The id of a token.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.ids.get(token).copied()
     }
 
+    /// The token of an id.
     pub fn token(&self, id: u32) -> Option<&str> {
         self.tokens.get(usize::try_from(id).ok()?).map(String::as_str)
     }
 }
 
 impl Special {
+    /// Whether an id has a token.
     pub fn contains(&self, id: u32) -> bool {
         [self.pad, self.unk, self.cls, self.sep, self.mask, self.dec].contains(&id)
     }

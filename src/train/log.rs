@@ -16,33 +16,52 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// The file of a run's lines.
 pub const LOG: &str = "log.jsonl";
 
 /// One optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepLine {
+    /// Tells lines of steps from those of evaluations.
     pub kind: &'static str,
+    /// Steps done, this one included.
     pub step: u64,
+    /// From 0 on.
     pub epoch: u64,
+    /// Of this step.
     pub learning_rate: f64,
+    /// The sum of the three.
     pub loss: f64,
+    /// The contrastive loss.
     pub itc: f64,
+    /// The matching loss.
     pub itm: f64,
+    /// The captioning loss.
     pub lm: f64,
+    /// Share of captions whose picture is the most similar.
     pub accuracy_text_to_image: f64,
+    /// Share of pictures whose caption is the most similar.
     pub accuracy_image_to_text: f64,
+    /// Share of pairs that are told right.
     pub accuracy_matching: f64,
+    /// Share of tokens that are foretold.
     pub accuracy_next_token: f64,
+    /// Of the contrastive loss.
     pub temperature: f64,
+    /// Of all gradients together.
     pub gradient_norm: f64,
+    /// False where gradients overflowed and the loss scale was halved instead.
     pub applied: bool,
+    /// What follows from the clock.
     pub time: Time,
 }
 
+/// What follows from the clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Time {
     /// Seconds since 1970.
     pub at: f64,
+    /// Captions a second.
     pub samples_per_second: f64,
     /// Share of this step's time spent waiting for data.
     pub waiting: f64,
@@ -51,19 +70,30 @@ pub struct Time {
 /// An evaluation on the validation data.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EvaluationLine {
+    /// Tells lines of steps from those of evaluations.
     pub kind: &'static str,
+    /// Steps done, this one included.
     pub step: u64,
+    /// The sum of the three.
     pub loss: f64,
+    /// The contrastive loss.
     pub itc: f64,
+    /// The matching loss.
     pub itm: f64,
+    /// The captioning loss.
     pub lm: f64,
+    /// Share of captions whose picture is found first.
     pub recall_text_to_image: f64,
+    /// Share of pictures of which a caption is found first.
     pub recall_image_to_text: f64,
+    /// How many were looked at.
     pub pictures: usize,
+    /// What follows from the clock.
     pub time: Time,
 }
 
 impl StepLine {
+    /// The line of a step.
     pub fn new(report: &StepReport, epoch: u64, time: Time) -> StepLine {
         let ([loss, itc, itm, lm], accuracy) = (report.losses.losses, report.losses.accuracy);
         StepLine {

@@ -1,23 +1,39 @@
-//! Training: optimizer, schedule and trainer, and what surrounds a step so that a run can be stopped, lost and resumed.
+//! Training. [`Training`] is the door, [`Watch`] what it reports to, [`config::Config`] its settings.
+//!
+//! Behind it: optimizer, schedule and trainer, and what surrounds a step so that a run can be stopped, lost and resumed.
 
+#[doc(hidden)]
 pub mod cache;
+#[doc(hidden)]
 pub mod checkpoint;
 pub mod config;
+#[doc(hidden)]
 pub mod corpus;
 pub mod log;
 mod manifest;
+#[doc(hidden)]
 pub mod optimizer;
+#[doc(hidden)]
 pub mod plan;
+#[doc(hidden)]
 pub mod rehearsal;
+#[doc(hidden)]
 pub mod run;
+#[doc(hidden)]
 pub mod schedule;
+#[doc(hidden)]
 pub mod session;
 mod start;
+#[doc(hidden)]
 pub mod state;
+#[doc(hidden)]
 pub mod step;
+#[doc(hidden)]
 pub mod tensorboard;
+#[doc(hidden)]
 pub mod trainer;
 mod training;
+#[doc(hidden)]
 pub mod validate;
 mod watch;
 

@@ -44,14 +44,17 @@ pub enum Aim {
 /// How a training ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
+    /// Why it ended.
     pub ending: Ending,
     /// The steps that are done, of how many in all.
     pub step: u64,
+    /// All steps of the run.
     pub whole: u64,
     /// The trained model's folder; not written where the training was stopped.
     pub model: PathBuf,
 }
 
+/// Why a training ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The last step, or the one to stop after, is done, and the model written.

@@ -69,7 +69,9 @@ pub(super) trait Rows {
 /// The size of a picture and what its decoder keeps of it for each pixel, beside the row that it gives.
 pub(super) struct Header {
     pub facts: Facts,
+    /// Pixels of a row.
     pub width: usize,
+    /// Rows.
     pub height: usize,
     pub orientation: Orientation,
     pub kept: f64,

@@ -12,6 +12,7 @@ use super::decode::Source;
 pub struct Orientation(u8);
 
 impl Orientation {
+    /// As it is stored.
     pub const UPRIGHT: Orientation = Orientation(1);
 
     fn known(number: u32) -> Option<Orientation> {

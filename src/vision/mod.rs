@@ -38,7 +38,9 @@ pub use resize::{Resampling, resize, resize_crop};
 /// A decoded picture: 8-bit RGB, row by row, no padding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
+    /// Pixels of a row.
     pub width: usize,
+    /// Rows.
     pub height: usize,
     /// `[height, width, 3]`
     pub rgb: Vec<u8>,
@@ -47,10 +49,15 @@ pub struct Picture {
 /// A box of a picture in pixels; `flip` mirrors it left to right after resizing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crop {
+    /// Its first row.
     pub top: usize,
+    /// Its first column.
     pub left: usize,
+    /// Rows.
     pub height: usize,
+    /// Pixels of a row.
     pub width: usize,
+    /// Mirrored afterwards.
     pub flip: bool,
 }
 

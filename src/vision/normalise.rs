@@ -7,7 +7,9 @@ use crate::{Error, Result};
 /// Mean and standard deviation of each channel, of pixels in 0..1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalise {
+    /// Of red, green and blue.
     pub mean: [f32; 3],
+    /// Of red, green and blue.
     pub std: [f32; 3],
 }
 

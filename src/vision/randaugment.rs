@@ -42,6 +42,7 @@ impl Operation {
         Operation::Rotate,
     ];
 
+    /// As torchvision and LAVIS call it.
     pub fn name(self) -> String {
         format!("{self:?}")
     }
@@ -94,6 +95,7 @@ impl Operation {
 /// How many operations of which level.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RandAugment {
+    /// Operations of a picture.
     pub count: usize,
     /// 0 to 10.
     pub level: f64,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+/// How a number of a file is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dtype {
     F64,
@@ -17,6 +18,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// Every one.
     pub const ALL: [Dtype; 10] = [
         Dtype::F64,
         Dtype::F32,
@@ -56,10 +58,12 @@ impl Dtype {
         }
     }
 
+    /// By the name that safetensors has for it.
     pub fn named(name: &str) -> Option<Dtype> {
         Dtype::ALL.into_iter().find(|d| d.name() == name)
     }
 
+    /// Whether it has a fraction.
     pub fn is_float(self) -> bool {
         matches!(self, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16)
     }

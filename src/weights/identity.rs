@@ -10,10 +10,12 @@ use std::collections::BTreeMap;
 /// Numbers in the smallest dtype that holds them exactly.
 pub type Narrow = (Dtype, blake3::Hash);
 
+/// What numbers files hold, wherever and however they are stored.
 #[derive(Default)]
 pub struct Identity(BTreeMap<String, String>);
 
 impl Identity {
+    /// Takes a tensor in.
     pub fn add(&mut self, name: &str, shape: &[usize], (dtype, hash): Narrow) {
         self.0.insert(name.to_string(), format!("{name} {dtype} {shape:?} {}\n", hash.to_hex()));
     }
@@ -25,6 +27,7 @@ impl Identity {
     }
 }
 
+/// The numbers in f16 where that loses nothing, and their hash.
 pub fn narrow(values: &[f32]) -> Narrow {
     let half = |x: &f32| half::f16::from_f32(*x);
     if values.iter().all(|x| half(x).to_f32().to_bits() == x.to_bits()) {

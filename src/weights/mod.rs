@@ -49,8 +49,11 @@ use std::sync::Arc;
 /// What stands in a file under one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
+    /// Its name in the file.
     pub name: String,
+    /// How its numbers are stored.
     pub dtype: Dtype,
+    /// Its sizes.
     pub shape: Vec<usize>,
 }
 
@@ -60,6 +63,7 @@ impl Info {
         self.shape.iter().product()
     }
 
+    /// Of all its numbers.
     pub fn bytes(&self) -> usize {
         self.elements() * self.dtype.size()
     }
@@ -76,6 +80,7 @@ pub enum Format {
 }
 
 impl Format {
+    /// How it is shown.
     pub fn name(self) -> &'static str {
         match self {
             Format::Safetensors => "safetensors",
@@ -138,14 +143,17 @@ impl Weights {
         Err(unknown_kind(&first))
     }
 
+    /// Where the file is.
     pub fn path(&self) -> &Path {
         self.source.path()
     }
 
+    /// The file's length.
     pub fn file_bytes(&self) -> u64 {
         self.source.length()
     }
 
+    /// What sort of file it is.
     pub fn format(&self) -> Format {
         match &self.content {
             Content::Safetensors(_) => Format::Safetensors,
@@ -158,6 +166,7 @@ impl Weights {
         &self.tensors
     }
 
+    /// A tensor by its name.
     pub fn get(&self, name: &str) -> Option<&Info> {
         self.tensors.get(*self.index.get(name)?)
     }

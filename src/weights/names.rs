@@ -13,6 +13,7 @@ use super::Set;
 use super::wrappers::unwrapped;
 use crate::{Error, Result};
 
+/// Whose names a file's tensors have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
     Lavis,
@@ -22,6 +23,7 @@ pub enum Naming {
 }
 
 impl Naming {
+    /// How it is shown.
     pub fn name(self) -> &'static str {
         match self {
             Naming::Lavis => "LAVIS",

@@ -24,6 +24,7 @@ pub struct Report {
     pub extra: Vec<String>,
     /// In a file, known, and of no use here.
     pub unused: Vec<String>,
+    /// What else a reader should know.
     pub notes: Vec<String>,
 }
 

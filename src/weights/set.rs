@@ -65,15 +65,18 @@ impl Set {
         Ok(set)
     }
 
+    /// The files it is made of.
     pub fn files(&self) -> &[Weights] {
         &self.files
     }
 
+    /// All tensors, file by file.
     pub fn tensors(&self) -> impl Iterator<Item = &Info> {
         let here = |i: usize, t: &&Info| self.index.get(&t.name) == Some(&i);
         self.files.iter().enumerate().flat_map(move |(i, f)| f.tensors().iter().filter(move |t| here(i, t)))
     }
 
+    /// A tensor by its name.
     pub fn get(&self, name: &str) -> Option<&Info> {
         self.file(name)?.get(name)
     }
@@ -93,10 +96,12 @@ impl Set {
         self.file(name).ok_or_else(|| Error::file(source::OP, path(), format!("a tensor {name}"), "none"))
     }
 
+    /// The bytes of a tensor.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         self.holder(name)?.bytes(name)
     }
 
+    /// The numbers of a tensor.
     pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
         self.holder(name)?.f32(name)
     }

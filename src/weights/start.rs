@@ -27,7 +27,9 @@ const OP: &str = "start from weights";
 /// A parameter of the model.
 #[derive(Clone, Debug)]
 pub struct Want {
+    /// As the model calls it.
     pub name: String,
+    /// As the model has it.
     pub shape: Vec<usize>,
 }
 
@@ -51,10 +53,12 @@ struct Place {
     name: String,
 }
 
+/// Which file gives which parameter its numbers.
 pub struct Plan {
     sets: Vec<Set>,
     wants: Vec<Want>,
     origins: Vec<Origin>,
+    /// What fits and what does not.
     pub report: Report,
 }
 
@@ -124,10 +128,12 @@ impl Plan {
         Err(e.fix("the checkpoint is not whole; take what it lacks from the other files with --partial"))
     }
 
+    /// The files.
     pub fn sets(&self) -> &[Set] {
         &self.sets
     }
 
+    /// The parameters.
     pub fn wants(&self) -> &[Want] {
         &self.wants
     }

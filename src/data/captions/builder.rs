@@ -82,6 +82,7 @@ impl<'a> Builder<'a> {
         wanted.is_none_or(|w| w == split || w == "train" && split == "restval")
     }
 
+    /// The name of a sample's picture.
     pub fn name(&self, sample: usize) -> &str {
         self.samples.get(sample).map_or("", |s| s.name.as_str())
     }

@@ -20,6 +20,7 @@ pub enum Storage {
 }
 
 impl Storage {
+    /// Of an element.
     pub fn bytes(self) -> usize {
         match self {
             Storage::F32 | Storage::I32 => 4,
@@ -52,6 +53,7 @@ impl Drop for Held {
     }
 }
 
+/// Elements in a GPU's memory. Clones and parts share it; it goes back to the pool with the last of them.
 #[derive(Clone)]
 pub struct Array {
     held: Arc<Held>,
@@ -74,6 +76,7 @@ impl Array {
         Array { held: Arc::new(Held { gpu: gpu.clone(), block }), gpu, start: 0, len, storage }
     }
 
+    /// Whose memory it is.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
@@ -83,14 +86,17 @@ impl Array {
         Array { gpu: gpu.clone(), ..self.clone() }
     }
 
+    /// How an element is stored.
     pub fn storage(&self) -> Storage {
         self.storage
     }
 
+    /// How many elements it has.
     pub fn len(&self) -> usize {
         self.len
     }
 
+    /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -130,6 +136,7 @@ impl Array {
         Arg::Memory(self.pointer().wrapping_byte_add(at.min(self.len) * size), used * size)
     }
 
+    /// Of all elements.
     pub fn bytes(&self) -> usize {
         self.len * self.storage.bytes()
     }

@@ -10,11 +10,13 @@ pub struct Counts {
     pub launches: BTreeMap<String, Launches>,
     /// Matrix products by shape and storages, and the 2mnk of all.
     pub products: BTreeMap<String, Launches>,
+    /// Of matmuls: 2mnk each.
     pub flops: u64,
     /// Copies within the device, and memory set to zero.
     pub copies: u64,
     /// Bytes from and to the host's memory.
     pub uploaded: u64,
+    /// Bytes to the host.
     pub downloaded: u64,
     /// Times the driver was asked for memory, because the pool had none that fits.
     pub allocations: u64,
@@ -25,8 +27,11 @@ pub struct Counts {
 /// How often something was launched, the bytes of the memory it was handed (read, written or both: once), and its 2mnk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Launches {
+    /// How many there were.
     pub count: u64,
+    /// Read and written.
     pub bytes: u64,
+    /// Of matmuls: 2mnk each.
     pub flops: u64,
 }
 

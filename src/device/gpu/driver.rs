@@ -20,7 +20,9 @@ pub enum Kernels<'a> {
 pub struct Memory {
     /// What a run may plan with: what is free, less a margin (see [`crate::device::setup::usable`]).
     pub usable: u64,
+    /// What nobody has.
     pub free: u64,
+    /// All there is.
     pub total: u64,
 }
 

@@ -79,6 +79,7 @@ pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
+    /// A GPU behind a driver.
     pub fn of(driver: Box<dyn Driver>) -> Gpu {
         Gpu::with(driver, Arc::default(), Arc::default())
     }
@@ -133,6 +134,7 @@ impl Gpu {
         self.0.driver.blocks()
     }
 
+    /// Whether two handles are one GPU and one stream.
     pub fn same(&self, other: &Gpu) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }

@@ -35,8 +35,11 @@ impl Block {
 /// What an operation holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
+    /// The operation that asked for it.
     pub op: &'static str,
+    /// In all.
     pub bytes: u64,
+    /// In so many blocks.
     pub blocks: u64,
 }
 

@@ -77,6 +77,7 @@ pub(super) struct Kind {
 }
 
 impl Kind {
+    /// How it is listed.
     pub fn name(self) -> String {
         let ((m, n, k), [from, to]) = (self.sizes, self.storages.map(Storage::name));
         let (bias, add) = (if self.bias { " + bias" } else { "" }, if self.add { ", added" } else { "" });

@@ -24,7 +24,9 @@ const OP: &str = "attention";
 /// H heads of D columns each, from column `column` of a tensor.
 #[derive(Clone, Copy)]
 pub struct Heads<'a> {
+    /// Where the heads lie side by side.
     pub tensor: &'a Tensor,
+    /// The first column of the first head.
     pub column: usize,
 }
 

@@ -210,6 +210,7 @@ impl LlmTokenizer {
         self.padding.or(self.end)
     }
 
+    /// The id of what no token stands for.
     pub fn unknown(&self) -> Option<u32> {
         match &self.engine {
             Engine::SentencePiece(model) => model.unknown(),
@@ -226,6 +227,7 @@ impl LlmTokenizer {
         own.or_else(|| self.added.iter().find(|(_, text)| *text == token).map(|(&id, _)| id))
     }
 
+    /// The text as it is cut into tokens.
     pub fn normalize(&self, text: &str) -> Result<String> {
         match &self.engine {
             Engine::SentencePiece(model) => Ok(model.normalize(text)),

@@ -33,13 +33,16 @@ use yaml::Entry;
 
 const OPERATION: &str = "training configuration";
 
+/// The settings of a training. Each is a row in `config/settings.rs`; `qformer train --keys` says what it means.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// Pictures and captions to train on.
     pub data: Vec<DataSource>,
     /// Pictures and captions to evaluate on while training.
     pub validation: Option<DataSource>,
     /// Shares of pictures that may be missing from a data set, and unusable while training.
     pub missing_share: f64,
+    /// Share of captions whose pictures may turn out unusable while training.
     pub bad_share: f64,
     /// The folder of the run.
     pub out: Option<PathBuf>,
@@ -47,49 +50,79 @@ pub struct Config {
     pub start: Option<PathBuf>,
     /// A folder with a vocabulary; without one and without `start` it is trained from the captions.
     pub vocab: Option<PathBuf>,
+    /// Of a vocabulary that is trained from the captions, at most.
     pub vocab_size: usize,
     /// A named set of model sizes, and single sizes in place of its own.
     pub size: String,
+    /// Single sizes in place of the named ones.
     pub sizes: BTreeMap<String, usize>,
+    /// Whether the image encoder is trained, too.
     pub train_vit: Option<bool>,
+    /// Whether captions of one picture are each other's negatives.
     pub profile: Profile,
+    /// Whose captions are negatives.
     pub contrast: Contrast,
+    /// Of the Q-Former.
     pub dropout: f64,
+    /// Of everything that is drawn.
     pub seed: u64,
+    /// Times over the data.
     pub epochs: Option<u64>,
+    /// Steps of the run, instead of epochs.
     pub steps: Option<u64>,
     /// Where this process stops, however long the run is: not a setting of the run.
     pub stop_after: Option<u64>,
     /// Captions of a micro-batch, and micro-batches of a step.
     pub batch: usize,
+    /// Micro-batches of a step.
     pub accumulate: usize,
+    /// Learning rate after warm-up.
     pub init_lr: f64,
+    /// Learning rate the cosine ends at.
     pub min_lr: f64,
+    /// Learning rate of the first step.
     pub warmup_lr: f64,
+    /// Steps of warm-up.
     pub warmup_steps: Option<u64>,
     /// LAVIS counts micro-batches.
     warmup_iterations: Option<u64>,
+    /// Of AdamW.
     pub hyper: Hyper,
     /// As the command line names them; no dtype: f32 on the CPU, bf16 on a GPU.
     pub device: String,
+    /// How a GPU stores what dense layers work on.
     pub dtype: Option<String>,
     /// Image tokens that are kept.
     pub cache: Option<PathBuf>,
+    /// Random crops of a picture that are kept.
     pub cache_views: usize,
+    /// How kept tokens are stored.
     pub cache_dtype: Storage,
+    /// Of a frozen image encoder on a GPU.
     pub vit_gelu: Gelu,
+    /// Random crops and mirroring.
     pub augment: Augment,
+    /// RandAugment, if it is asked for.
     pub rand_augment: Option<RandAugment>,
+    /// How pictures are resized.
     pub resize: Resampling,
     /// Turn pictures upright; none: as the model it starts from does.
     pub exif_orientation: Option<bool>,
+    /// Threads that load pictures.
     pub workers: Option<usize>,
+    /// Micro-batches prefetched.
     pub prefetch: usize,
+    /// Steps between checkpoints; 0: by time only.
     pub save_every: u64,
+    /// Minutes between checkpoints; 0: by steps only.
     pub save_minutes: f64,
+    /// Newest checkpoints to keep.
     pub keep_last: usize,
+    /// Best checkpoints to keep.
     pub keep_best: usize,
+    /// Steps between evaluations; 0: at the end of each epoch.
     pub eval_every: u64,
+    /// Pictures to evaluate on, at most.
     pub eval_pictures: usize,
     /// What was said of LAVIS settings that mean nothing here.
     pub notes: Vec<String>,
@@ -182,9 +215,11 @@ pub struct Length {
     pub steps: u64,
     /// The last step of the run, which its schedule is made for.
     pub whole: u64,
+    /// Steps of an epoch.
     pub steps_per_epoch: u64,
     /// Of the schedule.
     pub max_epoch: u64,
+    /// Steps of warm-up.
     pub warmup_steps: u64,
 }
 
@@ -210,6 +245,7 @@ impl Config {
         }
     }
 
+    /// The settings of these entries, checked.
     pub fn from_entries(entries: &[Entry]) -> Result<Config> {
         let mut config = Config::default();
         let mut refused: Vec<Error> =
@@ -357,6 +393,7 @@ impl Config {
         Length { steps, whole, steps_per_epoch, max_epoch, warmup_steps: given.unwrap_or(usual) }
     }
 
+    /// What a trainer is told.
     pub fn options(&self, length: Length) -> Options {
         Options {
             seed: self.seed,

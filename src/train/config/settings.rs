@@ -31,12 +31,15 @@ pub struct Flag {
     pub name: &'static str,
     /// Behind `--`.
     pub long: &'static str,
+    /// What its value is.
     pub kind: FlagKind,
     /// What help calls its value.
     pub value: &'static str,
+    /// What help says.
     pub help: &'static str,
 }
 
+/// What the value of a flag is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlagKind {
     Path,

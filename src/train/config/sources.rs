@@ -10,10 +10,13 @@ use std::path::PathBuf;
 /// A data set: a folder of pictures and a file of captions (or a folder that holds both).
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataSource {
+    /// Of the data set.
     pub name: String,
     /// Where the configuration first speaks of it.
     pub place: String,
+    /// The folder of its pictures, or the files that hold them.
     pub images: Option<PathBuf>,
+    /// The file of its captions.
     pub captions: Option<PathBuf>,
     /// How often its batches are drawn, relative to the others'.
     pub ratio: Option<f64>,
@@ -22,6 +25,7 @@ pub struct DataSource {
 }
 
 impl DataSource {
+    /// A data set of which nothing else is said yet.
     pub fn new(name: &str, place: &str) -> DataSource {
         DataSource {
             name: name.into(),
