@@ -30,7 +30,6 @@ struct Entry {
 /// A file as it was when we last read or wrote it.
 type Stamp = (u64, SystemTime, u64);
 
-/// A file of captions that grows while pictures are captioned.
 pub struct CaptionFile {
     path: PathBuf,
     format: Format,
@@ -111,17 +110,14 @@ impl CaptionFile {
         Ok(parse(&read(&self.path)?, self.format, &self.path)?.into_iter().map(entry).collect())
     }
 
-    /// How it is written.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it has captions of a picture.
     pub fn has(&self, image: &str) -> bool {
         self.known.contains(composed(image).as_ref())
     }
@@ -136,12 +132,10 @@ impl CaptionFile {
         self.known.len()
     }
 
-    /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()
     }
 
-    /// Adds a picture's captions.
     pub fn push(&mut self, captioned: &Captioned) -> Result<()> {
         let text = render(captioned, self.format, self.ascii)?;
         let image = composed(&captioned.image).into_owned();

@@ -77,3 +77,8 @@ pub trait Driver: Send + Sync {
     /// Seconds from one stamp to a later one, when the device has reached both.
     fn between(&self, start: u64, end: u64) -> Result<f64>;
 }
+
+/// The folder with `dev.cuh`, which kernels for the host driver include, where this crate was built.
+pub fn kernel_headers() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels"))
+}

@@ -15,7 +15,7 @@ mod product;
 
 pub use array::{Array, Storage};
 pub use counts::{Counts, Launches};
-pub use driver::{Driver, Kernels, Memory};
+pub use driver::{Driver, Kernels, Memory, kernel_headers};
 pub use pool::Holder;
 pub use product::{Operand, Product};
 
@@ -55,11 +55,6 @@ unsafe impl Send for Counters {}
 
 /// No array is larger.
 const MOST_BYTES: usize = 1 << 60;
-
-/// The folder with `dev.cuh`, which kernels for the host driver include, where this crate was built.
-pub fn kernel_headers() -> &'static std::path::Path {
-    std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels"))
-}
 
 /// How many counters there are.
 const COUNTERS: usize = 1 << 14;

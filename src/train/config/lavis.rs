@@ -85,3 +85,29 @@ fn ratios(c: &mut Config, v: &Value) -> Read<()> {
     }
     Ok(())
 }
+
+/// What LAVIS would begin with: a file it loads, unless its flags say otherwise.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct LavisWeights {
+    pub load_pretrained: Option<bool>,
+    pub load_finetuned: Option<bool>,
+    pub pretrained: Option<String>,
+    pub finetuned: Option<String>,
+}
+
+impl LavisWeights {
+    /// The file, or what stands for LAVIS's own, if weights are to be loaded. Without flags a file that is named is meant.
+    pub fn wanted(&self) -> Option<&str> {
+        let own = "the published weights of LAVIS";
+        let finetuned = self.finetuned.as_deref();
+        let pretrained = self.pretrained.as_deref();
+        match (self.load_finetuned, self.load_pretrained) {
+            (Some(true), _) => Some(finetuned.unwrap_or(own)),
+            (_, Some(true)) => Some(pretrained.unwrap_or(own)),
+            (Some(false), Some(false)) => None,
+            (None, Some(false)) => finetuned,
+            (Some(false), None) => pretrained,
+            (None, None) => finetuned.or(pretrained),
+        }
+    }
+}

@@ -12,6 +12,7 @@ mod values;
 pub mod yaml;
 
 pub use keys::{describe, resolved};
+use lavis::LavisWeights;
 pub use lavis::lavis_device;
 pub use settings::{Flag, FlagKind, flags, of_run};
 pub use sources::DataSource;
@@ -127,32 +128,6 @@ pub struct Config {
     /// What was said of LAVIS settings that mean nothing here.
     pub notes: Vec<String>,
     weights: LavisWeights,
-}
-
-/// What LAVIS would begin with: a file it loads, unless its flags say otherwise.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct LavisWeights {
-    load_pretrained: Option<bool>,
-    load_finetuned: Option<bool>,
-    pretrained: Option<String>,
-    finetuned: Option<String>,
-}
-
-impl LavisWeights {
-    /// The file, or what stands for LAVIS's own, if weights are to be loaded. Without flags a file that is named is meant.
-    fn wanted(&self) -> Option<&str> {
-        let own = "the published weights of LAVIS";
-        let finetuned = self.finetuned.as_deref();
-        let pretrained = self.pretrained.as_deref();
-        match (self.load_finetuned, self.load_pretrained) {
-            (Some(true), _) => Some(finetuned.unwrap_or(own)),
-            (_, Some(true)) => Some(pretrained.unwrap_or(own)),
-            (Some(false), Some(false)) => None,
-            (None, Some(false)) => finetuned,
-            (Some(false), None) => pretrained,
-            (None, None) => finetuned.or(pretrained),
-        }
-    }
 }
 
 impl Default for Config {
