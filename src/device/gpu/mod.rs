@@ -341,14 +341,12 @@ impl Gpu {
         self.stamped(|| kernel.to_string(), || self.0.driver.launch(&launch, args))
     }
 
-    /// Takes in kernels that this crate does not have, to be launched by their names; a name that the crate has keeps its
-    /// meaning. A stream beside this one ([`Gpu::side`]) loads its own.
+    /// Takes in kernels that this crate does not have; a name that it has keeps its meaning. [`Gpu::side`] loads its own.
     ///
-    /// - A GPU takes PTX (`nvcc -ptx`), or machine code for it. Functions are `extern "C"`.
-    /// - The host driver (feature `host-kernels`) takes a shared object of a file that includes `dev.cuh` and declares its
-    ///   kernels with `DEV_KERNEL`; [`kernel_headers`] is where `dev.cuh` lies. With `-fsanitize=thread` when it is compiled,
-    ///   but not when it is linked, the checker of feature `host-check` sees every access. The program must export its
-    ///   symbols to it: `-rdynamic` when it is linked. `examples/own_kernel.rs` does all of this.
+    /// A GPU takes PTX (`nvcc -ptx`), or machine code for it; functions are `extern "C"`. The host driver takes a shared object
+    /// whose kernels are declared with `DEV_KERNEL` of `dev.cuh`, which lies in [`kernel_headers`]. Compiled with
+    /// `-fsanitize=thread`, but linked without, the checker of feature `host-check` sees every access. The program itself must
+    /// be linked with `-rdynamic`. `examples/own_kernel.rs` does all of this.
     ///
     /// # Safety
     /// The code is run as it is, and its kernels must be what their launches take them for.
