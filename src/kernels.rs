@@ -50,7 +50,7 @@ impl Sizes {
         }
     }
 
-    /// The same head sizes, little of everything: for the emulator.
+    /// Those head sizes, little of everything: for the emulator.
     pub fn tiny() -> Sizes {
         Sizes {
             batch: 1,

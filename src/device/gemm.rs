@@ -79,7 +79,7 @@ impl<'a, T> View<'a, T> {
         View { data, row: width, column: 1 }
     }
 
-    /// The same elements, rows for columns.
+    /// These elements, rows for columns.
     pub fn transposed(self) -> Self {
         View { data: self.data, row: self.column, column: self.row }
     }

@@ -180,7 +180,7 @@ pub fn write_atomic(
     }
 }
 
-/// The same for a name of our own choice: a link there is replaced, never followed.
+/// [`write_atomic`] for a name of our own choice: a link there is replaced, never followed.
 pub fn write_beside(
     disk: &dyn Disk,
     path: &Path,

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 pub struct Bleu {
     /// BLEU-1 to BLEU-4 of all cases together.
     pub corpus: [f64; 4],
-    /// The same of every case alone.
+    /// BLEU of every case alone.
     pub each: Vec<[f64; 4]>,
 }
 

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 pub struct TextFeatures {
     /// The last layer's rows.
     pub embeds: Tensor,
-    /// The same, projected and normalised: what cosines are taken of.
+    /// `embeds` projected and normalised: what cosines are taken of.
     pub proj: Tensor,
 }
 
@@ -36,7 +36,7 @@ pub struct Images {
     pub keys: ImageKeys,
     /// The last layer's rows.
     pub embeds: Tensor,
-    /// The same, projected and normalised: what cosines are taken of.
+    /// `embeds` projected and normalised: what cosines are taken of.
     pub proj: Tensor,
     /// Of every layer, the keys and values of the query rows: what a caption's rows attend to.
     pub(super) past: Vec<(Tensor, Tensor)>,

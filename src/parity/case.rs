@@ -44,7 +44,7 @@ impl Case {
         })
     }
 
-    /// The same case, every operand of a matmul off by as much as 16 bits of this precision make of one (see
+    /// This case, every operand of a matmul off by as much as 16 bits of this precision make of one (see
     /// [`tolerance`]); another draw for every number.
     pub fn off(&self, draw: u64, precision: Precision) -> Case {
         Case { off: Some((draw, precision)), ..self.clone() }

@@ -122,7 +122,7 @@ impl Report {
         line.judge();
     }
 
-    /// The same of arithmetic in f64 on both sides, which no precision changes.
+    /// Compares arithmetic in f64 on both sides, which no precision changes.
     pub fn arithmetic(&mut self, name: &str, shape: &[usize], ours: &[f64], theirs: &[f64], tolerance: f64) {
         self.line(name, shape, ours, theirs, tolerance, "rel_l2");
     }
@@ -132,7 +132,7 @@ impl Report {
         self.line(name, shape, ours, theirs, tolerance, "max_abs");
     }
 
-    /// The same values.
+    /// Compares values that must be equal.
     pub fn equal(&mut self, name: &str, shape: &[usize], ours: &[f64], theirs: &[f64]) {
         self.line(name, shape, ours, theirs, 0.0, "equal");
     }

@@ -111,7 +111,7 @@ impl Pretrained {
         Ok(Pretrained { model, params, tokenizer, identity })
     }
 
-    /// The same model on a device.
+    /// This model on a device.
     pub fn to(self, device: &Device, precision: Precision) -> Result<Pretrained> {
         Ok(Pretrained { params: self.params.to(device, precision)?, ..self })
     }

@@ -142,7 +142,7 @@ impl Settings {
         Some(Path::new(file).file_name().and_then(|n| n.to_str()).unwrap_or("dictionary.zst"))
     }
 
-    /// The same with the dictionary's file beside the vocabulary.
+    /// These settings, with the dictionary's file beside the vocabulary.
     pub fn beside(&self) -> Settings {
         let dictionary = self.dictionary_name().map(|name| Dictionary::File(name.into()));
         Settings { dictionary: dictionary.unwrap_or_default(), ..self.clone() }

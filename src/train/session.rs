@@ -428,7 +428,7 @@ fn write_settings(out: &Path, config: &Config) -> Result<()> {
     files::write_atomic(&RealDisk, &out.join(CONFIG), text.len() as u64, |w| w.write_all(text.as_bytes()))
 }
 
-/// The same settings with absolute paths, which mean the same from wherever a run is resumed.
+/// These settings with absolute paths, which mean the same from wherever a run is resumed.
 fn absolute(config: &Config) -> Result<Config> {
     let mut config = config.clone();
     let data = config.data.iter_mut().chain(&mut config.validation);

@@ -187,7 +187,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// The same; meanwhile a GPU looks at the pictures of `next`, the next step's one micro-batch. The numbers are those of
+    /// [`Trainer::step`]; meanwhile a GPU looks at the pictures of `next`, the next step's one micro-batch. The numbers are those of
     /// `step`.
     pub fn step_ahead(&mut self, micro: &[Micro], next: &[Micro]) -> Result<StepReport> {
         let seen = self.seen_ahead()?;

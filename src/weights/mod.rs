@@ -109,7 +109,7 @@ impl Weights {
         Weights::from_source(Source::open(path)?)
     }
 
-    /// The same for a file that is in memory; `name` stands for its path in messages.
+    /// Reads a file that is in memory; `name` stands for its path in messages.
     pub fn from_bytes(name: &str, bytes: impl Into<Arc<[u8]>>) -> Result<Weights> {
         Weights::from_source(Source::memory(name, bytes.into()))
     }

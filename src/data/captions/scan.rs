@@ -207,7 +207,7 @@ impl Scan {
     }
 }
 
-/// The same JSON with `{}` for NaN and the infinities outside of strings; `None` if there are none.
+/// The JSON of a text with `{}` for NaN and the infinities outside of strings; `None` if there are none.
 fn without_nan(json: &[u8]) -> Option<Vec<u8>> {
     let (mut repaired, mut at) = (Vec::with_capacity(json.len()), 0);
     let (mut string, mut escaped, mut found) = (false, false, false);

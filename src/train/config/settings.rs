@@ -56,7 +56,7 @@ pub(super) enum Resumed {
     MayChange,
     /// A checkpoint says what it was, and it must be that.
     Same,
-    /// The same; a checkpoint is silent about the default.
+    /// As [`Resumed::Same`]; a checkpoint is silent about the default.
     SameUnlessDefault,
 }
 
