@@ -202,7 +202,7 @@ impl Dataset {
         captions::read(&file, door, Want::All(split.as_deref()), missing_share)
     }
 
-    /// A fingerprint of captions alone, to compare others with: whether the pictures are there does not matter.
+    /// Reads captions alone, to compare others with: whether the pictures are there does not matter.
     pub fn read_captions(captions: &Path) -> Result<Dataset> {
         match Source::of(captions)? {
             Some(Source::Folder(folder)) => return folder::read(&folder, 1.0),

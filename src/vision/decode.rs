@@ -291,7 +291,7 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// What a picture's decoder needs, and `bytes` beside it.
+    /// [`Source::check_size`] of a picture's decoder and `bytes` beside it.
     fn check_memory(&self, header: &Header, bytes: usize) -> Result<()> {
         let pixels = (header.width * header.height) as f64;
         self.check_size(header.width, header.height, header.kept + bytes as f64 / pixels)
