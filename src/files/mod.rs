@@ -384,3 +384,12 @@ pub fn remedy(folder: &Path, error: &io::Error) -> String {
         _ => format!("check the disk of {folder}"),
     }
 }
+
+/// A number of bytes as one reads it: `1.5 GiB`.
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", n as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
+    }
+}

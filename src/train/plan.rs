@@ -10,6 +10,7 @@
 //! the largest block at a time. The backward pass adds what one layer needs.
 
 use super::config::{Config, Length};
+use crate::files::bytes;
 use crate::model;
 use crate::nn::Spec;
 use std::fmt;
@@ -119,15 +120,6 @@ impl Plan {
             accumulate: config.accumulate,
             length,
         }
-    }
-}
-
-/// `1.5 GiB`
-pub fn bytes(n: u64) -> String {
-    match n {
-        0..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
-        1_048_576..1_073_741_824 => format!("{:.1} MiB", n as f64 / 1_048_576.0),
-        _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
     }
 }
 

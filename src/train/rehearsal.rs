@@ -113,7 +113,7 @@ impl Run<'_> {
 
 impl fmt::Display for Rehearsal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use super::plan::bytes;
+        use crate::files::bytes;
         write!(
             f,
             "on the GPU     {} at the peak of a step of {} captions; {} kernels and {} products launched",

@@ -5,12 +5,14 @@
 //! must be there. `vit.safetensors` beside them is the image encoder of our own folders. An index may be given itself.
 //! Files beside those - shards of an earlier save - are left alone.
 
-use super::set::VIT_FILE;
 use super::source::OP;
 use crate::files;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+
+/// The frozen image encoder of our folders.
+pub const VIT_FILE: &str = "vit.safetensors";
 
 const SINGLE: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 const INDEX: &str = ".index.json";

@@ -33,10 +33,10 @@ mod wrappers;
 pub mod write;
 
 pub use dtype::{Dtype, first_non_finite, to_f32};
-pub use folder::is_checkpoint;
+pub use folder::{VIT_FILE, is_checkpoint};
 pub use pytorch::write as write_pytorch;
 pub use report::Report;
-pub use set::{Set, VIT_FILE};
+pub use set::Set;
 pub use wrappers::wrappers;
 
 use crate::{Error, Kind, Result};

@@ -12,9 +12,6 @@ pub struct Set {
     index: HashMap<String, usize>,
 }
 
-/// The frozen image encoder of our folders.
-pub const VIT_FILE: &str = "vit.safetensors";
-
 impl Set {
     /// A file, the weights of a folder (see `folder.rs`), or those that an index (`*.index.json`) names.
     pub fn open(path: &Path) -> Result<Set> {

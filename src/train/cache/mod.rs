@@ -16,6 +16,7 @@ mod pictures;
 
 pub use pictures::Source;
 
+pub use super::config::CacheSettings as Settings;
 use super::config::Config;
 use super::corpus::Corpus;
 use crate::data::random::Draws;
@@ -43,15 +44,6 @@ const UNUSABLE: u32 = u32::MAX;
 pub struct View {
     pub pixels: Vec<u8>,
     pub source: Source,
-}
-
-/// What a configuration says of a cache.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    pub folder: PathBuf,
-    /// Of each picture.
-    pub views: usize,
-    pub storage: Storage,
 }
 
 pub struct Cache {
@@ -242,7 +234,7 @@ impl Cache {
         if free >= missing {
             return Ok(());
         }
-        let bytes = super::plan::bytes;
+        let bytes = crate::files::bytes;
         Err(Error::new(Kind::Write, OPERATION)
             .about(folder.display().to_string())
             .expected(format!("{} free on its disk", bytes(missing)))

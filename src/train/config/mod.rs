@@ -17,7 +17,6 @@ pub use lavis::lavis_device;
 pub use settings::{Flag, FlagKind, flags, of_run};
 pub use sources::DataSource;
 
-use super::cache;
 use super::optimizer::Hyper;
 use super::schedule::Schedule;
 use super::trainer::{Contrast, Options};
@@ -183,6 +182,17 @@ impl Default for Config {
     }
 }
 
+/// What of pictures is kept ([`super::cache`]).
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheSettings {
+    /// Where it is kept.
+    pub folder: PathBuf,
+    /// Of each picture.
+    pub views: usize,
+    /// How tokens are stored.
+    pub storage: Storage,
+}
+
 /// How long a run is: worked out from the settings and the number of micro-batches in an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Length {
@@ -312,9 +322,9 @@ impl Config {
     }
 
     /// What is kept of pictures, if anything is.
-    pub fn cache(&self) -> Option<cache::Settings> {
+    pub fn cache(&self) -> Option<CacheSettings> {
         let (views, storage) = (self.cache_views, self.cache_dtype);
-        self.cache.clone().map(|folder| cache::Settings { folder, views, storage })
+        self.cache.clone().map(|folder| CacheSettings { folder, views, storage })
     }
 
     /// From nothing everything is trained; from a directory its image encoder is frozen unless asked otherwise.
