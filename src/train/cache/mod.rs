@@ -28,7 +28,7 @@ use pictures::Sources;
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const OPERATION: &str = "cache of image tokens";
