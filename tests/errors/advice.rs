@@ -30,7 +30,6 @@ const SPEAKERS: &[(&str, &[&str])] = &[
     ("pretrained", &["train", "caption", "search index", "search query", "features", "evaluate"]),
     ("search/add.rs", &["search index"]),
     ("search/gallery.rs", &["evaluate"]),
-    ("search/index", &["search index", "search query"]),
     ("search/query.rs", &["search query"]),
     ("train", &["train"]),
     ("weights/start.rs", &["convert"]),
