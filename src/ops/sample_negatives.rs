@@ -70,7 +70,7 @@ pub fn negative_weights(sim: &Tensor, ids: Option<&[i64]>) -> Result<Vec<f64>> {
             };
         }
     }
-    w
+    Ok(w)
 }
 
 /// One index per row of n weights, by inverting their running sum.
