@@ -54,8 +54,6 @@
 //!
 //! Rooms without a link, and most of `train`, are hidden here: only the command line and the tests stand on them.
 
-#![warn(missing_docs)]
-
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod commands;
