@@ -18,7 +18,9 @@ pub(crate) enum Place {
     Under(Arc<Path>),
     /// Here: links are followed.
     At(Box<Path>),
+    /// A member of a tar shard.
     Inside(Box<Member>),
+    /// A row of a parquet file.
     #[cfg(feature = "parquet")]
     Row(Box<Row>),
 }
@@ -64,8 +66,11 @@ impl Place {
 /// A picture that can be read.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Image {
+    /// A file of its own.
     File(PathBuf),
+    /// A member of a tar shard.
     Inside(Box<Member>),
+    /// A row of a parquet file.
     #[cfg(feature = "parquet")]
     Row(Box<Row>),
 }

@@ -50,20 +50,28 @@ pub type Entry = [i32; 4];
 /// warps (of sets: four).
 #[derive(Debug, Default)]
 pub struct WorkLists {
+    /// Warps of a block of queries.
     pub warps: u32,
+    /// What each block of queries works on.
     pub blocks: Vec<Entry>,
+    /// The rows of its strips.
     pub strips: Vec<Entry>,
     /// Every set of keys once, and its strips.
     pub sets: Vec<Entry>,
+    /// The segments of each set of keys.
     pub members: Vec<Entry>,
     /// Of a set.
     pub most_keys: usize,
+    /// Warps of a block of keys.
     pub key_warps: u32,
+    /// What each block of keys works on.
     pub tiles: Vec<Entry>,
+    /// The queries that each block of keys goes through.
     pub steps: Vec<Entry>,
 }
 
 impl WorkLists {
+    /// The lists of these segments.
     pub fn new(segments: &[Segment], q_rows: usize, k_rows: usize) -> Result<WorkLists> {
         let most = q_rows.max(k_rows);
         if most >= ALL as usize {

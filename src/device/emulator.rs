@@ -16,8 +16,10 @@ use std::sync::{PoisonError, RwLock};
 /// In which order threads and blocks run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
+    /// As they are numbered.
     #[default]
     InOrder,
+    /// The last one first.
     Reverse,
     /// Any thread next.
     RandomThreads,
@@ -28,8 +30,11 @@ pub enum Order {
 /// When an asynchronous copy takes place; each is legal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Copies {
+    /// Where it is asked for.
     Early,
+    /// Where it is waited for.
     Late,
+    /// Somewhere between.
     #[default]
     Random,
 }

@@ -26,12 +26,17 @@ pub struct Launch<'a> {
 /// One argument. A pointer is an address in the device's memory; null where a kernel's header allows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arg {
+    /// An address in the device's memory.
     Pointer(*mut c_void),
     /// One with the bytes that a kernel reads or writes there.
     Memory(*mut c_void, usize),
+    /// A whole number.
     I32(i32),
+    /// A whole number, 0 or more.
     U32(u32),
+    /// A count.
     U64(u64),
+    /// A number.
     F32(f32),
 }
 
@@ -90,9 +95,13 @@ impl From<f32> for Arg {
 /// What sort of parameter it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParamKind {
+    /// An address.
     Pointer,
+    /// A whole number.
     Integer,
+    /// A number with a fraction.
     Float,
+    /// Several together.
     Structure,
 }
 

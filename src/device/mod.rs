@@ -20,8 +20,10 @@ use crate::{Error, Result};
 /// Where tensors are and operations run.
 #[derive(Clone, Debug, Default)]
 pub enum Device {
+    /// The processor, in f32 or f64.
     #[default]
     Cpu,
+    /// A GPU, or what stands for one.
     Gpu(gpu::Gpu),
 }
 

@@ -11,7 +11,9 @@ use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssi
 /// The type of an element in the host's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
+    /// The working precision.
     F32,
+    /// The oracle.
     F64,
 }
 
@@ -44,18 +46,29 @@ pub trait Real:
     + MulAssign
     + DivAssign
 {
+    /// Which of the two it is.
     const DTYPE: DType;
+    /// 0
     const ZERO: Self;
+    /// 1
     const ONE: Self;
+    /// Rounded to this type.
     fn of(x: f64) -> Self;
+    /// Without loss.
     fn to_f64(self) -> f64;
+    /// e to this power.
     fn exp(self) -> Self;
+    /// The natural logarithm.
     fn ln(self) -> Self;
+    /// The error function.
     fn erf(self) -> Self;
+    /// The square root.
     fn sqrt(self) -> Self;
     /// self * a + b with one rounding.
     fn mul_add(self, a: Self, b: Self) -> Self;
+    /// Neither NaN nor infinite.
     fn is_finite(self) -> bool;
+    /// Not a number.
     fn is_nan(self) -> bool;
 }
 

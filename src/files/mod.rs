@@ -43,8 +43,11 @@ use unicode_normalization::UnicodeNormalization;
 pub trait Disk: Sync {
     /// A new, empty file; an error if the name is taken.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// A file that is there, to be read.
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// Another name; what had it is replaced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Takes a file away.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// One folder whose parent exists.
     fn make_folder(&self, folder: &Path) -> io::Result<()>;
@@ -71,6 +74,7 @@ pub trait Disk: Sync {
 
 /// An open file. Its length is asked once, so nothing is allocated for bytes that are not there.
 pub trait DiskFile: Read + Write + Send {
+    /// Its bytes.
     fn length(&self) -> io::Result<u64>;
     /// Returns when the contents are on the disk itself.
     fn sync(&mut self) -> io::Result<()>;
@@ -91,10 +95,12 @@ impl Disk for RealDisk {
         Ok(Box::new(File::open(path)?))
     }
 
+    /// Another name; what had it is replaced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         std::fs::rename(from, to)
     }
 
+    /// Takes a file away.
     fn remove(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
     }
@@ -152,6 +158,7 @@ impl Disk for RealDisk {
 }
 
 impl DiskFile for File {
+    /// Its bytes.
     fn length(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }

@@ -17,16 +17,22 @@ pub struct Negatives {
 /// Where negatives come from.
 #[derive(Clone)]
 pub enum Sampling<'a> {
+    /// These.
     Given(&'a Negatives),
     /// With, for every picture and caption [B,B], the query row that their similarity is of: what was chosen elsewhere.
     Recorded {
+        /// Those that were recorded.
         negatives: &'a Negatives,
+        /// The best query of each text.
         queries: &'a [u32],
     },
     /// Drawn from the similarities; `site` tells micro-batches of a step apart.
     Draw {
+        /// Of the run.
         seed: u64,
+        /// Of the run.
         step: u32,
+        /// Which of a step's draws.
         site: u32,
     },
 }

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 /// The numbers of a parameter.
 pub enum Value {
+    /// In the device's precision.
     Tensor(Tensor),
     /// A frozen weight of dense layers.
     Half(HalfMatrix),

@@ -11,6 +11,7 @@ pub enum Init {
     Normal(f64),
     /// From minus this to this.
     Uniform(f64),
+    /// Everywhere the same.
     Constant(f64),
 }
 

@@ -35,6 +35,7 @@ const MOST_CONFIG: u64 = 1 << 20;
 
 /// A model that was trained, ready to be used.
 pub struct Pretrained {
+    /// Its architecture.
     pub model: Model,
     /// Its numbers.
     pub params: Params,

@@ -17,6 +17,7 @@ pub enum Read {
     Same(Picture),
     /// The index has a picture of these bytes.
     Known(Picture),
+    /// It has to be looked at.
     New(Picture, Seen),
 }
 

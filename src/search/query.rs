@@ -18,7 +18,9 @@ pub enum Rank {
     /// itm + itc, as LAVIS's retrieval
     #[cfg_attr(feature = "cli", value(name = "itm+itc"))]
     ItmPlusItc,
+    /// By the matching head.
     Itm,
+    /// By the largest cosine.
     Itc,
     /// mean_cosine, as BLIP2-Japanese
     #[cfg_attr(feature = "cli", value(name = "mean_cosine"))]
@@ -27,8 +29,22 @@ pub enum Rank {
 
 /// What is looked for.
 pub enum Query {
-    Text { text: String, ready: Texts },
-    Picture { path: PathBuf, name: String, features: Images },
+    /// Pictures that a text fits.
+    Text {
+        /// As it was given.
+        text: String,
+        /// Made ready to be compared.
+        ready: Texts,
+    },
+    /// Pictures like this one.
+    Picture {
+        /// Its file.
+        path: PathBuf,
+        /// As it is shown.
+        name: String,
+        /// What it is compared by.
+        features: Images,
+    },
 }
 
 impl Query {

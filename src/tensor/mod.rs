@@ -43,7 +43,9 @@ macro_rules! on {
 /// Owned elements of one dtype.
 #[derive(Clone, Debug)]
 pub enum Buffer {
+    /// In the host's memory.
     F32(Vec<f32>),
+    /// In the host's memory.
     F64(Vec<f64>),
     /// On a GPU.
     Gpu(Array),

@@ -12,8 +12,10 @@ const CLASS: &str = "BertJapaneseTokenizer";
 /// What words are cut into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Subwords {
+    /// By the longest piece that the vocabulary has.
     #[default]
     WordPiece,
+    /// Into single characters.
     Character,
 }
 

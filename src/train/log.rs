@@ -179,6 +179,7 @@ impl Log {
         self.write(line, line.step, line.time.at, &line.scalars())
     }
 
+    /// Writes a line of an evaluation; an error that is to be said once.
     pub fn evaluation(&mut self, line: &EvaluationLine) -> Option<Error> {
         self.write(line, line.step, line.time.at, &line.scalars())
     }

@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Progress {
     /// Steps done.
     pub step: u64,
+    /// From 0 on.
     pub epoch: u64,
+    /// Of the run.
     pub seed: u64,
     /// Every setting that changes the numbers; a run is only resumed under the same ones.
     pub config: Value,
@@ -23,18 +25,25 @@ pub struct Progress {
     pub state: Value,
 }
 
+/// What a checkpoint is judged by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metric {
+    /// What it measures.
     pub name: String,
+    /// How much.
     pub value: f64,
+    /// Which way is better.
     pub higher_is_better: bool,
 }
 
+/// What a checkpoint says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// Of the file.
     pub format: u64,
+    /// Where its run stands.
     pub progress: Progress,
     /// blake3 of every tensor's bytes, in hexadecimal.
     pub tensors: BTreeMap<String, String>,

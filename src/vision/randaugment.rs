@@ -12,7 +12,8 @@ use super::Picture;
 
 const FILL: i32 = 128;
 
-/// One of LAVIS's operations.
+/// One of LAVIS's operations, by its name there.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     Identity,

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// How a number of a file is stored.
+/// How a number of a file is stored, as safetensors and PyTorch call it.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dtype {
     F64,

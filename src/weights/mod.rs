@@ -72,6 +72,7 @@ impl Info {
 /// The container a file turned out to be, by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
+    /// As Hugging Face has it.
     Safetensors,
     /// PyTorch since 1.6: a zip archive.
     Zip,

@@ -16,9 +16,13 @@ use crate::{Error, Result};
 /// Whose names a file's tensors have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
+    /// LAVIS's, and this crate's.
     Lavis,
+    /// A BERT's.
     Bert,
+    /// EVA's image encoder's.
     Eva,
+    /// The transformers library's.
     HuggingFace,
 }
 
@@ -78,6 +82,7 @@ pub enum Meaning {
     QkvBias(String, String),
     /// Known, and not part of this model: why.
     Unused(&'static str),
+    /// Nobody's that is known.
     Unknown,
 }
 

@@ -10,8 +10,11 @@ use std::sync::Arc;
 /// How elements are stored. Arithmetic is in f32 all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Storage {
+    /// IEEE single precision.
     F32,
+    /// IEEE half precision.
     F16,
+    /// The upper half of single precision.
     BF16,
     /// Tables that kernels work from.
     I32,

@@ -29,11 +29,13 @@ pub struct Memory {
 /// A GPU as seen from its memory and its queue of work. Pointers are addresses on the device: [`super::Array`] keeps them
 /// alive and in bounds. Everything happens in the order of the calls.
 pub trait Driver: Send + Sync {
+    /// What it is called.
     fn name(&self) -> String;
     /// Whether it is no GPU, but the CPU.
     fn is_emulated(&self) -> bool {
         false
     }
+    /// Whether there are results.
     fn computes(&self) -> bool {
         true
     }
@@ -49,22 +51,31 @@ pub trait Driver: Send + Sync {
     fn memory(&self) -> Option<Memory> {
         None
     }
+    /// Blocks that run well side by side.
     fn blocks(&self) -> usize;
     /// Memory is asked for in multiples of this; 1 if exactly as much as needed (so that a checker sees the end).
     fn granule(&self) -> usize;
     /// None if there is not as much left; any other failure is an error of its own.
     fn allocate(&self, bytes: usize) -> Result<Option<*mut c_void>>;
+    /// Gives memory back that `allocate` gave.
     fn free(&self, at: *mut c_void);
     /// Memory of before is about to be used for something else.
     fn fresh(&self, at: *mut c_void, bytes: usize);
+    /// Copies from the host.
     fn upload(&self, to: *mut c_void, from: &[u8]) -> Result<()>;
+    /// Copies to the host; waits for it.
     fn download(&self, from: *mut c_void, to: &mut [u8]) -> Result<()>;
+    /// Copies on the device.
     fn copy(&self, from: *mut c_void, to: *mut c_void, bytes: usize) -> Result<()>;
+    /// Writes zeros.
     fn zero(&self, at: *mut c_void, bytes: usize) -> Result<()>;
+    /// Runs a kernel.
     fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<()>;
     /// Takes in kernels besides its own, which keep their names.
     fn load(&self, kernels: Kernels) -> Result<()>;
+    /// Multiplies matrices.
     fn product(&self, product: &Product) -> Result<()>;
+    /// Waits for everything; what failed meanwhile is an error here.
     fn synchronize(&self) -> Result<()>;
     /// This device, with a stream of its own.
     fn side(&self) -> Result<Box<dyn Driver>>;

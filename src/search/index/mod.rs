@@ -39,7 +39,9 @@ pub struct Identity {
     pub folder: String,
     /// blake3 of the model's files.
     pub model: String,
+    /// Queries of a picture.
     pub num_query: usize,
+    /// Columns of a feature.
     pub embed_dim: usize,
 }
 
@@ -63,9 +65,11 @@ impl Identity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Picture {
+    /// As it is shown.
     pub name: String,
     /// Absolute; what tells one picture from another.
     pub path: String,
+    /// Of the file.
     pub bytes: u64,
     /// Nanoseconds since 1970.
     pub modified: u64,
@@ -73,6 +77,7 @@ pub struct Picture {
     pub hash: String,
 }
 
+/// Features of many pictures in a folder.
 pub struct Index {
     folder: PathBuf,
     list: List,
@@ -188,6 +193,7 @@ impl Index {
         }
     }
 
+    /// The model it belongs to.
     pub fn identity(&self) -> &Identity {
         &self.list.identity
     }
@@ -201,18 +207,22 @@ impl Index {
             .fix("search with the model that made it, or make an index with this one"))
     }
 
+    /// How many pictures it has.
     pub fn len(&self) -> usize {
         self.list.pictures.len()
     }
 
+    /// Whether it has none.
     pub fn is_empty(&self) -> bool {
         self.list.pictures.is_empty()
     }
 
+    /// The picture at a place.
     pub fn picture(&self, i: usize) -> &Picture {
         &self.list.pictures[i].picture
     }
 
+    /// The picture of a path.
     pub fn find(&self, path: &str) -> Option<&Picture> {
         self.by_path.get(path).map(|i| &self.list.pictures[*i].picture)
     }

@@ -31,6 +31,7 @@ pub struct SentencePiece {
 }
 
 impl SentencePiece {
+    /// Reads a `tokenizer.model`.
     pub fn open(path: &Path) -> Result<SentencePiece> {
         let fail = |e: std::io::Error| Error::io(OPERATION, path, &e);
         let wrong = |why: String| {
@@ -72,6 +73,7 @@ impl SentencePiece {
         Ok(SentencePiece { text, defined, least, unknown, bytes, file })
     }
 
+    /// How many pieces it has.
     #[expect(clippy::len_without_is_empty, reason = "a model has an unknown piece or 256 bytes")]
     pub fn len(&self) -> usize {
         self.file.pieces.len()
@@ -84,10 +86,12 @@ impl SentencePiece {
         reserved.or_else(|| all().next()).map(|(_, id)| id)
     }
 
+    /// The piece of an id.
     pub fn piece(&self, id: u32) -> Option<&Piece> {
         self.file.pieces.get(id as usize)
     }
 
+    /// The id of what no piece stands for.
     pub fn unknown(&self) -> Option<u32> {
         self.unknown
     }
@@ -98,14 +102,17 @@ impl SentencePiece {
         self.piece(id).filter(|p| p.kind == PieceKind::Control).map(|_| id)
     }
 
+    /// What its special pieces are called.
     pub fn names(&self) -> &super::model_file::Names {
         &self.file.names
     }
 
+    /// The text as it is cut into pieces.
     pub fn normalize(&self, text: &str) -> String {
         self.file.rules.apply(text, self.defined.as_ref())
     }
 
+    /// The ids of a text.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let normalized = self.normalize(text);
         let mut ids = Vec::with_capacity(normalized.len() / 3);

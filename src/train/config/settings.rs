@@ -42,8 +42,11 @@ pub struct Flag {
 /// What the value of a flag is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlagKind {
+    /// A path.
     Path,
+    /// A name.
     Text,
+    /// A whole number.
     Number,
     /// Takes no value.
     Switch,
