@@ -6,8 +6,7 @@
 //! features), so parts and lists of different times cannot be mixed up. The list is replaced whole, after the parts it names.
 //! So whatever stops the program, the index is the last list written and all its parts; what came after is computed again.
 //!
-//! An index that is built anew has its list in `rebuild.json`, beside the old one, which is searched in until the new one is
-//! complete and takes its name.
+//! An index that is built anew has its list in `rebuild.json` until it is complete and takes the old one's name.
 //!
 //! One writer at a time (a lock); a reader opens all parts of a list at once and keeps them, whatever a writer does then.
 //! Pictures of the same bytes share a row, so a picture that was moved or copied is not computed again.
