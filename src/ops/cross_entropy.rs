@@ -27,6 +27,21 @@ pub enum Targets<'a> {
 /// dx = dloss (p sum(target) - target) / counted. Ignored rows are not counted; without any other the loss is 0.
 /// Sums are in f32 on a GPU. Errors name the argument: as many classes as rows, below V, smoothing from 0 to 1.
 ///
+/// ```
+/// use qformer::ops::{Targets, cross_entropy};
+/// use qformer::tensor::{Gradients, Tape, Tensor};
+/// # fn main() -> qformer::Result<()> {
+/// let (tape, mut gradients) = (Tape::new(), Gradients::new());
+/// let x = tape.leaf(&Tensor::new(vec![0f64, 0.0], &[1, 2])?, 0);
+/// let loss = cross_entropy(&x, Targets::Classes(&[Some(0)], 0.0))?;
+/// assert!((loss.item()? - 2f64.ln()).abs() < 1e-12);
+/// tape.backward(&loss, 1.0, &mut gradients)?;
+/// let dx = gradients.get(0).map(|g| g.slice::<f64>().to_vec());
+/// assert_eq!(dx, Some(vec![-0.5, 0.5])); // p - 1, p
+/// # Ok(())
+/// # }
+/// ```
+///
 /// Source: `torch.nn.functional.cross_entropy`.
 pub fn cross_entropy(x: &Tensor, targets: Targets) -> Result<Tensor> {
     cross_entropy_of(x, x.rows().1, targets)

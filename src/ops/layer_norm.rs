@@ -19,6 +19,17 @@ const OP: &str = "layer_norm";
 /// dx = rstd (g - mean(g) - n mean(g n)) with g = dy weight; dweight = sum_R(dy n); dbias = sum_R(dy).
 /// Statistics and sums are in f32 on a GPU, where C is at most 2048 and weight and bias are in f32. Errors name the argument.
 ///
+/// ```
+/// use qformer::{ops, tensor::Tensor};
+/// # fn main() -> qformer::Result<()> {
+/// let x = Tensor::new(vec![1f64, 3.0], &[1, 2])?; // mean 2, variance 1
+/// let [weight, bias] = [Tensor::new(vec![1f64, 1.0], &[2])?, Tensor::new(vec![0f64, 0.5], &[2])?];
+/// let y = ops::layer_norm(&x, &weight, &bias, 1e-12)?.to_f64()?;
+/// assert!((y[0] + 1.0).abs() < 1e-9 && (y[1] - 1.5).abs() < 1e-9);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// Source: `torch.nn.functional.layer_norm`.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     layer_norm_as(x, weight, bias, eps, None)
