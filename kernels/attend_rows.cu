@@ -1,9 +1,9 @@
 // attend_rows.cu: attention of single rows over listed key rows, for decoding with cached keys and values.
-// math      y_r = softmax(scale q_r k_l^T) v_l over l in list r, per head
+// math      y_r = softmax(scale q_r k_l^T) v_l over l in list r, per head; query head h reads key head h / sharing
 // shapes    q,y [R,H*D] T   k,v [N,..] rows of k_stride, v_stride elements   rows [..] i32: the lists, one after the other,
 //           that of row r at starts[r] .. starts[r+1]   starts [R+1] i32
 // launch    grid (R, H), block 128, dynamic shared 0
-// requires  D <= 128; no divisibility or alignment.   A row with an empty list gets zeros
+// requires  D <= 256; no divisibility or alignment.   A row with an empty list gets zeros
 // numerics  in f32, sums in a fixed order; a row's result depends on its own list alone, bit for bit
 // aliasing  nothing overlaps
 #include "dev.cuh"
@@ -20,17 +20,17 @@ struct Shared {
 // LANES threads have a row between them, eight columns each. WHOLE: its pieces are aligned.
 template <int LANES, bool WHOLE, class T>
 DEV void attend(const T *q, const T *k, int k_stride, const T *v, int v_stride, const int *rows, const int *starts, T *y, int D,
-                float scale, Shared s) {
+                float scale, int sharing, Shared s) {
     constexpr int GROUPS = THREADS / LANES;
     const int t = int(threadIdx.x), group = t / LANES, c = t % LANES * 8, left = D - c, end = starts[blockIdx.x + 1];
-    const size_t column = size_t(blockIdx.y) * size_t(D), at = size_t(blockIdx.x) * gridDim.y * size_t(D) + column;
+    const size_t column = size_t(blockIdx.y) * size_t(D), key_column = size_t(int(blockIdx.y) / sharing) * size_t(D), at = size_t(blockIdx.x) * gridDim.y * size_t(D) + column;
     float own[8] = {}, acc[8] = {}, x[AHEAD][8];
     if (left > 0) dev::load8(q + at + c, left, own);
     // This thread's columns of the rows of keys first, first + GROUPS, .. ; behind the last one that one again.
     const auto load = [&](const T *from, int stride, int first, int count) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const T *row = from + size_t(s.row[min(first + i * GROUPS, count - 1)]) * size_t(stride) + column;
+            const T *row = from + size_t(s.row[min(first + i * GROUPS, count - 1)]) * size_t(stride) + key_column;
             if (WHOLE) dev::unpack8(row + (left > 0 ? c : 0), x[i]);
             else dev::load8(row + c, left, x[i]);
         }
@@ -76,31 +76,33 @@ DEV void attend(const T *q, const T *k, int k_stride, const T *v, int v_stride, 
 #pragma unroll
     for (int e = 0; e < 8; e++) s.acc[group * LANES * 8 + c + e] = acc[e];
     __syncthreads();
-    if (t < D) {
+    for (int d = t; d < D; d += THREADS) {
         float total = 0.f;
-        for (int i = 0; i < GROUPS; i++) total += s.acc[i * LANES * 8 + t];
-        dev::store(y + at + t, starts[blockIdx.x] < end ? total / sum : 0.f);
+        for (int i = 0; i < GROUPS; i++) total += s.acc[i * LANES * 8 + d];
+        dev::store(y + at + d, starts[blockIdx.x] < end ? total / sum : 0.f);
     }
 }
 
 template <class T>
-DEV void forward(const T *q, const T *k, int k_stride, const T *v, int v_stride, const int *rows, const int *starts, T *y, int D, float scale) {
+DEV void forward(const T *q, const T *k, int k_stride, const T *v, int v_stride, const int *rows, const int *starts, T *y, int D, float scale,
+                 int sharing) {
     DEV_SHARED(float, p_s, [THREADS]);
     DEV_SHARED(float, acc_s, [THREADS * 8]);
     DEV_SHARED(float, sums_s, [32]);
     DEV_SHARED(int, row_s, [THREADS]);
     const Shared s = {p_s, acc_s, sums_s, row_s};
     const bool whole = D % 8 == 0 && k_stride % 8 == 0 && v_stride % 8 == 0 && dev::aligned16(k) && dev::aligned16(v);
-    if (whole && D <= 64) attend<8, true>(q, k, k_stride, v, v_stride, rows, starts, y, D, scale, s);
-    else if (whole) attend<16, true>(q, k, k_stride, v, v_stride, rows, starts, y, D, scale, s);
-    else attend<16, false>(q, k, k_stride, v, v_stride, rows, starts, y, D, scale, s);
+    if (whole && D <= 64) attend<8, true>(q, k, k_stride, v, v_stride, rows, starts, y, D, scale, sharing, s);
+    else if (whole && D <= 128) attend<16, true>(q, k, k_stride, v, v_stride, rows, starts, y, D, scale, sharing, s);
+    else if (D <= 128) attend<16, false>(q, k, k_stride, v, v_stride, rows, starts, y, D, scale, sharing, s);
+    else attend<32, false>(q, k, k_stride, v, v_stride, rows, starts, y, D, scale, sharing, s);
 }
 }  // namespace
 
 #define ATTEND_ROWS(NAME, T)                                                                                               \
     DEV_KERNEL(attend_rows_##NAME, THREADS, 0, const T *q, const T *k, int k_stride, const T *v, int v_stride,             \
-               const int *rows, const int *starts, T *y, int D, float scale) {                                             \
-        forward(q, k, k_stride, v, v_stride, rows, starts, y, D, scale);                                                   \
+               const int *rows, const int *starts, T *y, int D, float scale, int sharing) {                                  \
+        forward(q, k, k_stride, v, v_stride, rows, starts, y, D, scale, sharing);                                            \
     }
 ATTEND_ROWS(f32, float)
 ATTEND_ROWS(f16, dev::f16)

@@ -6,7 +6,8 @@
 //           blocks, strips, tiles, steps of int4: see attention.cuh
 // launch    attention_bwd_q: grid (G, H), block 32*W, the forward's blocks and strips; it writes delta for
 //           attention_bwd_kv: grid (tiles, H), block 32*W with W*16 keys a tile; after it.  dynamic shared as declared
-//           names attention_bwd_{q,kv}_{f16,bf16}_{d32,d64,d88,d128} as in attention_fwd.cu
+//           (grid (tiles, H/group): a block adds up over the query heads of its key head too)
+//           names attention_bwd_{q,kv}_{f16,bf16}_{d32,..} as in attention_fwd.cu
 // requires  as in attention_fwd.cu, for dy, y and the gradients too. Every query row in exactly one strip, every key row
 //           in exactly one tile (a tile without steps gets zeros). add 1: dk and dv are added to what is there, else set
 // numerics  P, dP, dS and all sums in f32; P m and dS rounded to T for their products. Order fixed => deterministic
@@ -35,13 +36,15 @@ template <int STEPS, class T> DEV void row_products(float (&sum)[2], const uint3
 
 template <class T, int DP, int HEAD>
 DEV void backward_q(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &all_v, const T *y, const T *dy, const float *lse,
-                    float *delta, T *dq, int dq_stride, const int4 *blocks, const int4 *strips, int d, float scale, const Dropout &drop) {
+                    float *delta, T *dq, int dq_stride, const int4 *blocks, const int4 *strips, int d, float scale, const Dropout &drop,
+                    int group) {
     constexpr int STAGE = Sizes<DP>::STAGE, PITCH = Sizes<DP>::PITCH;
     DEV_DYNAMIC_SHARED(shared);
     dev::Carve carve{shared, 0};
     T *k_s = dev::take<T>(carve, 2 * STAGE), *v_s = dev::take<T>(carve, 2 * STAGE);
-    const int D = HEAD ? HEAD : d, head = int(blockIdx.y), heads = int(gridDim.y), column = head * D;
-    const Rows<T> q{all_q.p + column, all_q.stride}, k{all_k.p + column, all_k.stride}, v{all_v.p + column, all_v.stride};
+    const int D = HEAD ? HEAD : d, head = int(blockIdx.y), heads = int(gridDim.y), column = head * D,
+              key_column = head / group * D;
+    const Rows<T> q{all_q.p + column, all_q.stride}, k{all_k.p + key_column, all_k.stride}, v{all_v.p + key_column, all_v.stride};
     const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
     const int4 block = blocks[blockIdx.x], strip = strips[int(blockIdx.x) * warps + warp];
     const int keys = block.w, q_row = strip.x, rows = strip.y;
@@ -101,26 +104,26 @@ DEV void backward_q(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &a
 template <class T, int DP, int HEAD>
 DEV void backward_kv(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &all_v, const T *dy, const float *lse,
                      const float *delta, T *dk, int dk_stride, T *dv, int dv_stride, const int4 *tiles, const int4 *steps, int d,
-                     float scale, const Dropout &drop, bool add) {
+                     float scale, const Dropout &drop, int group, bool add) {
     constexpr int STAGE = Sizes<DP>::STAGE, PITCH = Sizes<DP>::PITCH;
     DEV_SHARED(float, norm_s, [2][TILE]);
     DEV_SHARED(float, delta_s, [2][TILE]);
     DEV_DYNAMIC_SHARED(shared);
     dev::Carve carve{shared, 0};
     T *q_s = dev::take<T>(carve, 2 * STAGE), *dy_s = dev::take<T>(carve, 2 * STAGE);
-    const int D = HEAD ? HEAD : d, head = int(blockIdx.y), heads = int(gridDim.y), column = head * D;
+    const int D = HEAD ? HEAD : d, first_head = int(blockIdx.y) * group, heads = int(gridDim.y) * group, column = int(blockIdx.y) * D;
     const size_t width = size_t(heads) * size_t(D);
-    const Rows<T> q{all_q.p + column, all_q.stride}, k{all_k.p + column, all_k.stride}, v{all_v.p + column, all_v.stride};
-    const Rows<T> dys{dy + column, width};
+    const Rows<T> k{all_k.p + column, all_k.stride}, v{all_v.p + column, all_v.stride};
     const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) / 32;
     const int4 tile = tiles[blockIdx.x];
     const int k_row = tile.x + warp * STRIP, rows = max(0, min(STRIP, tile.y - warp * STRIP));
+    const int own_steps = tile.w - tile.z, all_steps = own_steps * group;  // of a query head, of all that read this key head
     auto start_copy = [&](int i) {
-        const int4 step = steps[i];
-        const int stage = i & 1;
+        const int4 step = steps[tile.z + i % own_steps];
+        const int stage = i & 1, head = first_head + i / own_steps;
         auto source = [&](int r) { return step.x + r; };
-        copy_tile<DP>(q_s + stage * STAGE, q, D, step.y, source);
-        copy_tile<DP>(dy_s + stage * STAGE, dys, D, step.y, source);
+        copy_tile<DP>(q_s + stage * STAGE, Rows<T>{all_q.p + head * D, all_q.stride}, D, step.y, source);
+        copy_tile<DP>(dy_s + stage * STAGE, Rows<T>{dy + head * D, width}, D, step.y, source);
         dev::cp_async_commit();
         for (int r = int(threadIdx.x); r < TILE; r += int(blockDim.x)) {
             const size_t at = size_t(step.x + r) * size_t(heads) + size_t(head);
@@ -128,17 +131,17 @@ DEV void backward_kv(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &
             delta_s[stage][r] = r < step.y ? delta[at] : 0.f;
         }
     };
-    if (tile.z < tile.w) start_copy(tile.z);
+    if (all_steps > 0) start_copy(0);
     uint32_t k_r[DP / 16][4], v_r[DP / 16][4];
     load_strip(k_r, k, k_row, rows, D);
     load_strip(v_r, v, k_row, rows, D);
     float dk_r[DP / 8][4] = {}, dv_r[DP / 8][4] = {};
-    for (int i = tile.z; i < tile.w; i++) {
+    for (int i = 0; i < all_steps; i++) {
         dev::cp_async_wait<0>();
         __syncthreads();  // this step's rows have arrived, and the other stage is no longer read
-        if (i + 1 < tile.w) start_copy(i + 1);
-        const int4 step = steps[i];
-        const int stage = i & 1, key = warp * STRIP;  // the warp's first key within the tile
+        if (i + 1 < all_steps) start_copy(i + 1);
+        const int4 step = steps[tile.z + i % own_steps];
+        const int stage = i & 1, head = first_head + i / own_steps, key = warp * STRIP;  // the warp's first key within the tile
         if (rows == 0 || key > step.y - 1 + step.w) continue;  // no row of the step sees the warp's keys
         const uint64_t row_elements = uint64_t(heads) << 16;
         const uint64_t element = ((uint64_t(step.x) * uint64_t(heads) + uint64_t(head)) << 16) + uint64_t(step.z + key);
@@ -172,24 +175,32 @@ DEV void backward_kv(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &
     DEV_KERNEL(attention_bwd_q_##NAME, 32 * MOST_WARPS, Sizes<DP>::SHARED, const T *q, int q_stride, const T *k,            \
                int k_stride, const T *v, int v_stride, const T *y, const T *dy, const float *lse, float *delta, T *dq,      \
                int dq_stride, const int4 *blocks, const int4 *strips, int d, float scale, uint64_t seed, uint32_t site,     \
-               uint32_t step, uint32_t threshold, float drop_scale) {                                                       \
+               uint32_t step, uint32_t threshold, float drop_scale, int group) {                                            \
         backward_q<T, DP, HEAD>(Rows<T>{q, size_t(q_stride)}, Rows<T>{k, size_t(k_stride)}, Rows<T>{v, size_t(v_stride)}, y, \
                                 dy, lse, delta, dq, dq_stride, blocks, strips, d, scale,                                    \
-                                Dropout{seed, site, step, threshold, threshold ? drop_scale : 1.f});                        \
+                                Dropout{seed, site, step, threshold, threshold ? drop_scale : 1.f}, group);                 \
     }                                                                                                                       \
     DEV_KERNEL(attention_bwd_kv_##NAME, 32 * MOST_WARPS, Sizes<DP>::SHARED, const T *q, int q_stride, const T *k,           \
                int k_stride, const T *v, int v_stride, const T *dy, const float *lse, const float *delta, T *dk,            \
                int dk_stride, T *dv, int dv_stride, const int4 *tiles, const int4 *steps, int d, float scale,               \
-               uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold, float drop_scale, int add) {                \
+               uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold, float drop_scale, int group, int add) {     \
         backward_kv<T, DP, HEAD>(Rows<T>{q, size_t(q_stride)}, Rows<T>{k, size_t(k_stride)}, Rows<T>{v, size_t(v_stride)},  \
                                  dy, lse, delta, dk, dk_stride, dv, dv_stride, tiles, steps, d, scale,                      \
-                                 Dropout{seed, site, step, threshold, threshold ? drop_scale : 1.f}, add != 0);             \
+                                 Dropout{seed, site, step, threshold, threshold ? drop_scale : 1.f}, group, add != 0);      \
     }
 ATTENTION(f16_d32, dev::f16, 32, 0)
 ATTENTION(f16_d64, dev::f16, 64, 64)
+ATTENTION(f16_d80, dev::f16, 80, 0)
 ATTENTION(f16_d88, dev::f16, 96, 88)
+ATTENTION(f16_d96, dev::f16, 96, 0)
+ATTENTION(f16_d112, dev::f16, 112, 0)
 ATTENTION(f16_d128, dev::f16, 128, 0)
+ATTENTION(f16_d160, dev::f16, 160, 0)
 ATTENTION(bf16_d32, dev::bf16, 32, 0)
 ATTENTION(bf16_d64, dev::bf16, 64, 64)
+ATTENTION(bf16_d80, dev::bf16, 80, 0)
 ATTENTION(bf16_d88, dev::bf16, 96, 88)
+ATTENTION(bf16_d96, dev::bf16, 96, 0)
+ATTENTION(bf16_d112, dev::bf16, 112, 0)
 ATTENTION(bf16_d128, dev::bf16, 128, 0)
+ATTENTION(bf16_d160, dev::bf16, 160, 0)

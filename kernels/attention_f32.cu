@@ -2,7 +2,7 @@
 // multiply-adds; a warp holds 16 rows of one side, and its lanes stand for 32 rows of the other.
 // math      as in attention_fwd.cu and attention_bwd.cu, whose tables, shapes and arguments these kernels take, but for
 //           lse [Rq,H,2]: the largest S of a row and the sum of e^(S - largest); their logarithm would cost P digits
-// launch    attention_{fwd,bwd_q,bwd_kv}_f32: grid and block as there, dynamic shared 49920.   Any D <= 128
+// launch    attention_{fwd,bwd_q,bwd_kv}_f32: grid and block as there, dynamic shared 58112.   Any D <= 160
 // requires  no divisibility, no alignment beyond that of a float
 // numerics  everything in f32, sums in a fixed order, no atomics => deterministic
 // aliasing  nothing overlaps (dk and dv may be columns of one buffer)
@@ -10,7 +10,7 @@
 
 namespace {
 using namespace attention;
-constexpr int MOST_D = 128, PITCH = MOST_D + 1, COLUMNS = MOST_D / 32, WEIGHTS = TILE + 1;
+constexpr int MOST_D = 160, PITCH = MOST_D + 1, COLUMNS = MOST_D / 32, WEIGHTS = TILE + 1;
 constexpr int SHARED = (2 * TILE * PITCH + 2 * MOST_WARPS * STRIP * WEIGHTS) * 4;
 
 struct Shared {
@@ -74,11 +74,12 @@ DEV Rows<float> head_of(const float *p, int stride, int column) { return Rows<fl
 
 // What a warp of the forward and of dq works on.
 struct Place {
-    int D, head, heads, column, lane, warp;
+    int D, head, heads, column, key_column, lane, warp;
     size_t width;
     int4 block, strip;
-    DEV_METHOD Place(const int4 *blocks, const int4 *strips, int d)
-        : D(d), head(int(blockIdx.y)), heads(int(gridDim.y)), column(head * d), lane(int(threadIdx.x) & 31), warp(int(threadIdx.x) / 32),
+    DEV_METHOD Place(const int4 *blocks, const int4 *strips, int d, int group)
+        : D(d), head(int(blockIdx.y)), heads(int(gridDim.y)), column(head * d), key_column(head / group * d),
+          lane(int(threadIdx.x) & 31), warp(int(threadIdx.x) / 32),
           width(size_t(heads) * size_t(d)), block(blocks[blockIdx.x]), strip(strips[int(blockIdx.x) * (int(blockDim.x) / 32) + warp]) {}
     DEV_METHOD bool seen(int r, int position) const { return position < min(block.w, strip.z + r); }
     DEV_METHOD uint64_t element(int r, int position) const {
@@ -90,10 +91,10 @@ struct Place {
 
 DEV_KERNEL(attention_fwd_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_stride, const float *k, int k_stride, const float *v,
            int v_stride, float *y, float *lse, const int4 *blocks, const int4 *strips, int d, float scale, uint64_t seed,
-           uint32_t site, uint32_t step, uint32_t threshold, float drop_scale) {
+           uint32_t site, uint32_t step, uint32_t threshold, float drop_scale, int group) {
     DEV_DYNAMIC_SHARED(shared);
     const Shared s = cut(shared);
-    const Place at(blocks, strips, d);
+    const Place at(blocks, strips, d, group);
     const Dropout drop{seed, site, step, threshold, drop_scale};
     const int rows = at.strip.y, keys = at.block.w;
     float acc[STRIP][COLUMNS] = {}, top[STRIP], sum[STRIP] = {}, p[STRIP];
@@ -102,8 +103,8 @@ DEV_KERNEL(attention_fwd_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_str
     for (int first = 0; first < keys; first += TILE) {
         auto source = [&](int r) { return key_row(at.block, first + r); };
         __syncthreads();  // nobody reads the tile before this one
-        load_tile(s.a_s, head_of(k, k_stride, at.column), d, keys - first, source);
-        load_tile(s.b_s, head_of(v, v_stride, at.column), d, keys - first, source);
+        load_tile(s.a_s, head_of(k, k_stride, at.key_column), d, keys - first, source);
+        load_tile(s.b_s, head_of(v, v_stride, at.key_column), d, keys - first, source);
         __syncthreads();
         if (rows == 0) continue;
         products(p, head_of(q, q_stride, at.column), at.strip.x, rows, s.a_s, d);
@@ -136,10 +137,10 @@ DEV_KERNEL(attention_fwd_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_str
 DEV_KERNEL(attention_bwd_q_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_stride, const float *k, int k_stride, const float *v,
            int v_stride, const float *y, const float *dy, const float *lse, float *delta, float *dq, int dq_stride,
            const int4 *blocks, const int4 *strips, int d, float scale, uint64_t seed, uint32_t site, uint32_t step,
-           uint32_t threshold, float drop_scale) {
+           uint32_t threshold, float drop_scale, int group) {
     DEV_DYNAMIC_SHARED(shared);
     const Shared s = cut(shared);
-    const Place at(blocks, strips, d);
+    const Place at(blocks, strips, d, group);
     const Dropout drop{seed, site, step, threshold, drop_scale};
     const int rows = at.strip.y, keys = at.block.w;
     float acc[STRIP][COLUMNS] = {}, row_delta[STRIP], p[STRIP], dp[STRIP];
@@ -155,8 +156,8 @@ DEV_KERNEL(attention_bwd_q_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_s
     for (int first = 0; first < keys; first += TILE) {
         auto source = [&](int r) { return key_row(at.block, first + r); };
         __syncthreads();  // nobody reads the tile before this one
-        load_tile(s.a_s, head_of(k, k_stride, at.column), d, keys - first, source);
-        load_tile(s.b_s, head_of(v, v_stride, at.column), d, keys - first, source);
+        load_tile(s.a_s, head_of(k, k_stride, at.key_column), d, keys - first, source);
+        load_tile(s.b_s, head_of(v, v_stride, at.key_column), d, keys - first, source);
         __syncthreads();
         if (rows == 0) continue;
         products(p, head_of(q, q_stride, at.column), at.strip.x, rows, s.a_s, d);
@@ -180,24 +181,26 @@ DEV_KERNEL(attention_bwd_q_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_s
 DEV_KERNEL(attention_bwd_kv_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_stride, const float *k, int k_stride, const float *v,
            int v_stride, const float *dy, const float *lse, const float *delta, float *dk, int dk_stride, float *dv, int dv_stride,
            const int4 *tiles, const int4 *steps, int d, float scale, uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold,
-           float drop_scale, int add) {
+           float drop_scale, int group, int add) {
     DEV_DYNAMIC_SHARED(shared);
     const Shared s = cut(shared);
     const Dropout drop{seed, site, step, threshold, drop_scale};
-    const int head = int(blockIdx.y), heads = int(gridDim.y), column = head * d, lane = int(threadIdx.x) & 31;
+    const int heads = int(gridDim.y) * group, key_column = int(blockIdx.y) * d, lane = int(threadIdx.x) & 31;
     const int4 tile = tiles[blockIdx.x];
     const int key = int(threadIdx.x) / 32 * STRIP, k_row = tile.x + key, rows = max(0, min(STRIP, tile.y - key));
     float dk_r[STRIP][COLUMNS] = {}, dv_r[STRIP][COLUMNS] = {}, p[STRIP], g[STRIP];
-    for (int i = tile.z; i < tile.w; i++) {
-        const int4 now = steps[i];
+    const int own_steps = tile.w - tile.z;
+    for (int i = 0; i < own_steps * group; i++) {
+        const int4 now = steps[tile.z + i % own_steps];
+        const int head = int(blockIdx.y) * group + i / own_steps, column = head * d;
         auto source = [&](int r) { return now.x + r; };
         __syncthreads();  // nobody reads the rows before these
         load_tile(s.a_s, head_of(q, q_stride, column), d, now.y, source);
         load_tile(s.b_s, head_of(dy, heads * d, column), d, now.y, source);
         __syncthreads();
         if (rows == 0) continue;
-        products(p, head_of(k, k_stride, column), k_row, rows, s.a_s, d);
-        products(g, head_of(v, v_stride, column), k_row, rows, s.b_s, d);
+        products(p, head_of(k, k_stride, key_column), k_row, rows, s.a_s, d);
+        products(g, head_of(v, v_stride, key_column), k_row, rows, s.b_s, d);
         const size_t statistic = size_t(now.x + lane) * size_t(heads) + size_t(head);  // of this lane's query row
         const float top = lane < now.y ? lse[2 * statistic] : 0.f, sum = lane < now.y ? lse[2 * statistic + 1] : 1.f;
         const float row_delta = lane < now.y ? delta[statistic] : 0.f;
@@ -215,6 +218,6 @@ DEV_KERNEL(attention_bwd_kv_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_
         add_weighted(dv_r, s.p_s, s.b_s, d);
         add_weighted(dk_r, s.g_s, s.a_s, d);
     }
-    store_rows(dk + size_t(k_row) * size_t(dk_stride) + size_t(column), size_t(dk_stride), rows, d, dk_r, scale, add != 0);
-    store_rows(dv + size_t(k_row) * size_t(dv_stride) + size_t(column), size_t(dv_stride), rows, d, dv_r, 1.f, add != 0);
+    store_rows(dk + size_t(k_row) * size_t(dk_stride) + size_t(key_column), size_t(dk_stride), rows, d, dk_r, scale, add != 0);
+    store_rows(dv + size_t(k_row) * size_t(dv_stride) + size_t(key_column), size_t(dv_stride), rows, d, dv_r, 1.f, add != 0);
 }

@@ -1,10 +1,11 @@
 // attention_fwd.cu: attention over segments of packed rows, forward, in 16 bits. Flash style: the scores never leave the
 // registers; keys and values pass through shared memory 32 at a time, the next ones on their way meanwhile.
 // math      as in src/ops/attention.rs: S = scale q k^T, P = softmax(S), y = (P m) v, lse = log sum e^S; per head
-// shapes    q [Rq,H*D] rows of q_stride elements, k, v likewise of k_stride, v_stride; y [Rq,H*D]; lse [Rq,H] f32
+// shapes    q [Rq,H*D] rows of q_stride elements; k, v [..,H/group*D] of k_stride, v_stride: query head h reads key head
+//           h / group; y [Rq,H*D]; lse [Rq,H] f32
 //           blocks [G], strips [G*W] of int4: see attention.cuh. `W` strips a block share the block's keys
 // launch    grid (G, H), block 32*W (W = 1, 2 or 4), dynamic shared as declared (18432 for d64, 26624 for d88, ..)
-//           name attention_fwd_{f16,bf16}_{d32,d64,d88,d128}: D <= 32, = 64, = 88, <= 128
+//           name attention_fwd_{f16,bf16}_{d32,d64,d80,d88,d96,d112,d128,d160}: D = 64, = 88, else at most as named
 // requires  D, the strides and the columns at which q, k and v begin: multiples of 8; their addresses 16-byte aligned.
 //           Every query row in exactly one strip; rows that see no key get y = 0, lse = 0
 // numerics  S, softmax and sums in f32; P rounded to T for the product with v. Order fixed => deterministic
@@ -58,13 +59,13 @@ DEV void scores(float (&s)[TILE / 8][4], const uint32_t (&q)[DP / 16][4], const 
 
 template <class T, int DP, int HEAD>
 DEV void forward(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &all_v, T *y, float *lse, const int4 *blocks,
-                 const int4 *strips, int d, float scale, const Dropout &drop) {
+                 const int4 *strips, int d, float scale, const Dropout &drop, int group) {
     constexpr int STAGE = Sizes<DP>::STAGE;
     DEV_DYNAMIC_SHARED(shared);
     dev::Carve carve{shared, 0};
     T *k_s = dev::take<T>(carve, 2 * STAGE), *v_s = dev::take<T>(carve, 2 * STAGE);
-    const int D = HEAD ? HEAD : d, head = int(blockIdx.y), heads = int(gridDim.y), column = head * D;
-    const Rows<T> q{all_q.p + column, all_q.stride}, k{all_k.p + column, all_k.stride}, v{all_v.p + column, all_v.stride};
+    const int D = HEAD ? HEAD : d, head = int(blockIdx.y), heads = int(gridDim.y), column = head * D, key_column = head / group * D;
+    const Rows<T> q{all_q.p + column, all_q.stride}, k{all_k.p + key_column, all_k.stride}, v{all_v.p + key_column, all_v.stride};
     const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
     const int4 block = blocks[blockIdx.x], strip = strips[int(blockIdx.x) * warps + warp];
     const int keys = block.w, q_row = strip.x, rows = strip.y;
@@ -113,15 +114,23 @@ DEV void forward(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &all_
 #define ATTENTION(NAME, T, DP, HEAD)                                                                                        \
     DEV_KERNEL(attention_fwd_##NAME, 32 * MOST_WARPS, Sizes<DP>::SHARED, const T *q, int q_stride, const T *k, int k_stride, \
                const T *v, int v_stride, T *y, float *lse, const int4 *blocks, const int4 *strips, int d, float scale,      \
-               uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold, float drop_scale) {                         \
+               uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold, float drop_scale, int group) {              \
         forward<T, DP, HEAD>(Rows<T>{q, size_t(q_stride)}, Rows<T>{k, size_t(k_stride)}, Rows<T>{v, size_t(v_stride)}, y, lse, \
-                             blocks, strips, d, scale, Dropout{seed, site, step, threshold, drop_scale});                   \
+                             blocks, strips, d, scale, Dropout{seed, site, step, threshold, drop_scale}, group);            \
     }
 ATTENTION(f16_d32, dev::f16, 32, 0)
 ATTENTION(f16_d64, dev::f16, 64, 64)
+ATTENTION(f16_d80, dev::f16, 80, 0)
 ATTENTION(f16_d88, dev::f16, 96, 88)
+ATTENTION(f16_d96, dev::f16, 96, 0)
+ATTENTION(f16_d112, dev::f16, 112, 0)
 ATTENTION(f16_d128, dev::f16, 128, 0)
+ATTENTION(f16_d160, dev::f16, 160, 0)
 ATTENTION(bf16_d32, dev::bf16, 32, 0)
 ATTENTION(bf16_d64, dev::bf16, 64, 64)
+ATTENTION(bf16_d80, dev::bf16, 80, 0)
 ATTENTION(bf16_d88, dev::bf16, 96, 88)
+ATTENTION(bf16_d96, dev::bf16, 96, 0)
+ATTENTION(bf16_d112, dev::bf16, 112, 0)
 ATTENTION(bf16_d128, dev::bf16, 128, 0)
+ATTENTION(bf16_d160, dev::bf16, 160, 0)

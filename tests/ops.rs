@@ -11,6 +11,7 @@ mod cases {
     mod dropout;
     mod embedding;
     mod gelu;
+    mod gelu_tanh;
     mod l2_normalize;
     mod layer_norm;
     mod linear;
@@ -21,11 +22,15 @@ mod cases {
     mod norm_linear;
     mod patch_embed;
     mod real;
+    mod recompute;
+    mod relu;
     mod rms_norm;
+    mod rotary;
     mod rows;
     mod sample_negatives;
     mod samples;
     mod scale;
+    mod silu_mul;
     mod tape;
     mod top_k;
 }

@@ -1,16 +1,17 @@
 //! `qformer caption`: captions of pictures, in a form that can be interrupted and continued.
 
+use super::answer::{self, Asked, How};
 use super::engine::{self, ModelArgs, Stream};
 use super::generation::Generation;
 use super::inputs::{Inputs, Picture};
 use super::outputs::{Form, Outputs, Where};
-use crate::model::{GenerateOptions, Images};
+use crate::model::Images;
 use crate::pretrained::Pretrained;
 use crate::pretrained::pictures::{self, Seen};
 use crate::pretrained::scores::{self, Texts};
 use crate::results::{self, Rated};
 use crate::terminal::note;
-use crate::{Kind, Result};
+use crate::{Error, Kind, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ const OPERATION: &str = "caption";
   qformer caption --model runs/stair photos/ --out captions.jsonl --num-captions 3
   qformer caption --model runs/stair 'photos/**/*.png' --txt --spaces join
   qformer caption --model runs/stair photos/ --sample --top-p 0.9 --seed 7 --num-captions 5
+  qformer caption --model runs/llm photos/ --out captions.json --prompt '画像の説明:'
+  qformer caption --model runs/llm --ask '質問: {} 答え:' --questions questions.json --out answers.json
   find /data -name '*.jpg' -print0 | qformer caption --model runs/stair - --out captions.csv")]
 pub struct Args {
     #[command(flatten)]
@@ -58,6 +61,8 @@ pub struct Args {
     #[arg(long, help_heading = "Output")]
     ascii: bool,
     #[command(flatten)]
+    asked: Asked,
+    #[command(flatten)]
     generation: Generation,
 }
 
@@ -74,6 +79,9 @@ impl Spaces {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.asked.questions() {
+        return answer::run(&args.asked, &args.model, &args.inputs, &args.generation, args.out.as_deref());
+    }
     let found = args.inputs.find()?;
     let to = Where {
         out: args.out.as_deref(),
@@ -102,13 +110,16 @@ pub fn run(args: &Args) -> Result<()> {
             n => Err(engine::left_out(OPERATION, n, all + n)),
         };
     }
-    let model = Arc::new(engine::open(&args.model.model, &args.model.run)?);
-    let config = &model.model.config;
-    let options = args.generation.options(config.vocab, config.max_pos)?;
+    let model = Arc::new(engine::open_stage(&args.model.model, &args.model.run, args.asked.llm())?);
+    let how = args.asked.how(&model, &args.generation, false)?;
+    if how.second && outputs.rated() {
+        let fix = "write .json or text: a model of stage 2 has no ITC and ITM scores";
+        return Err(Error::argument(OPERATION, "--out", "captions alone", "a form with scores").fix(fix));
+    }
     let loading = model.clone();
     let load = move |p: &Picture| pictures::see(&loading, &p.image);
     let mut stream = Stream::start((OPERATION, "captioning"), todo, &args.model.run, load)?;
-    let done = caption_all(&model, &mut stream, &mut outputs, &options, args.spaces);
+    let done = caption_all(&model, &mut stream, &mut outputs, &how, args.spaces);
     // Nothing is begun by a model that computes nothing.
     if outputs.written() == 0 && matches!(&done, Err(e) if e.kind() == Kind::NonFinite) {
         return done;
@@ -130,12 +141,12 @@ fn caption_all(
     model: &Pretrained,
     stream: &mut Stream<Seen>,
     outputs: &mut Outputs,
-    options: &GenerateOptions,
+    how: &How,
     spaces: Spaces,
 ) -> Result<()> {
     while let Some(batch) = stream.next()? {
         let (places, seen): (Vec<usize>, Vec<Seen>) = batch.into_iter().unzip();
-        let captions = caption(model, &seen, options, outputs.rated(), spaces)?;
+        let captions = caption(model, &seen, how, outputs.rated(), spaces)?;
         for (place, captions) in places.into_iter().zip(captions) {
             let put = outputs.put(stream.picture(place), captions);
             outputs.notes().for_each(|note| stream.warn(note));
@@ -154,13 +165,24 @@ fn caption_all(
 pub fn caption(
     model: &Pretrained,
     seen: &[Seen],
-    options: &GenerateOptions,
+    how: &How,
     rated: bool,
     spaces: Spaces,
 ) -> Result<Vec<Vec<Rated>>> {
+    if how.second {
+        let prompts = vec![how.prompt.clone(); seen.len()];
+        let plain = |c: crate::pretrained::Caption| Rated {
+            caption: spaces.apply(c.text),
+            log_prob: c.log_prob as f32,
+            itc: 0.0,
+            itm: 0.0,
+        };
+        let all = answer::answers(model, seen, &prompts, how)?;
+        return Ok(all.into_iter().map(|captions| captions.into_iter().map(plain).collect()).collect());
+    }
     let images = pictures::look(model, &seen.iter().collect::<Vec<_>>())?;
     let identities: Vec<u32> = seen.iter().map(|s| s.identity).collect();
-    let captions = model.caption(&Images::stack(&images)?, options, &identities)?;
+    let captions = model.caption(&Images::stack(&images)?, &how.options, &identities)?;
     let longest = model.model.config.max_txt_len;
     let mut all = Vec::with_capacity(seen.len());
     for (image, captions) in images.iter().zip(captions) {

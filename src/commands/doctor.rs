@@ -4,6 +4,7 @@ use super::output::Output;
 use crate::data::{self, Checks, Dataset, Tokens};
 use crate::model;
 use crate::pretrained::parts;
+use crate::text::llm::LlmTokenizer;
 use crate::text::{Settings, Tokenizer, clean_caption, vocabulary};
 use crate::vision::{Photo, Turn};
 use crate::{Error, Kind, Result};
@@ -30,6 +31,12 @@ pub struct Args {
     /// Model directory whose vocabulary and text length count; its numbers are compared with those that were written
     #[arg(long, value_name = "DIR", conflicts_with = "vocab")]
     model: Option<PathBuf>,
+    /// Folder of a language model whose tokenizer counts: captions that --max-txt-len cuts, pieces it does not know
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "vocab"])]
+    llm: Option<PathBuf>,
+    /// Text that training will put before every caption; with --llm
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    prompt: String,
     /// Folder with vocab.txt; without it and without --model, one is trained from the captions as `train` does
     #[arg(long, value_name = "DIR")]
     vocab: Option<PathBuf>,
@@ -57,16 +64,27 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let captions = args.captions.as_ref().unwrap_or(&args.images);
     let data = Dataset::read(captions, &args.images, args.missing_share)?;
+    if let Some(folder) = &args.llm {
+        let llm = LlmTokenizer::open(folder)?;
+        return look(args, &data, |caption| {
+            let row = llm.row(&args.prompt, &clean_caption(caption), args.max_txt_len)?;
+            Ok(Tokens { total: row.total, unknown: row.unknown, cut: row.is_cut() })
+        });
+    }
     let (tokenizer, max_txt_len) = tokenizer(args, &data)?;
     let special = tokenizer.special();
-    let tokenize = |caption: &str| {
+    look(args, &data, |caption| {
         let ids = tokenizer.encode(&clean_caption(caption));
         let unknown = ids.iter().filter(|id| **id == special.unk).count();
         Ok(Tokens { total: ids.len().saturating_sub(2), unknown, cut: ids.len() > max_txt_len })
-    };
+    })
+}
+
+/// Says what was found, captions cut as `tokenize` says.
+fn look(args: &Args, data: &Dataset, tokenize: impl Fn(&str) -> Result<Tokens> + Sync) -> Result<()> {
     let open = |path: &std::path::Path, bytes: &[u8]| Photo::new(bytes, path, Turn::AsStored)?.check();
     let checks = Checks { batch: args.batch, seed: args.seed, ..Checks::default() };
-    let mut diagnosis = data::doctor(&data, &checks, open, tokenize)?;
+    let mut diagnosis = data::doctor(data, &checks, open, tokenize)?;
     if args.profile == "lavis-image-id" {
         diagnosis.findings.retain(|f| f.what != "batches that repeat a picture");
     }

@@ -5,7 +5,7 @@ use crate::console::progress::Progress;
 use crate::console::signals::Stop;
 use crate::data::{Loader, Options, Order};
 use crate::nn::{self, Gelu, Precision};
-use crate::pretrained::Pretrained;
+use crate::pretrained::{self, Opening, Pretrained};
 use crate::tensor::Device;
 use crate::terminal::note;
 use crate::{Error, Kind, Result};
@@ -71,8 +71,18 @@ impl PlaceArgs {
     }
 }
 
-/// The model of a folder where the command is to compute.
+/// The model of a folder, of the first stage, where the command is to compute.
 pub fn open(folder: &Path, run: &RunArgs) -> Result<Pretrained> {
+    if pretrained::llm_part(folder)?.is_some() {
+        let want = "a model of stage 1, which searches and matches";
+        return Err(Error::file("open model", folder, want, "one of stage 2, which has a language model")
+            .fix("give the stage-1 model that it began from; qformer caption and evaluate take this one"));
+    }
+    open_stage(folder, run, None)
+}
+
+/// The model of a folder, of either stage; `llm` is where its language model is, if not where the folder says.
+pub fn open_stage(folder: &Path, run: &RunArgs, llm: Option<&Path>) -> Result<Pretrained> {
     let say = |line: String| {
         if !run.quiet {
             note!("{line}")
@@ -80,7 +90,8 @@ pub fn open(folder: &Path, run: &RunArgs) -> Result<Pretrained> {
     };
     let (device, precision) = run.place.open(say)?;
     device.check_computes("open model")?;
-    let mut model = Pretrained::open(folder)?;
+    let opening = Opening { llm: llm.map(Path::to_path_buf), ..Opening::default() };
+    let mut model = Pretrained::open_with(folder, &opening)?;
     run.orientation.apply(&mut model);
     model.to(&device, precision)
 }

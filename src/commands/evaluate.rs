@@ -1,5 +1,6 @@
 //! `qformer evaluate`: how well a model captions and searches, or how good given captions are.
 
+use super::answer::{self, Asked, How};
 use super::caption::{Spaces, caption};
 use super::engine::{self, RunArgs, Stream};
 use super::evaluation;
@@ -9,7 +10,7 @@ use super::output;
 use crate::console::progress::Progress;
 use crate::data::{Dataset, Sample};
 use crate::metrics::{self, Case, Recall};
-use crate::model::{GenerateOptions, Images};
+use crate::model::Images;
 use crate::pretrained::Pretrained;
 use crate::pretrained::pictures::{self, Seen};
 use crate::pretrained::scores::Texts;
@@ -72,6 +73,8 @@ pub struct Args {
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
+    asked: Asked,
+    #[command(flatten)]
     generation: Generation,
     /// What a configuration's picture processor was told.
     #[arg(skip)]
@@ -120,6 +123,13 @@ struct Captioning {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.asked.questions() {
+        let results = args.results.as_deref().ok_or_else(|| {
+            Error::argument(OPERATION, "--results", "a file of answers", "none")
+                .fix("answer with qformer caption --ask, and give --results FILE --questions FILE")
+        })?;
+        return answer::evaluate(&args.asked, results, args.json);
+    }
     let with_config = args.config.as_deref().map(|file| configured(file, args.run.quiet)).transpose()?;
     let args = with_config.as_ref().unwrap_or(args);
     let missing = |what: &str, fix: &str| Error::argument(OPERATION, what, "a path", "none").fix(fix);
@@ -211,7 +221,11 @@ fn of_model(args: &Args, folder: &Path, captions: &Path, images: &Path) -> Resul
     if data.report.has_warnings() && !args.run.quiet {
         note!("{}", data.report);
     }
-    let model = Arc::new(engine::open(folder, &args.run)?);
+    let model = Arc::new(engine::open_stage(folder, &args.run, args.asked.llm())?);
+    if model.second.is_some() && args.only == Some(Task::Retrieval) {
+        return Err(Error::argument(OPERATION, "only", "captions with a model of stage 2", "retrieval")
+            .fix("give the stage-1 model that it began from"));
+    }
     let config = &model.model.config;
     if let Some(size) = args.image_size.filter(|size| *size != config.image_size) {
         return Err(Error::argument(
@@ -222,7 +236,7 @@ fn of_model(args: &Args, folder: &Path, captions: &Path, images: &Path) -> Resul
         )
         .fix("convert the model to that size (qformer convert --image-size), or change the configuration"));
     }
-    let options = args.generation.options(config.vocab, config.max_pos)?;
+    let how = args.asked.how(&model, &args.generation, false)?;
     let picture = |s: &Sample| {
         let image = s.image();
         Picture { name: s.name.clone(), path: image.path(), image }
@@ -231,7 +245,7 @@ fn of_model(args: &Args, folder: &Path, captions: &Path, images: &Path) -> Resul
     let loading = model.clone();
     let load = move |p: &Picture| pictures::see(&loading, &p.image);
     let mut stream = Stream::start((OPERATION, "evaluating"), pictures, &args.run, load)?;
-    let mut seen = look_at_all(args, &model, &mut stream, &options)?;
+    let mut seen = look_at_all(args, &model, &mut stream, &how)?;
     let stopped = stream.stopped();
     let (_, end) = stream.end(false, 0, "nothing was measured");
     if stopped || seen.samples.is_empty() {
@@ -263,13 +277,9 @@ struct Walked {
     gallery: Option<Gallery>,
 }
 
-fn look_at_all(
-    args: &Args,
-    model: &Pretrained,
-    stream: &mut Stream<Seen>,
-    options: &GenerateOptions,
-) -> Result<Walked> {
-    let gallery = if args.only == Some(Task::Captions) { None } else { Some(Gallery::new(model)?) };
+fn look_at_all(args: &Args, model: &Pretrained, stream: &mut Stream<Seen>, how: &How) -> Result<Walked> {
+    let gallery =
+        if args.only == Some(Task::Captions) || how.second { None } else { Some(Gallery::new(model)?) };
     let mut walked = Walked { samples: Vec::new(), captions: Vec::new(), gallery };
     while let Some(batch) = stream.next()? {
         let (places, seen): (Vec<usize>, Vec<Seen>) = batch.into_iter().unzip();
@@ -277,13 +287,13 @@ fn look_at_all(
             let images = seen.iter().map(|s| gallery.add(model, s)).collect::<Result<Vec<Images>>>()?;
             if args.only.is_none() {
                 let identities: Vec<u32> = seen.iter().map(|s| s.identity).collect();
-                let best = model.caption(&Images::stack(&images)?, options, &identities)?;
+                let best = model.caption(&Images::stack(&images)?, &how.options, &identities)?;
                 walked
                     .captions
                     .extend(best.into_iter().map(|c| c.into_iter().next().map_or(String::new(), |c| c.text)));
             }
         } else {
-            let best = caption(model, &seen, options, false, Spaces::Keep)?;
+            let best = caption(model, &seen, how, false, Spaces::Keep)?;
             walked
                 .captions
                 .extend(best.into_iter().map(|c| c.into_iter().next().map_or(String::new(), |c| c.caption)));

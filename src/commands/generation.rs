@@ -1,12 +1,13 @@
 //! The options of generation as `caption` and `evaluate` take them: the names and meanings of transformers' `generate`.
 
 use crate::model::GenerateOptions;
+use crate::model::llm::LlmConfig;
 use crate::{Error, Result};
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "Generation (as transformers' generate)")]
 pub struct Generation {
-    /// Beams of the search; 1 is greedy [default: 3; 1 with --sample]
+    /// Beams of the search; 1 is greedy [default: 3, with a language model 5; 1 with --sample]
     #[arg(long, value_name = "N")]
     num_beams: Option<usize>,
     /// Draw captions at random (nucleus sampling) instead of searching for the most probable
@@ -21,18 +22,18 @@ pub struct Generation {
     /// Below 1 draws the probable more often, above 1 the improbable [default: 1]
     #[arg(long, value_name = "T", requires = "sample")]
     temperature: Option<f64>,
-    /// Most tokens of a caption, the first ([DEC]) counted
-    #[arg(long, default_value_t = 30, value_name = "N")]
-    max_length: usize,
-    /// Fewest tokens of a caption, the first ([DEC]) counted
-    #[arg(long, default_value_t = 10, value_name = "N")]
-    min_length: usize,
+    /// Most tokens of a caption, the first ([DEC]) counted [default: 30; of an answer 11]
+    #[arg(long, value_name = "N")]
+    max_length: Option<usize>,
+    /// Fewest tokens of a caption, the first ([DEC]) counted [default: 10; with a language model 1]
+    #[arg(long, value_name = "N")]
+    min_length: Option<usize>,
     /// Above 1 makes tokens that are already there less probable
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     repetition_penalty: f64,
-    /// Above 0 prefers long captions, below 0 short ones (beam search)
-    #[arg(long, default_value_t = 1.0, value_name = "X", allow_negative_numbers = true)]
-    length_penalty: f64,
+    /// Above 0 prefers long captions, below 0 short ones (beam search) [default: 1; of an answer 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    length_penalty: Option<f64>,
     /// Captions for each picture, best first
     #[arg(long, default_value_t = 1, value_name = "N")]
     num_captions: usize,
@@ -44,17 +45,32 @@ pub struct Generation {
 impl Generation {
     /// What `generate` is given, for a model of `vocab` tokens and `positions` text positions.
     pub fn options(&self, vocab: usize, positions: usize) -> Result<GenerateOptions> {
-        let base = if self.sample { GenerateOptions::nucleus() } else { GenerateOptions::default() };
+        self.options_over(GenerateOptions::default(), vocab, positions)
+    }
+
+    /// For a language model, with LAVIS's defaults: of captions, or of answers to questions.
+    pub fn options_of_llm(&self, llm: &LlmConfig, answers: bool) -> Result<GenerateOptions> {
+        let captions = GenerateOptions { num_beams: 5, min_length: 1, ..GenerateOptions::default() };
+        let base = match answers {
+            // 10 new tokens, and the one that a search starts from.
+            true => GenerateOptions { max_length: 11, length_penalty: 0.0, ..captions },
+            false => captions,
+        };
+        self.options_over(base, llm.vocab, llm.positions)
+    }
+
+    fn options_over(&self, base: GenerateOptions, vocab: usize, positions: usize) -> Result<GenerateOptions> {
+        let num_beams = if self.sample { 1 } else { base.num_beams };
         let options = GenerateOptions {
-            num_beams: self.num_beams.unwrap_or(base.num_beams),
+            num_beams: self.num_beams.unwrap_or(num_beams),
             do_sample: self.sample,
             top_p: self.top_p.unwrap_or(base.top_p),
             top_k: self.top_k.unwrap_or(base.top_k),
             temperature: self.temperature.unwrap_or(base.temperature),
-            max_length: self.max_length,
-            min_length: self.min_length,
+            max_length: self.max_length.unwrap_or(base.max_length),
+            min_length: self.min_length.unwrap_or(base.min_length),
             repetition_penalty: self.repetition_penalty,
-            length_penalty: self.length_penalty,
+            length_penalty: self.length_penalty.unwrap_or(base.length_penalty),
             num_return_sequences: self.num_captions,
             seed: self.seed,
         };

@@ -66,6 +66,9 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(naming) = naming {
         say!("names: {naming}")?;
     }
+    if let Some(kind) = kind(&set) {
+        say!("kind: {kind}")?;
+    }
     if let Some(hash) = hashes.as_ref().and_then(|h| h.vit.as_ref()) {
         let said = match set.metadata(names::VIT_HASH) {
             Some(said) if said == hash => ", the one the model was trained with".to_string(),
@@ -91,6 +94,17 @@ pub fn run(args: &Args) -> Result<()> {
         say!("{dtype}: {tensors} tensors, {elements} elements, {bytes} bytes")?;
     }
     Ok(())
+}
+
+/// Which stage of BLIP-2 a set is of.
+fn kind(set: &Set) -> Option<String> {
+    let rows = |name: &str| set.get(name).and_then(|t| t.shape.first().copied());
+    let second = ["opt_proj.weight", "llm_proj.weight", "t5_proj.weight", "language_projection.weight"];
+    if let Some((name, width)) = second.into_iter().find_map(|name| Some((name, rows(name)?))) {
+        let name = name.trim_end_matches(".weight");
+        return Some(format!("stage 2, for a language model that reads {width} columns ({name})"));
+    }
+    rows("itm_head.weight").map(|_| "stage 1".to_string())
 }
 
 fn naming(set: &Set) -> Option<Naming> {

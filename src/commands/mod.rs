@@ -1,5 +1,6 @@
 //! The command line: one file per command, each with its clap arguments and a `run`.
 
+mod answer;
 mod bench;
 mod caption;
 mod completions;

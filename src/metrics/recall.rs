@@ -12,7 +12,7 @@ const OPERATION: &str = "recall";
 const AT: [usize; 3] = [1, 5, 10];
 
 /// How often a search finds what belongs together, in per cent: among the first 1, 5 and 10.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Recall {
     /// Texts found for a picture (LAVIS's txt_r1, txt_r5, txt_r10), in percent.
     pub image_to_text: [f64; 3],

@@ -64,6 +64,10 @@ pub struct Search {
     rows: Vec<Row>,
     /// For sampling: which of the returned sequences a row is.
     sequence: Vec<usize>,
+    /// How many ids a search starts from.
+    start: usize,
+    /// transformers 4.26: done by the length before a token.
+    old: bool,
     finished: Vec<Hypothesis>,
     done: bool,
 }
@@ -79,9 +83,19 @@ impl Search {
             stream,
             rows,
             sequence: vec![0],
+            start: 1,
+            old: false,
             finished: Vec::new(),
             done: false,
         }
+    }
+
+    /// A search as transformers 4.26 has it where it is given a prompt: its ids open every hypothesis and count.
+    #[must_use]
+    pub fn old_style(mut self, prompt: &[u32]) -> Search {
+        self.rows = vec![Row { ids: prompt.to_vec(), score: 0.0 }];
+        (self.start, self.old) = (prompt.len(), true);
+        self
     }
 
     /// Takes the outlooks of the open rows, in order (the first call has one row, of [DEC]); returns the next rows.
@@ -227,7 +241,8 @@ impl Search {
             }
         }
         self.sequence = vec![0; self.rows.len()];
-        let attainable = all[candidates[0]] / ((length + 1) as f64).powf(self.options.length_penalty);
+        let seen = if self.old { length } else { length + 1 };
+        let attainable = all[candidates[0]] / (seen as f64).powf(self.options.length_penalty);
         let worst = self.finished.iter().map(|h| h.score).fold(f64::INFINITY, f64::min);
         if self.finished.len() == n && worst >= attainable {
             return Vec::new();
@@ -255,15 +270,15 @@ impl Search {
     }
 
     fn sample(&mut self, outlooks: &[Outlook]) -> Vec<Next> {
-        if self.rows.len() == 1 && self.rows[0].ids.len() == 1 {
+        if self.rows.len() == 1 && self.rows[0].ids.len() == self.start {
             // The first call: one row for all sequences.
             self.finished = vec![
                 Hypothesis { ids: Vec::new(), score: 0.0, log_prob: 0.0 };
                 self.options.num_return_sequences
             ];
             self.sequence = (0..self.options.num_return_sequences).collect();
-            self.rows =
-                self.sequence.iter().map(|_| Row { ids: vec![self.special.bos], score: 0.0 }).collect();
+            let start = self.rows[0].ids.clone();
+            self.rows = self.sequence.iter().map(|_| Row { ids: start.clone(), score: 0.0 }).collect();
         }
         let (old, sequences) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.sequence));
         let mut next = Vec::new();

@@ -100,7 +100,7 @@ impl Model {
         let x = self.qformer.embed(pass, &pass.param(self.query_tokens), count, &[], 0)?;
         let mut past = Vec::new();
         let embeds = self.qformer.forward_with(pass, x, &layout, &keys, 0, |k, v| past.push((k, v)))?;
-        let proj = ops::l2_normalize(&self.vision_proj.forward(pass, &embeds)?)?;
+        let proj = ops::l2_normalize(&self.first()?.vision_proj.forward(pass, &embeds)?)?;
         Ok(Images { count, keys, embeds, proj, past })
     }
 
@@ -112,7 +112,7 @@ impl Model {
         let slices: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let x = self.qformer.embed(pass, &pass.param(self.query_tokens), 0, &slices, 0)?;
         let hidden = self.qformer.forward(pass, x, &layout, &Vec::new(), 0)?;
-        let proj = ops::l2_normalize(&self.text_proj.forward(pass, &hidden)?)?;
+        let proj = ops::l2_normalize(&self.first()?.text_proj.forward(pass, &hidden)?)?;
         let part = |r: &std::ops::Range<usize>| {
             Ok(TextFeatures { embeds: hidden.slice_rows(r.clone())?, proj: proj.slice_rows(r.clone())? })
         };

@@ -151,13 +151,14 @@ impl Model {
             lists.push(row.seen.clone());
         }
         let (f, lists) = (&self.qformer, ops::Lists::new(lists));
-        let sum = ops::embedding_sum([&pass.param(f.word), &pass.param(f.position)], &tokens)?;
+        let words = f.words()?;
+        let sum = ops::embedding_sum([&pass.param(words.word), &pass.param(words.position)], &tokens)?;
         let mut x = f.norm.forward(pass, &sum)?;
         for (layer, (keys, values)) in f.layers.iter().zip(&mut cache.layers) {
             let a = &layer.attention;
             let q = pass.linear_cached(&x, [&a.query, &a.key, &a.value], [keys, values], first)?;
             let y = ops::attend_rows([&q, keys, values], &lists, f.heads, f.scale)?;
-            x = layer.text.forward(pass, &a.output(pass, &y, &x, 0)?, 0)?;
+            x = layer.text()?.forward(pass, &a.output(pass, &y, &x, 0)?, 0)?;
         }
         f.logits(pass, &x)
     }

@@ -60,10 +60,14 @@ impl Options {
         (!self.do_sample && self.repetition_penalty == 1.0).then_some(n + 1)
     }
 
+    /// Rows that are open at once.
+    pub(super) fn width(&self) -> usize {
+        if self.do_sample { self.num_return_sequences } else { self.num_beams }
+    }
+
     /// Rows that an image has at most, in all steps together.
     pub(super) fn most_rows(&self) -> usize {
-        let width = if self.do_sample { self.num_return_sequences } else { self.num_beams };
-        1 + (self.max_length - 2) * width
+        1 + (self.max_length - 2) * self.width()
     }
 
     /// Refuses what cannot be searched with, for a model of `vocab` tokens and `positions` text positions.

@@ -9,21 +9,28 @@ use crate::{Error, Result};
 const EPS: f64 = 1e-12;
 
 pub struct Qformer {
-    pub word: Id,
-    pub position: Id,
+    /// What it has for texts; a second stage has none of it.
+    words: Option<Words>,
     pub norm: LayerNorm,
     pub layers: Vec<Layer>,
+    pub heads: usize,
+    pub scale: f64,
+}
+
+/// Embeddings of texts, and the head that predicts them.
+pub struct Words {
+    pub word: Id,
+    pub position: Id,
     transform: Linear,
     transform_norm: LayerNorm,
     head_bias: Id,
-    pub heads: usize,
-    pub scale: f64,
 }
 
 pub struct Layer {
     pub attention: Attention,
     pub cross: Option<Attention>,
-    pub text: FeedForward,
+    /// None in a second stage.
+    text: Option<FeedForward>,
     pub query: FeedForward,
 }
 
@@ -55,25 +62,39 @@ pub enum ImageTokens<'a> {
 }
 
 impl Qformer {
+    /// For images and texts.
     pub fn new(b: &mut Builder, c: &Config) -> Qformer {
         let (bert, normal) = ("Qformer.bert", Init::Normal(0.02));
         let word = b.dense(format!("{bert}.embeddings.word_embeddings.weight"), &[c.vocab, c.hidden], normal);
         let position =
             b.dense(format!("{bert}.embeddings.position_embeddings.weight"), &[c.max_pos, c.hidden], normal);
         let norm = b.norm(&format!("{bert}.embeddings.LayerNorm"), c.hidden, EPS);
-        let layers = (0..c.layers).map(|i| Layer::new(b, c, i)).collect();
+        let layers = (0..c.layers).map(|i| Layer::new(b, c, i, true)).collect();
         let head = "Qformer.cls.predictions";
-        Qformer {
+        let words = Words {
             word,
             position,
-            norm,
-            layers,
             transform: b.linear(&format!("{head}.transform.dense"), c.hidden, c.hidden),
             transform_norm: b.norm(&format!("{head}.transform.LayerNorm"), c.hidden, EPS),
             head_bias: b.dense(format!("{head}.bias"), &[c.vocab], Init::Constant(0.0)),
-            heads: c.heads,
-            scale: ((c.hidden / c.heads) as f64).powf(-0.5),
-        }
+        };
+        Qformer::of(c, Some(words), norm, layers)
+    }
+
+    /// For images alone: the query side, which a language model reads.
+    pub fn of_queries(b: &mut Builder, c: &Config) -> Qformer {
+        let norm = b.norm("Qformer.bert.embeddings.LayerNorm", c.hidden, EPS);
+        let layers = (0..c.layers).map(|i| Layer::new(b, c, i, false)).collect();
+        Qformer::of(c, None, norm, layers)
+    }
+
+    fn of(c: &Config, words: Option<Words>, norm: LayerNorm, layers: Vec<Layer>) -> Qformer {
+        Qformer { words, norm, layers, heads: c.heads, scale: ((c.hidden / c.heads) as f64).powf(-0.5) }
+    }
+
+    /// What texts need, or an error where there is nothing of it.
+    pub fn words(&self) -> Result<&Words> {
+        self.words.as_ref().ok_or_else(super::no_texts)
     }
 
     /// Keys and values of all images: once per step, for every pass.
@@ -113,10 +134,15 @@ impl Qformer {
         };
         let index: Vec<u32> = (0..groups).flat_map(|_| 0..q as u32).collect();
         let queries = ops::gather_rows(&queries.reshape(&[q, c])?, &index)?;
+        if texts.is_empty() && self.words.is_none() {
+            let x = self.norm.forward(pass, &queries)?;
+            return ops::dropout(&x, pass.dropout(site));
+        }
+        let words = self.words()?;
         let ids: Vec<u32> = texts.concat();
         let places: Vec<u32> = texts.iter().flat_map(|t| 0..t.len() as u32).collect();
-        let word = ops::embedding(&pass.param(self.word), &ids, Some(super::PAD))?;
-        let text = ops::add(&word, &ops::embedding(&pass.param(self.position), &places, None)?)?;
+        let word = ops::embedding(&pass.param(words.word), &ids, Some(super::PAD))?;
+        let text = ops::add(&word, &ops::embedding(&pass.param(words.position), &places, None)?)?;
         let x = self.norm.forward(pass, &ops::concat_rows(&[&queries, &text])?)?;
         ops::dropout(&x, pass.dropout(site))
     }
@@ -174,22 +200,28 @@ impl Qformer {
                 query = c.output(pass, &y, &query, site.cross_output)?;
             }
             let query = layer.query.forward(pass, &query, site.query)?;
-            let text = layer.text.forward(pass, &text, site.text)?;
-            x = ops::concat_rows(&[&query, &text])?;
+            x = match &layer.text {
+                Some(feed) => ops::concat_rows(&[&query, &feed.forward(pass, &text, site.text)?])?,
+                None => query,
+            };
         }
         Ok(x)
     }
 
     /// Logits for a loss: on a GPU with columns behind the vocabulary's that hold nothing.
     pub fn padded_logits(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        pass.linear_padded(&self.transformed(pass, x)?, self.word, self.head_bias)
+        let words = self.words()?;
+        pass.linear_padded(&words.transformed(pass, x)?, words.word, words.head_bias)
     }
 
     /// Logits over the vocabulary; the decoder shares the word embeddings.     x [R,C] -> [R,V]
     pub fn logits(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
-        pass.linear(&self.transformed(pass, x)?, self.word, self.head_bias)
+        let words = self.words()?;
+        pass.linear(&words.transformed(pass, x)?, words.word, words.head_bias)
     }
+}
 
+impl Words {
     /// What the vocabulary's rows are compared with.
     fn transformed(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         self.transform_norm.forward(pass, &pass.linear_gelu(x, &self.transform)?)
@@ -197,14 +229,19 @@ impl Qformer {
 }
 
 impl Layer {
-    fn new(b: &mut Builder, c: &Config, i: usize) -> Layer {
+    /// The feed-forward of text rows.
+    pub fn text(&self) -> Result<&FeedForward> {
+        self.text.as_ref().ok_or_else(super::no_texts)
+    }
+
+    fn new(b: &mut Builder, c: &Config, i: usize, text: bool) -> Layer {
         let name = format!("Qformer.bert.encoder.layer.{i}");
         Layer {
             attention: Attention::within(b, &format!("{name}.attention"), c.hidden),
             cross: c
                 .has_cross(i)
                 .then(|| Attention::new(b, &format!("{name}.crossattention"), c.hidden, c.vit_width)),
-            text: FeedForward::new(b, &name, "", c),
+            text: text.then(|| FeedForward::new(b, &name, "", c)),
             query: FeedForward::new(b, &name, "_query", c),
         }
     }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`MERGED`] .. | dropout of the merged pass: queries, texts and captions |
 //! | [`PAIRS`] .. | dropout of the pass over matching pairs |
+//! | [`LLM`] .. | dropout of a language model, whose layers have [`LAYER`] sites each |
 //! | [`NEGATIVE_IMAGES`], [`NEGATIVE_TEXTS`] | the negatives of the matching loss |
 //!
 //! Of a pass, the first site is the embeddings'; each layer has eight behind it ([`layer`]). The micro-batches of a step
@@ -19,12 +20,21 @@ pub const PAIRS: u32 = 1 << 12;
 pub const NEGATIVE_IMAGES: u32 = 1 << 13;
 /// Draws of wrong captions.
 pub const NEGATIVE_TEXTS: u32 = NEGATIVE_IMAGES + 1;
+pub const LLM: u32 = 1 << 14;
 /// Sites of one micro-batch.
 const MICRO_BATCH: u32 = 1 << 16;
 /// Sites of a layer.
 const LAYER: u32 = 8;
 /// The most layers that a pass has sites for: with more, two dropouts would draw the same numbers.
 pub(super) const MAX_LAYERS: usize = ((PAIRS - MERGED - 1) / LAYER) as usize;
+
+/// The same of a language model.
+pub(super) const MAX_LLM_LAYERS: usize = ((MICRO_BATCH - LLM) / LAYER) as usize;
+
+/// The first site of a language model's layer.
+pub(super) fn llm(i: usize) -> u32 {
+    LLM + LAYER * i as u32
+}
 
 /// The first site of a micro-batch.
 pub fn micro_batch(number: usize) -> u32 {

@@ -50,7 +50,7 @@ impl Image {
     }
 
     /// How many images there are, of `tokens` tokens each.
-    fn count(&self, tokens: usize) -> usize {
+    pub(super) fn count(&self, tokens: usize) -> usize {
         let first = self.tensor().shape().sizes().first().copied().unwrap_or(0);
         match self {
             Image::Pixels(_) => first,
@@ -307,14 +307,14 @@ impl Model {
     /// l2-normalised projections: image [B*Q,E] and text [B,E].
     pub(crate) fn contrastive_features(&self, pass: &Pass, m: &Merged) -> Result<(Tensor, Tensor)> {
         let images = m.hidden.slice_rows(0..m.layout.query_rows)?;
-        let image_feats = ops::l2_normalize(&self.vision_proj.forward(pass, &images)?)?;
+        let image_feats = ops::l2_normalize(&self.first()?.vision_proj.forward(pass, &images)?)?;
         let cls = if m.layout.last.is_some() {
             m.hidden.slice_rows(m.layout.query_rows..m.layout.query_rows + m.layout.text.len())?
         } else {
             let first: Vec<u32> = m.layout.text.iter().map(|r| r.start as u32).collect();
             ops::gather_rows(&m.hidden, &first)?
         };
-        Ok((image_feats, ops::l2_normalize(&self.text_proj.forward(pass, &cls)?)?))
+        Ok((image_feats, ops::l2_normalize(&self.first()?.text_proj.forward(pass, &cls)?)?))
     }
 
     /// sim_i2t and sim_t2i [B,B], divided by the temperature; each learns on its own side only.
@@ -334,7 +334,7 @@ impl Model {
         text: &Tensor,
         queries: Option<&[u32]>,
     ) -> Result<(Tensor, Tensor)> {
-        let (q, temp) = (self.config.num_query, pass.param(self.temp));
+        let (q, temp) = (self.config.num_query, pass.param(self.first()?.temp));
         let i2t = ops::max_similarity_of(image, &text.detach(), q, queries)?;
         let t2i = ops::transpose(&ops::max_similarity_of(&image.detach(), text, q, queries)?)?;
         Ok((ops::divide(&i2t, &temp)?, ops::divide(&t2i, &temp)?))
@@ -400,7 +400,7 @@ impl Model {
 
     /// Mean over a pair's queries of the matching head.     hidden [>= P*Q,C] -> [P,2]
     pub(super) fn itm_logits(&self, pass: &Pass, hidden: &Tensor, query_rows: usize) -> Result<Tensor> {
-        let logits = self.itm_head.forward(pass, &hidden.slice_rows(0..query_rows)?)?;
+        let logits = self.first()?.itm_head.forward(pass, &hidden.slice_rows(0..query_rows)?)?;
         ops::mean_rows(&logits, self.config.num_query)
     }
 

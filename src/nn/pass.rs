@@ -196,10 +196,15 @@ impl<'a> Pass<'a> {
 
     /// The dropout of a site in this step, if there is any.
     pub fn dropout(&self, site: u32) -> Option<Dropout> {
-        let plan = self.drop.filter(|d| d.p > 0.0)?;
+        self.dropout_of(site, self.drop?.p)
+    }
+
+    /// The same with a probability of its own.
+    pub fn dropout_of(&self, site: u32, p: f32) -> Option<Dropout> {
+        let plan = self.drop.filter(|_| p > 0.0)?;
         let stream = Stream { seed: plan.seed, step: plan.step, site: self.site.wrapping_add(site) };
         debug_assert!(self.drawn.borrow_mut().insert(stream.site), "two dropouts draw from site {site}");
-        Some(Dropout { p: plan.p, stream })
+        Some(Dropout { p, stream })
     }
 }
 

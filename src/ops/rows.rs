@@ -134,6 +134,28 @@ pub fn with_room(x: &Tensor, rows: usize) -> Result<Tensor> {
     })
 }
 
+/// Writes rows [n,C] over those of a table [R,C] from `at` on, in place. Nobody else may hold the table's memory on the CPU.
+pub fn put_rows(table: &mut Tensor, at: usize, rows: &Tensor) -> Result<()> {
+    let ((r, c), (n, width)) = (table.rows(), rows.rows());
+    if width != c || at + n > r {
+        return Err(Error::argument(
+            "put_rows",
+            "rows",
+            format!("at most {} of {c} columns", r.saturating_sub(at)),
+            rows.shape(),
+        ));
+    }
+    check_dtype("put_rows", table, &[("rows", rows)])?;
+    if let Some([to, from]) = arrays("put_rows", [&*table, rows])? {
+        return to.part(at * c..(at + n) * c)?.copy_from(&from);
+    }
+    on!(rows.dtype(), T => match table.data_mut::<T>() {
+        Some(to) => to[at * c..][..n * c].copy_from_slice(rows.data()),
+        None => return Err(Error::argument("put_rows", "table", "one that nobody shares", "a shared one")),
+    });
+    Ok(())
+}
+
 /// y `[C,R]` = x^T of `[R,C]`; dx = dy^T.
 pub fn transpose(x: &Tensor) -> Result<Tensor> {
     let (r, c) = x.rows();

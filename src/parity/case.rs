@@ -65,6 +65,11 @@ impl Case {
         serde_json::from_str(text).map_err(|e| wrong(e.to_string()))
     }
 
+    /// The same, or a default where the file has none.
+    pub fn meta_or<T: DeserializeOwned>(&self, key: &str, default: T) -> Result<T> {
+        if self.has_meta(key) { self.meta(key) } else { Ok(default) }
+    }
+
     pub fn has_meta(&self, key: &str) -> bool {
         self.weights.metadata().contains_key(key)
     }

@@ -111,13 +111,13 @@ fn as_they_chose(
 /// Arguments of transformers' `generate` as a case names them.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Run {
+pub(super) struct Run {
     num_beams: usize,
     max_length: usize,
     min_length: usize,
     repetition_penalty: f64,
     length_penalty: f64,
-    num_return_sequences: usize,
+    pub num_return_sequences: usize,
 }
 
 impl Default for Run {

@@ -9,6 +9,7 @@ mod case;
 mod compare;
 mod decode;
 mod images;
+mod stage2;
 pub mod text;
 pub mod tolerance;
 mod trace;
@@ -61,7 +62,8 @@ pub fn run(path: &Path, at: &Place) -> Result<Report> {
         Held::Exact
     } else {
         let config = case.config()?;
-        Held::of(&case, at, config.vit_depth + config.layers, || derived(&case, at.precision))?
+        let llm = if case.has_meta("llm") { stage2::llm(&case)?.layers } else { 0 };
+        Held::of(&case, at, config.vit_depth + config.layers + llm, || derived(&case, at.precision))?
     };
     let mut report = Report::new(path, &case.kind, held);
     compare_all(&case, at, &mut report)?;
@@ -79,8 +81,12 @@ fn compare_all(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         "features" => decode::features(case, at, report),
         "retrieval" => decode::retrieval(case, at, report),
         "images" => images::images(case, report),
+        "stage2" => stage2::stage2(case, at, report),
+        "stage2_train" => stage2::train(case, at, report),
+        "stage2_generate" => stage2::generate(case, at, report),
         other => {
-            let kinds = "vit, stage1, stage1_ids, train, generate, features, retrieval or images";
+            let kinds = "vit, stage1, stage1_ids, train, generate, features, retrieval, images, stage2, stage2_train or \
+                         stage2_generate";
             Err(Error::file("parity", &case.path, format!("a case of kind {kinds}"), other))
         }
     }
@@ -109,7 +115,12 @@ fn derived(case: &Case, precision: Precision) -> Result<BTreeMap<String, f64>> {
 
 /// Parameters as recorded. Names outside `needed` prefixes may be missing (a case of the image encoder has no Q-Former).
 fn set_up(case: &Case, at: &Place, train_vit: bool, needed: &[&str]) -> Result<Setup> {
-    let (model, specs) = Model::new(case.config()?, train_vit)?;
+    let (model, specs) = match case.has_meta("llm") {
+        true => {
+            Model::with_llm(case.config()?, stage2::llm(case)?, case.meta_or("prompt_length", 0)?, train_vit)?
+        }
+        false => Model::new(case.config()?, train_vit)?,
+    };
     let known: std::collections::HashSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
     if let Some(name) = case.names("weights.").find(|n| !known.contains(&n["weights.".len()..])) {
         return Err(Error::file("parity", &case.path, "weights of the case's configuration", name));
@@ -117,7 +128,8 @@ fn set_up(case: &Case, at: &Place, train_vit: bool, needed: &[&str]) -> Result<S
     let params = Params::new(specs.clone(), |spec| {
         let has = case.has(&format!("weights.{}", spec.name));
         if has || needed.iter().any(|p| spec.name.starts_with(p)) {
-            case.weight(spec, at.dtype)
+            let value = case.weight(spec, at.dtype)?;
+            model.llm().map_or(Ok(value.clone()), |llm| llm.arranged(&spec.name, value))
         } else {
             Ok(crate::tensor::Tensor::zeros(at.dtype, &spec.shape))
         }

@@ -45,7 +45,7 @@ pub(super) fn lines(case: &Case, t: &Trace, text: &[Vec<u32>], report: &mut Repo
 }
 
 /// Packed rows against a recorded [B,L,C]: sequence b is `parts[0][b]`, then `parts[1][b]`, ...; the rest is padding.
-fn rows(
+pub(super) fn rows(
     case: &Case,
     name: &str,
     ours: &Tensor,

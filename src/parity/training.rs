@@ -19,7 +19,7 @@ pub(super) fn compare(case: &Case, name: &str, ours: &Tensor, report: &mut Repor
 }
 
 /// The true gradient of a key bias is 0 (softmax ignores a constant): what is there is rounding noise.
-fn is_noise(name: &str) -> bool {
+pub(super) fn is_noise(name: &str) -> bool {
     name.ends_with("attention.self.key.bias")
 }
 
@@ -36,7 +36,13 @@ fn size_of_gradients(case: &Case) -> Result<f64> {
 }
 
 /// Gradients in the order backward reaches them: the last parameter first.
-fn gradients(case: &Case, params: &Params, grads: &Gradients, scale: f64, report: &mut Report) -> Result<()> {
+pub(super) fn gradients(
+    case: &Case,
+    params: &Params,
+    grads: &Gradients,
+    scale: f64,
+    report: &mut Report,
+) -> Result<()> {
     let size = size_of_gradients(case)?;
     let all: Vec<_> = params.iter().collect();
     for (id, spec, value) in all.into_iter().rev() {
@@ -130,7 +136,7 @@ fn dropout(case: &Case) -> Result<Option<DropoutPlan>> {
     Ok(Some(DropoutPlan { p, seed, step }))
 }
 
-fn are_finite(params: &Params, grads: &Gradients) -> Result<bool> {
+pub(super) fn are_finite(params: &Params, grads: &Gradients) -> Result<bool> {
     for (id, _, value) in params.iter() {
         let Some(g) = grads.get(id.0) else { continue };
         let all = Tensor::of_buffer(g.clone(), value.shape().sizes())?.to_f64()?;
@@ -182,20 +188,20 @@ pub fn stage1(case: &Case, at: &Place, profile: Profile, report: &mut Report) ->
 }
 
 #[derive(Deserialize)]
-struct Run {
+pub(super) struct Run {
     init_lr: f64,
     min_lr: f64,
     warmup_lr: f64,
     warmup_steps: u64,
     weight_decay: f64,
     max_epoch: u64,
-    steps_per_epoch: u64,
+    pub steps_per_epoch: u64,
     betas: [f64; 2],
     eps: f64,
 }
 
 /// The optimizer and the schedule of a run.
-fn optimizer(case: &Case, params: &Params) -> Result<(Run, Schedule, AdamW)> {
+pub(super) fn optimizer(case: &Case, params: &Params) -> Result<(Run, Schedule, AdamW)> {
     let run: Run = case.meta("run")?;
     let schedule = Schedule {
         init_lr: run.init_lr,
@@ -271,7 +277,7 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn losses_of_a_run(case: &Case, ours: &[f64], report: &mut Report) -> Result<()> {
+pub(super) fn losses_of_a_run(case: &Case, ours: &[f64], report: &mut Report) -> Result<()> {
     const WORST: &str = "outputs.losses, worst of a step (relative)";
     let recorded = case.f64s("outputs.losses")?;
     report.close("outputs.losses", case.shape("outputs.losses")?, ours, &recorded, 1e-3);

@@ -1,5 +1,6 @@
 //! Parameters from files: where a training, or the use of a model, starts. The rules are in [`crate::weights::start`].
 
+use super::llm::{LlmFolder, is_llm};
 use crate::nn::{self, Params, Spec, Value};
 use crate::tensor::{DType, HalfMatrix, Tensor};
 use crate::weights::start::{Plan, Want};
@@ -25,8 +26,22 @@ pub fn wants(specs: &[Spec]) -> Vec<Want> {
 /// The numbers of a plan made from [`wants`] of the same specifications; what is in no file starts from the seed. Frozen
 /// matrices that a file has in f16 stay f16; all else becomes `dtype`.
 pub fn params(specs: Vec<Spec>, plan: &Plan, dtype: DType, seed: u64) -> Result<Params> {
+    params_with(specs, plan, dtype, seed, None)
+}
+
+/// The same, and behind them the parameters of a language model.
+pub fn params_with(
+    specs: Vec<Spec>,
+    plan: &Plan,
+    dtype: DType,
+    seed: u64,
+    llm: Option<&LlmFolder>,
+) -> Result<Params> {
     let mut index = 0;
     Params::of_values(specs, |spec| {
+        if let Some(llm) = llm.filter(|_| is_llm(&spec.name)) {
+            return llm.value(spec).map(Value::Tensor);
+        }
         let i = index;
         index += 1;
         if plan.wants().get(i).is_none_or(|want| want.name != spec.name) {

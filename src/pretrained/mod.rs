@@ -10,21 +10,23 @@
 //! The folder appears, and is replaced, as a whole. Parts of two models are refused by name when it is opened; an image
 //! encoder other than the one a model was trained with, unless the caller says so.
 
+pub mod llm;
 pub mod load;
 pub mod parts;
 pub mod pictures;
 pub mod scores;
 
 use crate::files::{self, RealDisk};
-use crate::model::{Config, GenerateOptions, Images, Model};
+use crate::model::{AnswerProfile, Answering, Config, GenerateOptions, Images, Model};
 use crate::nn::{Params, Pass, Precision, Spec, Value};
 use crate::tensor::{DType, Device, Tensor};
-use crate::text::Tokenizer;
+use crate::text::{self, Tokenizer};
 use crate::vision::{self, Normalise, Picture};
 use crate::weights::names::VIT_HASH;
 use crate::weights::start::Plan;
 use crate::weights::{Dtype, Info, Set, VIT_FILE, Weights, write};
 use crate::{Error, Kind, Result};
+use llm::{LlmFolder, LlmPart, Second};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -41,6 +43,8 @@ pub struct Pretrained {
     pub params: Params,
     /// Captions to ids and back.
     pub tokenizer: Tokenizer,
+    /// Of a second stage: its language model's tokenizer, and what its folder says of the model.
+    pub second: Option<Second>,
     /// Of the numbers and the vocabulary: two models with the same one give the same features.
     pub identity: String,
 }
@@ -54,6 +58,8 @@ pub struct Opening {
     pub any_vit: bool,
     /// The image encoder is to be trained, too.
     pub train_vit: bool,
+    /// Where the language model of a second stage is, in place of where the folder says.
+    pub llm: Option<PathBuf>,
 }
 
 /// A caption of a picture.
@@ -77,11 +83,25 @@ impl Pretrained {
 
     /// Opens a model's folder, with other than the usual choices.
     pub fn open_with(folder: &Path, opening: &Opening) -> Result<Pretrained> {
-        let (text, config) = config_of(folder)?;
-        let tokenizer = Tokenizer::open(folder)?;
+        let (json, config, part) = config_of(folder)?;
+        let llm = part.as_ref().map(|p| LlmFolder::of_part(p, opening.llm.as_deref(), folder)).transpose()?;
+        // A second stage that came from elsewhere reads no words of its own.
+        let tokenizer = match &llm {
+            Some(_) if !folder.join("vocab.txt").exists() => {
+                let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(str::to_owned);
+                Tokenizer::new(special.to_vec(), text::Settings::default())?
+            }
+            _ => Tokenizer::open(folder)?,
+        };
         parts::check_vocabulary(folder, &config, tokenizer.len())?;
         let path = folder.join(MODEL_FILE);
-        let (model, specs) = Model::new(config, opening.train_vit)?;
+        let (model, specs) = match (&llm, &part) {
+            (Some(llm), Some(part)) => {
+                let prompt = llm.tokenizer.row(&part.prompt, "", config.max_txt_len)?.prompt;
+                Model::with_llm(config, llm.config.clone(), prompt, opening.train_vit)?
+            }
+            _ => Model::new(config, opening.train_vit)?,
+        };
         let weights = Weights::open(&path)?;
         let metadata = weights.metadata().clone();
         let mut sets = vec![];
@@ -90,7 +110,7 @@ impl Pretrained {
             sets.push(Set::open(vit)?);
         }
         sets.push(Set::of(vec![weights])?);
-        let plan = Plan::new(sets, load::wants(&specs), true)?;
+        let plan = Plan::new(sets, load::wants(&specs[..own(&specs)]), true)?;
         let found = vit_identity(&plan, metadata.get(VIT_HASH), opening.any_vit)?;
         if let Some((wanted, found)) = metadata.get(VIT_HASH).zip(found.as_ref()).filter(|(a, b)| a != b) {
             let want = format!("the image encoder it was trained with (blake3 {wanted})");
@@ -100,16 +120,17 @@ impl Pretrained {
         }
         parts::check_tensors(folder, &plan.report)?;
         if let Some(weights) = plan.sets().iter().flat_map(Set::files).find(|f| f.path() == path) {
-            parts::check_beside(folder, &text, &tokenizer, weights)?;
+            parts::check_beside(folder, &json, &tokenizer, weights)?;
         }
-        let params = load::params(specs, &plan, DType::F32, 0)?;
+        let params = load::params_with(specs, &plan, DType::F32, 0, llm.as_ref())?;
+        let second = llm.zip(part).map(|(llm, part)| Second { part, tokenizer: llm.tokenizer });
         let identity = match parts::whole(&metadata, found.as_deref()) {
             Some(identity) => identity,
             None => {
                 files::hash_file(&RealDisk, &path).map_err(|e| Error::io(OP, &path, &e))?.to_hex().to_string()
             }
         };
-        Ok(Pretrained { model, params, tokenizer, identity })
+        Ok(Pretrained { model, params, tokenizer, second, identity })
     }
 
     /// This model on a device.
@@ -124,6 +145,17 @@ impl Pretrained {
         model: &Model,
         params: &Params,
         tokenizer: &Tokenizer,
+        vit: Option<&Path>,
+    ) -> Result<()> {
+        Pretrained::save_stage(folder, model, params, (tokenizer, None), vit)
+    }
+
+    /// The same of a model that may have a language model, which stays where it is.
+    pub fn save_stage(
+        folder: &Path,
+        model: &Model,
+        params: &Params,
+        (tokenizer, llm): (&Tokenizer, Option<&LlmPart>),
         vit: Option<&Path>,
     ) -> Result<()> {
         parts::check_vocabulary(folder, &model.config, tokenizer.len())?;
@@ -142,7 +174,8 @@ impl Pretrained {
         let own: Vec<&str> = parts::PARTS.into_iter().chain(tokenizer.dictionary_name()).collect();
         files::write_folder(folder, &own, |staged| {
             tokenizer.save(staged)?;
-            let config = serde_json::to_vec_pretty(&model.config)
+            let json = config_json(&model.config, llm)?;
+            let config = serde_json::to_vec_pretty(&json)
                 .map_err(|e| Error::new(Kind::Write, OP).about(CONFIG_FILE).got(e))?;
             let path = staged.join(CONFIG_FILE);
             files::write_atomic(&RealDisk, &path, config.len() as u64, |w| w.write_all(&config))?;
@@ -150,9 +183,10 @@ impl Pretrained {
                 let file = staged.join(VIT_FILE);
                 beside.vit = Some(write_params(&file, params, of_vit, &BTreeMap::new(), VIT_HASH)?);
             }
-            let metadata = beside.metadata(&model.config)?;
+            let metadata = beside.metadata(&json)?;
             let file = staged.join(MODEL_FILE);
-            write_params(&file, params, |name| !of_vit(name), &metadata, parts::TENSORS).map(drop)
+            write_params(&file, params, |name| !of_vit(name) && !llm::is_llm(name), &metadata, parts::TENSORS)
+                .map(drop)
         })
     }
 
@@ -193,19 +227,115 @@ impl Pretrained {
         };
         Ok(found.into_iter().map(|all| all.into_iter().map(caption).collect()).collect())
     }
+
+    /// What a second stage says of pictures [B,3,S,S] behind a prompt each, best first.
+    pub fn answer(
+        &self,
+        pixels: &Tensor,
+        prompts: &[String],
+        (options, profile): (&GenerateOptions, AnswerProfile),
+        identities: &[u32],
+    ) -> Result<Vec<Vec<Caption>>> {
+        let Some(Second { tokenizer, .. }) = &self.second else {
+            return Err(Error::argument(
+                OP,
+                "model",
+                "one of stage 2, which has a language model",
+                "one of stage 1",
+            )
+            .fix("leave the prompt out, or give a model that was trained with --llm"));
+        };
+        let prompts: Vec<Vec<u32>> = prompts.iter().map(|p| tokenizer.prompt(p)).collect::<Result<_>>()?;
+        let end = tokenizer.end().ok_or_else(|| Error::argument(OP, "tokenizer", "an end token", "none"))?;
+        let inputs = self.model.llm_inputs_of_pictures(&self.params, pixels)?;
+        // The model never reads the token that a search starts from.
+        let bos = tokenizer.opening().unwrap_or(end);
+        let ask =
+            Answering { inputs: &inputs, prompts: &prompts, options, profile, bos, eos: end, identities };
+        let found = self.model.answers(&self.params, &ask)?;
+        if found.iter().flatten().any(|h| h.log_prob.is_nan() || h.score.is_nan()) {
+            return Err(Error::new(Kind::NonFinite, "caption")
+                .expected("probabilities of words")
+                .got("numbers that are not finite")
+                .fix("the model's numbers are too large: take an earlier checkpoint, or --dtype f32"));
+        }
+        let caption = |h: crate::model::Hypothesis| {
+            let text = tokenizer.decode(&h.ids)?.trim().to_string();
+            Ok(Caption { text, ids: h.ids, score: h.score, log_prob: h.log_prob })
+        };
+        found.into_iter().map(|all| all.into_iter().map(caption).collect()).collect()
+    }
+}
+
+/// The parameters of a second stage from a folder of a first (or of a second) one and a language model; what the folder lacks of
+/// the projection begins fresh.
+pub fn second_stage(folder: &Path, specs: Vec<Spec>, llm: &LlmFolder, seed: u64) -> Result<Params> {
+    let path = folder.join(MODEL_FILE);
+    let weights = Weights::open(&path)?;
+    let wanted = weights.metadata().get(VIT_HASH).cloned();
+    let mut sets =
+        parts::find_vit(folder, &weights)?.iter().map(|vit| Set::open(vit)).collect::<Result<Vec<_>>>()?;
+    sets.push(Set::of(vec![weights])?);
+    let plan = Plan::new(sets, load::wants(&specs[..own(&specs)]), true)?;
+    let found = vit_identity(&plan, wanted.as_ref(), false)?;
+    if let Some((wanted, found)) = wanted.zip(found).filter(|(a, b)| a != b) {
+        let want = format!("the image encoder it was trained with (blake3 {wanted})");
+        return Err(Error::file(OP, &path, want, format!("another ({found})")));
+    }
+    let fresh = |name: &&String| !name.starts_with(llm.config.projection());
+    let lists = [&plan.report.missing, &plan.report.lacking, &plan.report.fresh];
+    if let Some(name) = lists.into_iter().flatten().find(fresh) {
+        return Err(Error::file(OP, &path, format!("a tensor {name}"), "none")
+            .fix("start from a model directory, as qformer train and qformer convert make them"));
+    }
+    if let Some((name, want, got)) = plan.report.misshapen.first() {
+        return Err(Error::file(OP, &path, format!("{name} of {want:?}"), format!("{got:?}")).fix(
+            "a second stage begins with a first one, or with a second one for the same language model",
+        ));
+    }
+    load::params_with(specs, &plan, DType::F32, seed, Some(llm))
 }
 
 /// The sizes of the model in a folder.
 pub fn read_config(folder: &Path) -> Result<Config> {
-    config_of(folder).map(|(_, config)| config)
+    config_of(folder).map(|(_, config, _)| config)
 }
 
-/// The text of `config.json`, and the sizes in it.
-fn config_of(folder: &Path) -> Result<(String, Config)> {
+/// The keys of a `config.json`: sizes, and what is said of a language model.
+pub(crate) fn config_json(config: &Config, llm: Option<&LlmPart>) -> Result<serde_json::Value> {
+    let failed = |e: serde_json::Error| Error::new(Kind::Write, OP).about(CONFIG_FILE).got(e);
+    let mut json = serde_json::to_value(config).map_err(failed)?;
+    if let Some(part) = llm {
+        json["llm"] = serde_json::to_value(part).map_err(failed)?;
+    }
+    Ok(json)
+}
+
+/// What a second stage's folder says of its language model; None of a first stage's.
+pub fn llm_part(folder: &Path) -> Result<Option<LlmPart>> {
+    config_of(folder).map(|(_, _, part)| part)
+}
+
+/// How many of the parameters are the model's own; a language model's stand behind them.
+fn own(specs: &[Spec]) -> usize {
+    specs.iter().position(|s| llm::is_llm(&s.name)).unwrap_or(specs.len())
+}
+
+/// The text of `config.json`, the sizes in it, and what it says of a language model.
+fn config_of(folder: &Path) -> Result<(String, Config, Option<LlmPart>)> {
     let path = folder.join(CONFIG_FILE);
     let text = String::from_utf8_lossy(&files::read_regular(&path, MOST_CONFIG, OP)?).into_owned();
-    let config = Config::from_json(&text).map_err(|e| e.fix(format!("in {}", path.display())))?;
-    Ok((text, config))
+    let place = |e: Error| e.fix(format!("in {}", path.display()));
+    let wrong = |e: serde_json::Error| place(Error::argument(OP, "llm", "path, blake3 and prompt", e));
+    let (mut sizes, mut part) = (text.clone(), None);
+    if let Ok(serde_json::Value::Object(mut keys)) = serde_json::from_str(&text)
+        && let Some(llm) = keys.remove("llm")
+    {
+        part = Some(serde_json::from_value(llm).map_err(wrong)?);
+        sizes = serde_json::Value::Object(keys).to_string();
+    }
+    let config = Config::from_json(&sizes).map_err(place)?;
+    Ok((text, config, part))
 }
 
 /// The file of the image encoder of the model in a folder; None if `model.safetensors` itself holds it.

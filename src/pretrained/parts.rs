@@ -51,8 +51,8 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// What `model.safetensors` says of them.
-    pub fn metadata(self, config: &Config) -> Result<BTreeMap<String, String>> {
+    /// What `model.safetensors` says of them; `config`: the keys of `config.json`.
+    pub fn metadata(self, config: &impl serde::Serialize) -> Result<BTreeMap<String, String>> {
         let json = serde_json::to_string(config)
             .map_err(|e| Error::new(Kind::Write, OP).about(CONFIG_FILE).got(e))?;
         let mut all = BTreeMap::from([("format".to_string(), "qformer".to_string())]);

@@ -3,6 +3,7 @@
 use super::config::{Config, Length};
 use super::trainer::{Micro, Trainer};
 use crate::Result;
+use crate::model::llm::LlmConfig;
 use crate::model::{self, CLS, Image, Model, SEP};
 use crate::nn::{Params, Precision};
 use crate::ops;
@@ -32,6 +33,8 @@ pub struct Rehearsal {
 
 /// What the steps of a run have in common; `text` is the length of the longest caption in tokens.
 pub struct Run<'a> {
+    /// Of a second stage: its language model, the tokens of its prompt, and whether its layers are computed twice.
+    pub llm: Option<(&'a LlmConfig, usize, bool)>,
     pub config: &'a Config,
     pub sizes: &'a model::Config,
     pub length: Length,
@@ -76,9 +79,15 @@ impl Run<'_> {
     }
 
     fn step(&self, batch: usize) -> Result<Step> {
-        let Run { config, sizes, length, precision, text } = *self;
+        let Run { llm, config, sizes, length, precision, text } = *self;
         let device = Device::open(ENDLESS)?;
-        let (model, specs) = Model::new(sizes.clone(), config.trains_vit())?;
+        let (mut model, specs) = match llm {
+            Some((llm, prompt, _)) => {
+                Model::with_llm(sizes.clone(), llm.clone(), prompt, config.trains_vit())?
+            }
+            None => Model::new(sizes.clone(), config.trains_vit())?,
+        };
+        model.set_recompute(llm.is_some_and(|(_, _, recompute)| recompute));
         let params = Params::zeros(specs, &device, precision)?;
         let mut trainer = Trainer::new(model, params, config.options(length))?;
         let s = sizes.image_size;

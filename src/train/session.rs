@@ -19,7 +19,7 @@ use crate::files::{self, RealDisk, bytes};
 use crate::model::Model;
 use crate::model::Profile;
 use crate::nn::{self, Params, Precision};
-use crate::pretrained;
+use crate::pretrained::{self, llm::LlmPart};
 use crate::tensor::Device;
 use crate::text::Tokenizer;
 use crate::vision::Turn;
@@ -78,10 +78,13 @@ pub struct Job {
     precision: Precision,
     /// The longest caption in tokens.
     longest: usize,
+    /// Layers of a language model are computed twice.
+    recompute: bool,
 }
 
 /// What a job begins with: numbers of its model, what it is compared by, and where its run stands.
 struct Beginning {
+    llm: Option<LlmPart>,
     model: Model,
     params: Params,
     tokenizer: Arc<Tokenizer>,
@@ -119,17 +122,43 @@ impl Job {
         let start = Start::new(&config, &corpus, kept.as_deref())?;
         let length = config.length(corpus.order(&config)?.steps_per_epoch());
         check_length(&config, length, again)?;
-        let tokenize = start.tokenize();
+        let tokenize = start.tokenize(&config.prompt);
         let longest = corpus.captions().map(|c| tokenize(c).len()).max().unwrap_or(2);
         let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length);
-        let job = Job { aim, config, corpus, validation, start, length, plan, device, precision, longest };
+        let job = Job {
+            aim,
+            config,
+            corpus,
+            validation,
+            start,
+            length,
+            plan,
+            device,
+            precision,
+            longest,
+            recompute: false,
+        };
         job.note_repeats(watch)?;
-        Ok(job)
+        job.recompute()
+    }
+
+    /// Settles whether layers of a language model are computed twice: as it was said, or where a GPU would not hold them.
+    fn recompute(mut self) -> Result<Job> {
+        self.recompute = self.config.recompute == Some(true) && self.start.llm.is_some();
+        let (Device::Gpu(gpu), None, true) = (&self.device, self.config.recompute, self.start.llm.is_some())
+        else {
+            return Ok(self);
+        };
+        if let Some(memory) = gpu.memory().map(|m| m.usable) {
+            self.recompute = self.steps().rehearse(None, false)?.peak > memory;
+        }
+        Ok(self)
     }
 
     /// What doctor finds in such a data set: right captions that count as wrong ones.
     fn note_repeats(&self, watch: &dyn Watch) -> Result<()> {
-        if self.config.profile != Profile::LavisDiagonal || self.aim == Aim::Export {
+        let no_contrast = self.start.llm.is_some();
+        if self.config.profile != Profile::LavisDiagonal || self.aim == Aim::Export || no_contrast {
             return Ok(());
         }
         let order = self.corpus.order(&self.config)?;
@@ -198,7 +227,8 @@ impl Job {
     /// What is rehearsed of a run on a GPU.
     fn steps(&self) -> rehearsal::Run<'_> {
         let (config, sizes, length) = (&self.config, &self.start.model.config, self.length);
-        rehearsal::Run { config, sizes, length, precision: self.precision, text: self.longest }
+        let llm = self.start.llm.as_ref().map(|llm| (&llm.config, self.start.prompt, self.recompute));
+        rehearsal::Run { llm, config, sizes, length, precision: self.precision, text: self.longest }
     }
 
     /// Asks a GPU for the memory of a step of the longest captions, so that none will ask for more; says so if that may not
@@ -219,7 +249,7 @@ impl Job {
         Loading {
             device: self.device.clone(),
             corpus: Arc::clone(corpus),
-            tokenize: self.start.tokenize(),
+            tokenize: self.start.tokenize(&self.config.prompt),
             image_size: self.start.model.config.image_size,
             turn: Turn::upright(self.start.model.config.exif_orientation),
             seed: self.config.seed,
@@ -254,6 +284,7 @@ impl Job {
     /// Reads the numbers that the job begins with, and refuses a run in the folder that is another's.
     fn begin(self, out: &Path, watch: &dyn Watch) -> Result<Beginning> {
         let Job { config, corpus, start, length, precision, .. } = self;
+        let llm = start.part(&config)?;
         let (model, params, tokenizer) = start.fill(&config)?;
         let vocabulary = tokenizer.fingerprint();
         let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary, precision);
@@ -264,7 +295,7 @@ impl Job {
             state::check_finite(loaded)?;
             note_instructions(loaded, &self.device, watch);
         }
-        Ok(Beginning { model, params, tokenizer, identity, newest })
+        Ok(Beginning { llm, model, params, tokenizer, identity, newest })
     }
 
     pub fn train(self, out: &Path, watch: &mut dyn Watch) -> Result<Outcome> {
@@ -287,9 +318,12 @@ impl Job {
             (self.config.clone(), self.length, self.device.clone(), self.precision);
         let corpus = Arc::clone(&self.corpus);
         let before = checkpoint::steps(&RealDisk, &out.join(run::CHECKPOINTS))?;
-        let Beginning { model, params, tokenizer, identity, newest } = self.begin(out, watch)?;
+        let recompute = self.recompute;
+        let Beginning { llm, model: mut laid_out, params, tokenizer, identity, newest } =
+            self.begin(out, watch)?;
+        laid_out.set_recompute(recompute);
         let params = params.to(&device, precision)?;
-        let mut trainer = Trainer::new(model, params, config.options(length))?;
+        let mut trainer = Trainer::new(laid_out, params, config.options(length))?;
         let model = out.join(MODEL);
         let ended = |ending, step| Outcome { ending, step, whole: length.whole, model: model.clone() };
         let state = newest.map_or_else(|| Ok(State::default()), |l| state::restore(&mut trainer, l))?;
@@ -319,7 +353,8 @@ impl Job {
         if resume {
             write_settings(out, &config)?; // they may ask for more steps than before
         }
-        start::export(&model, &config, &outcome.trainer.model, &outcome.trainer.params, &tokenizer)?;
+        let own = (&*tokenizer, llm.as_ref());
+        start::export(&model, &config, &outcome.trainer.model, &outcome.trainer.params, own)?;
         if outcome.bad > 0 {
             let list = out.join(run::BAD);
             let list = list.display();
@@ -331,7 +366,7 @@ impl Job {
     /// Writes the model of the newest checkpoint.
     pub fn export(self, out: &Path, watch: &dyn Watch) -> Result<Outcome> {
         let (config, length) = (self.config.clone(), self.length);
-        let Beginning { model, params, tokenizer, newest, .. } = self.begin(out, watch)?;
+        let Beginning { llm, model, params, tokenizer, newest, .. } = self.begin(out, watch)?;
         let newest = newest.ok_or_else(|| {
             Error::argument("export", out.display().to_string(), "a run with a checkpoint", "none")
                 .fix("train first")
@@ -339,7 +374,8 @@ impl Job {
         let mut trainer = Trainer::new(model, params, config.options(length))?;
         state::restore(&mut trainer, newest)?;
         let directory = out.join(MODEL);
-        start::export(&directory, &config, &trainer.model, &trainer.params, &tokenizer)?;
+        let own = (&*tokenizer, llm.as_ref());
+        start::export(&directory, &config, &trainer.model, &trainer.params, own)?;
         let (step, whole) = (trainer.step, length.whole);
         Ok(Outcome { ending: Ending::Trained, step, whole, model: directory })
     }
@@ -433,7 +469,7 @@ fn absolute(config: &Config) -> Result<Config> {
     let mut config = config.clone();
     let data = config.data.iter_mut().chain(&mut config.validation);
     let data = data.flat_map(|d| [&mut d.images, &mut d.captions]);
-    let own = [&mut config.out, &mut config.start, &mut config.vocab, &mut config.cache];
+    let own = [&mut config.out, &mut config.start, &mut config.llm, &mut config.vocab, &mut config.cache];
     for path in data.chain(own).flatten() {
         *path = std::path::absolute(&*path).map_err(|e| Error::io("train", &*path, &e))?;
     }

@@ -2,17 +2,22 @@
 
 use super::config::Config;
 use super::corpus::{Corpus, Tokenize};
-use crate::Result;
 use crate::model::Model;
 use crate::nn::{self, Params, Spec};
+use crate::pretrained::llm::{LlmFolder, LlmPart};
 use crate::pretrained::{self, Opening, Pretrained};
 use crate::tensor::DType;
-use crate::text::{Settings, Tokenizer, vocabulary};
+use crate::text::{Settings, Tokenizer, clean_caption, vocabulary};
+use crate::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
 
 /// A model laid out but not filled: what a plan needs.
 pub struct Start {
+    /// Of a second stage: the language model, and how many tokens of every caption are its prompt's.
+    pub llm: Option<Arc<LlmFolder>>,
+    pub prompt: usize,
+    seed: u64,
     pub tokenizer: Arc<Tokenizer>,
     pub model: Model,
     pub specs: Vec<Spec>,
@@ -39,18 +44,62 @@ impl Start {
         let folder = directory.or(kept).or(config.vocab.as_deref()).unwrap_or(Path::new(""));
         pretrained::parts::check_vocabulary(folder, &sizes, tokenizer.len())?;
         config.check_sizes(&sizes)?;
-        let (model, specs) = Model::new(sizes, config.trains_vit())?;
-        Ok(Start { tokenizer: Arc::new(tokenizer), model, specs })
+        let Some(path) = &config.llm else {
+            let (model, specs) = Model::new(sizes, config.trains_vit())?;
+            return Ok(Start {
+                llm: None,
+                prompt: 0,
+                seed: config.seed,
+                tokenizer: Arc::new(tokenizer),
+                model,
+                specs,
+            });
+        };
+        let mut llm = LlmFolder::open(path)?;
+        llm.config.dropout[0] = config.llm_dropout.unwrap_or(llm.config.dropout[0]);
+        sizes.max_txt_len = config.sizes.get("max_txt_len").copied().unwrap_or(sizes.max_txt_len);
+        sizes.check()?;
+        let prompt = llm.tokenizer.row(&config.prompt, "", sizes.max_txt_len)?.prompt;
+        let (model, specs) = Model::with_llm(sizes, llm.config.clone(), prompt, config.trains_vit())?;
+        Ok(Start {
+            llm: Some(Arc::new(llm)),
+            prompt,
+            seed: config.seed,
+            tokenizer: Arc::new(tokenizer),
+            model,
+            specs,
+        })
     }
 
-    pub fn tokenize(&self) -> Tokenize {
+    /// What a second stage's folder says of its language model.
+    pub fn part(&self, config: &Config) -> Result<Option<LlmPart>> {
+        let part = |llm: &Arc<LlmFolder>| -> Result<LlmPart> {
+            let failed = |e: std::io::Error| Error::io("train", &llm.path, &e);
+            let path = llm.path.canonicalize().map_err(failed)?;
+            Ok(LlmPart { path, blake3: llm.hash()?, prompt: config.prompt.clone() })
+        };
+        self.llm.as_ref().map(part).transpose()
+    }
+
+    /// Captions to ids; `prompt` stands before each that a language model reads.
+    pub fn tokenize(&self, prompt: &str) -> Tokenize {
+        let prompt = prompt.to_owned();
         let (tokenizer, length) = (Arc::clone(&self.tokenizer), self.model.config.max_txt_len);
+        if let Some(llm) = self.llm.clone() {
+            // A caption that cannot be read is refused as one without tokens.
+            let row = move |caption: &str| llm.tokenizer.row(&prompt, &clean_caption(caption), length);
+            return Arc::new(move |caption| row(caption).map_or_else(|_| Vec::new(), |row| row.ids));
+        }
         Arc::new(move |caption| tokenizer.caption(caption, length))
     }
 
     /// The model with the numbers it begins with.
     pub fn fill(self, config: &Config) -> Result<(Model, Params, Arc<Tokenizer>)> {
         match &config.start {
+            Some(directory) if self.llm.is_some() => {
+                let params = self.second(directory)?;
+                Ok((self.model, params, self.tokenizer))
+            }
             Some(directory) => {
                 let opening = Opening { train_vit: config.trains_vit(), ..Opening::default() };
                 let Pretrained { model, params, .. } = Pretrained::open_with(directory, &opening)?;
@@ -62,6 +111,13 @@ impl Start {
             }
         }
     }
+
+    /// The numbers of a second stage: the query side of a first stage's folder (or all of a second's), a projection that begins
+    /// fresh unless it is there, and the language model.
+    fn second(&self, directory: &Path) -> Result<Params> {
+        let llm = self.llm.as_deref().ok_or_else(|| Error::argument("train", "llm", "a folder", "none"))?;
+        pretrained::second_stage(directory, self.specs.clone(), llm, self.seed)
+    }
 }
 
 /// Writes the model directory of a run. A frozen image encoder stays where it is, named in the directory.
@@ -70,9 +126,9 @@ pub fn export(
     config: &Config,
     model: &Model,
     params: &Params,
-    tokenizer: &Tokenizer,
+    own: (&Tokenizer, Option<&LlmPart>),
 ) -> Result<()> {
     let frozen = config.start.as_deref().filter(|_| !config.trains_vit());
     let vit = frozen.map(pretrained::vit_file).transpose()?.flatten();
-    Pretrained::save(directory, model, params, tokenizer, vit.as_deref())
+    Pretrained::save_stage(directory, model, params, own, vit.as_deref())
 }

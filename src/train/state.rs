@@ -68,7 +68,7 @@ pub fn settings(
     if let Some(c) = config.cache() {
         all["cache"] = json!({ "views": c.views, "dtype": c.storage.name() });
     }
-    // Only where it is another than that of all runs that do not speak of it.
+    // Only where they are others than those of all runs that do not speak of them.
     if precision.vit_gelu != Gelu::Exact {
         all["vit_gelu"] = precision.vit_gelu.name().into();
     }

@@ -60,6 +60,13 @@ impl Model {
     ) -> Result<()> {
         let tape = Tape::new();
         let pass = Pass::training(params, &tape, plan.drop).at_site(site);
+        if self.llm().is_some() {
+            let loss = self.stage2(&pass, batch, None)?;
+            tape.backward(&loss, share * plan.scale, grads)?;
+            let loss = loss.item()?;
+            sum.add(share, [loss, 0.0, 0.0, loss], [0.0; 4]);
+            return Ok(());
+        }
         let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
         let out = self.stage1(&pass, batch, plan.profile, sampling, None)?;
         tape.backward(&out.loss, share * plan.scale, grads)?;

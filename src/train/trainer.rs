@@ -128,7 +128,12 @@ impl Trainer {
         let (seed, step) = (self.options.seed, self.step as u32);
         StepPlan {
             profile: self.options.profile,
-            drop: (self.options.dropout > 0.0).then_some(DropoutPlan { p: self.options.dropout, seed, step }),
+            // A language model has a dropout of its own.
+            drop: (self.options.dropout > 0.0 || self.model.llm().is_some()).then_some(DropoutPlan {
+                p: self.options.dropout,
+                seed,
+                step,
+            }),
             seed,
             step,
             scale: self.scale.scale,
@@ -252,6 +257,9 @@ impl Trainer {
                 batches.iter().enumerate().try_for_each(|(i, b)| {
                     let site = sites::micro_batch(i);
                     let pass = Pass::untracked(&self.params, plan.drop).at_site(site);
+                    if self.model.llm().is_some() {
+                        return self.model.stage2(&pass, b, None).map(drop);
+                    }
                     let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
                     self.model.stage1(&pass, b, plan.profile, sampling, None).map(drop)
                 })

@@ -41,7 +41,9 @@ pub fn evaluate(trainer: &Trainer, on: &Validation) -> Result<EvaluationLine> {
         let some = batch_losses(trainer, &micro, sites::micro_batch(i))?;
         losses.iter_mut().zip(some).for_each(|(sum, x)| *sum += n as f64 * x);
         pictures += n;
-        features.add(trainer, &micro)?;
+        if trainer.model.llm().is_none() {
+            features.add(trainer, &micro)?;
+        }
     }
     if pictures == 0 {
         return Err(Error::new(Kind::Data, "evaluate")
@@ -51,7 +53,10 @@ pub fn evaluate(trainer: &Trainer, on: &Validation) -> Result<EvaluationLine> {
             .fix("check it with qformer doctor"));
     }
     let [loss, itc, itm, lm] = losses.map(|x| x / pictures as f64);
-    let recall = features.recall(&trainer.model)?;
+    let recall = match trainer.model.llm() {
+        Some(_) => metrics::Recall::default(),
+        None => features.recall(&trainer.model)?,
+    };
     Ok(EvaluationLine {
         kind: "evaluation",
         step: trainer.step,
@@ -77,6 +82,10 @@ fn batch_losses(trainer: &Trainer, micro: &Micro, site: u32) -> Result<[f64; 4]>
     let pass = Pass::inference(&trainer.params);
     let batch =
         model::Batch { image: micro.image.clone(), text: &micro.text, image_id: micro.image_id.as_deref() };
+    if trainer.model.llm().is_some() {
+        let loss = trainer.model.stage2(&pass, &batch, None)?.item()?;
+        return Ok([loss, 0.0, 0.0, loss]);
+    }
     let sampling = Sampling::Draw { seed: trainer.options.seed, step: u32::MAX, site };
     let out = trainer.model.stage1(&pass, &batch, trainer.options.profile, sampling, None)?;
     Ok([out.loss.item()?, out.itc.item()?, out.itm.item()?, out.lm.item()?])

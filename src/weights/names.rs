@@ -110,7 +110,7 @@ pub fn meaning(naming: Naming, name: &str) -> Meaning {
 }
 
 fn lavis(name: String) -> Meaning {
-    let stage2 = ["t5_model.", "t5_proj.", "opt_model.", "opt_proj.", "llm_model.", "llm_proj."];
+    let stage2 = ["t5_model.", "t5_proj.", "opt_model.", "llm_model."];
     let unused_heads = ["visual_encoder.norm.", "visual_encoder.fc_norm.", "visual_encoder.head."];
     if let Some((_, twin)) = TWINS.iter().find(|(twin, _)| *twin == name) {
         return Meaning::Twin((*twin).to_string());

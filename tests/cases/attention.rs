@@ -3,7 +3,7 @@
 use super::dropout;
 use super::harness::{Case, Input, Rng, distance, gradient_of, prove, prove_one, t};
 use qformer::device::Real;
-use qformer::ops::{Heads, Segment, Segments};
+use qformer::ops::{Grouped, Heads, Segment, Segments};
 use qformer::tensor::{Dropout, Stream, Tensor};
 use qformer::{Result, ops};
 use std::ops::Range;
@@ -11,6 +11,8 @@ use std::ops::Range;
 #[derive(Debug)]
 struct Attention {
     heads: usize,
+    /// Query heads of a key head.
+    group: usize,
     d: usize,
     /// Query and key rows.
     rows: [usize; 2],
@@ -56,8 +58,10 @@ fn segments(rng: &mut Rng, q: usize, k: usize) -> Vec<Segment> {
 }
 
 fn draw(rng: &mut Rng) -> Attention {
-    let (heads, d) = (rng.pick(&[1, 1, 2, 3]), rng.pick(&[1, 2, 3, 5, 8, 16]));
-    let c = heads * d;
+    let (key_heads, d) = (rng.pick(&[1, 1, 2, 3]), rng.pick(&[1, 2, 3, 5, 8, 16]));
+    let group = rng.pick(&[1, 1, 1, 2, 3]);
+    let heads = key_heads * group;
+    let (c, kc) = (heads * d, key_heads * d);
     // Three tensors, one for keys and values, or one for all; then all have as many rows as one another.
     let kind = rng.below(3);
     let q = rng.pick(&[0, 1, 2, 3, 5, 7, 12]);
@@ -67,10 +71,10 @@ fn draw(rng: &mut Rng) -> Attention {
             let more = [0, 1, 2].map(|_| rng.pick(&[0, 0, 1, 4]));
             // One of them ends with its heads: that gives the head size.
             let (column, rest) = (more, [0, rng.below(2), rng.below(3)]);
-            ([0, 1, 2], column, (0..3).map(|i| column[i] + c + rest[i]).collect())
+            ([0, 1, 2], column, (0..3).map(|i| column[i] + if i == 0 { c } else { kc } + rest[i]).collect())
         }
-        1 => ([0, 1, 1], [0, 0, c], vec![c, 2 * c]),
-        _ => ([0, 0, 0], [c, 0, 2 * c], vec![3 * c]),
+        1 => ([0, 1, 1], [0, 0, kc], vec![c, 2 * kc]),
+        _ => ([0, 0, 0], [kc, 0, kc + c], vec![2 * kc + c]),
     };
     let rows = |tensor: usize| if tensor == 0 { q } else { k };
     let values = (0..widths.len()).map(|i| rng.values(rows(i) * widths[i])).collect();
@@ -78,6 +82,7 @@ fn draw(rng: &mut Rng) -> Attention {
     let scale = rng.pick(&[1.0, 0.5, (d as f64).powf(-0.5)]);
     Attention {
         heads,
+        group,
         d,
         rows: [q, k],
         segments: segments(rng, q, k),
@@ -100,7 +105,9 @@ impl Attention {
     fn run_with(&self, x: &[Tensor], segments: Vec<Segment>) -> Result<Tensor> {
         let segments = Segments::new(segments, self.rows[0], self.rows[1])?;
         let heads = [0, 1, 2].map(|i| Heads { tensor: &x[self.place[i]], column: self.column[i] });
-        ops::attention(heads, &segments, self.heads, self.scale, self.drop)
+        let key_heads = self.heads / self.group;
+        let grouped = Grouped { heads: self.heads, key_heads, size: self.d };
+        ops::grouped_attention(heads, &segments, grouped, self.scale, self.drop)
     }
 }
 
@@ -129,7 +136,7 @@ impl Case for Attention {
                     let seen = Self::seen(s, i);
                     let score = |key: usize| {
                         let dot = (0..d).fold(T::ZERO, |sum, j| {
-                            sum + element(0, row, head, j) * element(1, key, head, j)
+                            sum + element(0, row, head, j) * element(1, key, head / self.group, j)
                         });
                         (dot * T::of(self.scale)).exp()
                     };
@@ -139,7 +146,8 @@ impl Case for Attention {
                         let number = ((row * h + head) << 16) + position;
                         let m = self.drop.map_or(1.0, |drop| dropout::factor(drop, number as u64));
                         for j in 0..d {
-                            y[(row * h + head) * d + j] += *e / total * T::of(m) * element(2, *key, head, j);
+                            y[(row * h + head) * d + j] +=
+                                *e / total * T::of(m) * element(2, *key, head / self.group, j);
                         }
                     }
                 }
@@ -165,6 +173,7 @@ fn many_keys() {
         let segments = vec![segment(0..1, 0..1203, 0..0, false), segment(1..3, 600..1199, 3..560, true)];
         let case = Attention {
             heads: 2,
+            group: 1,
             d: 2,
             rows: [q, k],
             segments,
@@ -187,6 +196,7 @@ fn pictures() {
     let segment = |q: Range<usize>, a: Range<usize>| Segment { q, a, b: 0..0, causal: false };
     let one = Attention {
         heads: 1,
+        group: 1,
         d: 88,
         rows: [257; 2],
         segments: vec![segment(0..257, 0..257)],
@@ -200,6 +210,7 @@ fn pictures() {
     prove_one(&one, 0, &mut rng);
     let two = Attention {
         heads: 2,
+        group: 1,
         d: 64,
         rows: [96, 300],
         segments: vec![segment(0..32, 150..300), segment(32..64, 0..150), segment(64..96, 150..300)],
@@ -211,6 +222,31 @@ fn pictures() {
         drop: Some(Dropout { p: 0.1, stream: Stream { seed: 5, step: 2, site: 1 } }),
     };
     prove_one(&two, 0, &mut rng);
+}
+
+/// Head sizes of language models, with one and several query heads to a key head, causal: two samples of 40 and 35 rows.
+#[test]
+fn heads_of_language_models() {
+    let mut rng = Rng::new(79);
+    let sizes = [(64, 4), (80, 1), (96, 2), (112, 2), (128, 3), (160, 2), (40, 2), (136, 1)];
+    for (n, (d, group)) in sizes.into_iter().enumerate() {
+        let (q, k) = (group * d, d);
+        let segment = |rows: Range<usize>| Segment { q: rows.clone(), a: 0..0, b: rows, causal: true };
+        let case = Attention {
+            heads: group,
+            group,
+            d,
+            rows: [75; 2],
+            segments: vec![segment(0..40), segment(40..75)],
+            place: [0, 1, 2],
+            column: [0; 3],
+            widths: vec![q, k, k],
+            values: vec![rng.values(75 * q), rng.values(75 * k), rng.values(75 * k)],
+            scale: (d as f64).powf(-0.5),
+            drop: (n == 4).then_some(Dropout { p: 0.1, stream: Stream { seed: 5, step: 2, site: 1 } }),
+        };
+        prove_one(&case, 0, &mut rng);
+    }
 }
 
 /// Segments that share keys are one group; a chain of overlaps, first and last of which share nothing, is too.
@@ -228,6 +264,7 @@ fn overlapping_keys_add_up() {
     ] {
         let case = Attention {
             heads: 1,
+            group: 1,
             d: c,
             rows: [q, k],
             segments,

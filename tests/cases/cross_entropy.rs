@@ -240,3 +240,100 @@ fn right_answers_are_the_first_largest() {
         assert_eq!(share(&x, [1, 2, 0, 0], 3), 0.75);
     }
 }
+
+/// The loss of rows through a frozen head.
+#[derive(Debug)]
+struct HeadLoss {
+    rows: usize,
+    width: usize,
+    vocab: usize,
+    h: Vec<f64>,
+    weight: Vec<f64>,
+    classes: Vec<u32>,
+}
+
+fn draw_head(rng: &mut Rng) -> HeadLoss {
+    let (rows, width, vocab) = (rng.rows(), rng.size(), rng.pick(&[1, 2, 7, 16, 33, 61]));
+    let (h, weight) = (rng.values(rows * width), rng.values(vocab * width));
+    HeadLoss { rows, width, vocab, h, weight, classes: rng.ids(rows, vocab) }
+}
+
+impl Case for HeadLoss {
+    fn inputs(&self) -> Vec<Input> {
+        vec![Input::new(&[self.rows, self.width], self.h.clone())]
+    }
+
+    fn run(&self, x: &[Tensor]) -> Result<Tensor> {
+        // As exact in f64, and what 16 bits make of it where x is in 16 bits.
+        let weight =
+            Tensor::of(x[0].dtype(), &self.weight, &[self.vocab, self.width]).unwrap().like(&x[0])?;
+        ops::head_loss(&x[0], &weight, &self.classes)
+    }
+
+    fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>) {
+        let mut loss = T::ZERO;
+        for (row, class) in x[0].chunks(self.width).zip(&self.classes) {
+            let logits: Vec<T> = (self.weight.chunks(self.width))
+                .map(|w| row.iter().zip(w).fold(T::ZERO, |sum, (x, w)| sum + *x * T::of(*w)))
+                .collect();
+            let sum = logits.iter().fold(T::ZERO, |sum, x| sum + x.exp());
+            loss += sum.ln() - logits[*class as usize];
+        }
+        (vec![], vec![loss / T::of(self.rows.max(1) as f64)])
+    }
+
+    /// The weight is no input, so that kernels in 16 bits would be given another one than the definition.
+    fn on_gpu(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn head_loss_equals_its_definition_and_differences() {
+    prove(draw_head);
+}
+
+/// The same as a dense layer and its loss on the GPU's kernels, in every storage, many rows at once and few.
+#[test]
+fn head_loss_on_the_kernels() {
+    let Some(device) = super::harness::device() else { return };
+    let mut rng = Rng::new(91);
+    for (rows, width, vocab) in [(37, 24, 61), (5, 16, 32), (1, 8, 3)] {
+        let case = HeadLoss {
+            rows,
+            width,
+            vocab,
+            h: rng.values(rows * width),
+            weight: rng.values(vocab * width),
+            classes: rng.ids(rows, vocab),
+        };
+        for storage in [Storage::F32, Storage::F16, Storage::BF16] {
+            let both = |f: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>| {
+                let on = |v: &[f64], shape: &[usize]| {
+                    Tensor::of(DType::F32, v, shape).unwrap().to(device, storage).unwrap()
+                };
+                let (tape, mut grads) = (Tape::new(), Gradients::new());
+                let h = tape.leaf(&on(&case.h, &[rows, width]), 0);
+                let loss = f(&h, &on(&case.weight, &[vocab, width])).unwrap();
+                tape.backward(&loss, 3.0, &mut grads).unwrap();
+                let g = Tensor::of_buffer(grads.get(0).unwrap().clone(), &[rows, width]).unwrap();
+                (loss.item().unwrap(), g.to_f64().unwrap())
+            };
+            let classes: Vec<Option<u32>> = case.classes.iter().map(|c| Some(*c)).collect();
+            let (a, da) = both(&|h, w| ops::head_loss(h, w, &case.classes));
+            let (b, db) = both(&|h, w| {
+                let logits = ops::linear(h, ops::Weight::Dense(w, None), ops::Options::default())?;
+                ops::cross_entropy(&logits, Targets::Classes(&classes, 0.0))
+            });
+            // A few roundings of logits and of their gradients, of terms up to 5.
+            let unit = match storage {
+                Storage::F32 => 1e-6,
+                Storage::F16 => 2f64.powi(-11),
+                _ => 2f64.powi(-8),
+            };
+            assert!((a - b).abs() <= 8.0 * unit * (1.0 + b.abs()), "{storage:?}: {a}, {b}");
+            let size = db.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+            assert!(distance(&da, &db) <= 16.0 * unit * size, "{storage:?}: {}", distance(&da, &db));
+        }
+    }
+}

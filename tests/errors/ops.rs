@@ -308,7 +308,10 @@ fn attention_of_rows() {
         let want = format!("attend_rows: heads: expected a divisor of 4 columns, got {heads}");
         assert_eq!(said(&q, &k, &k, &lists, heads, 1.0), want);
     }
-    assert_eq!(said(&q, &t(&[3, 6]), &k, &lists, 2, 1.0), "attend_rows: k: expected [3, 4], got [3, 6]");
+    assert_eq!(
+        said(&q, &t(&[3, 6]), &k, &lists, 2, 1.0),
+        "attend_rows: k: expected heads of 2 columns, as many as divide 2, got [3, 6]"
+    );
     assert_eq!(said(&q, &k, &t(&[2, 4]), &lists, 2, 1.0), "attend_rows: v: expected [3, 4], got [2, 4]");
     assert_eq!(said(&q, &k, &single(&[3, 4]), &lists, 2, 1.0), "attend_rows: v: expected f64, got f32");
     assert_eq!(

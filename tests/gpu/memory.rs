@@ -55,7 +55,14 @@ fn no_step_asks_for_memory() {
         let entries: Vec<_> = text.iter().map(|e| yaml::assignment(e).unwrap()).collect();
         let settings = config::Config::from_entries(&entries).unwrap();
         let length = Length { steps: 100, whole: 100, steps_per_epoch: 100, max_epoch: 1, warmup_steps: 10 };
-        let run = Run { config: &settings, sizes: &sizes, length, precision: Precision::BF16, text: LONGEST };
+        let run = Run {
+            llm: None,
+            config: &settings,
+            sizes: &sizes,
+            length,
+            precision: Precision::BF16,
+            text: LONGEST,
+        };
         let held = run.rehearse(None, false).unwrap().held;
         assert!(held[0][1] > 2 << 30 && held[1][1] > 100 << 20, "{held:?}");
         for reserved in [true, false] {

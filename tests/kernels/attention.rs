@@ -57,7 +57,11 @@ fn suffix<T: Storage>(d: usize) -> String {
     let size = match d {
         64 | 88 => d,
         ..=32 => 32,
-        _ => 128,
+        33..=80 => 80,
+        81..=96 => 96,
+        97..=112 => 112,
+        113..=128 => 128,
+        _ => 160,
     };
     if size_of::<T>() == 4 { "f32".into() } else { format!("{}_d{size}", T::NAME) }
 }
@@ -106,13 +110,15 @@ fn kernels<T: Storage>(c: &Case, x: &Inputs<T>, before: Option<&[T]>, schedule: 
     };
     let operands = operands.concat();
     let last = [&[(c.d as i32).into(), c.scale.into()][..], &drop_args(c.drop)].concat();
+    // A key head for every query head: groups are the cases' of tests/ops.rs.
+    let alone = [Arg::from(1i32)];
     let tables = [Arg::from(&blocks), (&strips).into()];
     let own = [Arg::from(&y), (&lse).into()];
     if c.whole {
         assert!(plan.most_keys <= 264);
         let (y_of_tiles, of_tiles) = (fresh::<T>(c.q_rows * w), fresh::<f32>(n));
         let own_of_tiles = [Arg::from(&y_of_tiles), (&of_tiles).into()];
-        go("fwd", plan.blocks.len(), plan.warps, &[&operands, &own_of_tiles, &tables, &last]);
+        go("fwd", plan.blocks.len(), plan.warps, &[&operands, &own_of_tiles, &tables, &last, &alone]);
         let [sets, members] = [&plan.sets, &plan.members].map(|t| on_device::<Entry>(t));
         let tables = [Arg::from(&sets), (&members).into(), (&strips).into()];
         go("whole", plan.sets.len(), 4, &[&operands, &own, &tables, &last[1..]]);
@@ -122,7 +128,7 @@ fn kernels<T: Storage>(c: &Case, x: &Inputs<T>, before: Option<&[T]>, schedule: 
             assert!(same, "lse of {c:?}: {a}, and {b} tile by tile");
         }
     } else {
-        go("fwd", plan.blocks.len(), plan.warps, &[&operands, &own, &tables, &last]);
+        go("fwd", plan.blocks.len(), plan.warps, &[&operands, &own, &tables, &last, &alone]);
     }
     let padding = |width: usize| vec![T::of(f64::NAN); width];
     let dq_wide = Wide::new(&padding(c.q_rows * w), w, [8, 8]);
@@ -131,14 +137,15 @@ fn kernels<T: Storage>(c: &Case, x: &Inputs<T>, before: Option<&[T]>, schedule: 
     let [dq, dk, dv] = [&dq_wide, &dk_wide, &dv_wide].map(|x| on_device(&x.data));
     let to = |x: &Wide<T>, m: &Memory| [m.at::<T>(x.column), Arg::from(x.stride as i32)];
     let statistics = [Arg::from(&y), (&dy).into(), (&lse).into(), (&delta).into()];
-    go("bwd_q", plan.blocks.len(), plan.warps, &[&operands, &statistics, &to(&dq_wide, &dq), &tables, &last]);
+    let all = [&operands[..], &statistics, &to(&dq_wide, &dq), &tables, &last, &alone];
+    go("bwd_q", plan.blocks.len(), plan.warps, &all);
     let tables = [Arg::from(&tiles), (&steps).into()];
     let add = [Arg::from(i32::from(before.is_some()))];
     go(
         "bwd_kv",
         plan.tiles.len(),
         plan.key_warps,
-        &[&operands, &statistics[1..], &to(&dk_wide, &dk), &to(&dv_wide, &dv), &tables, &last, &add],
+        &[&operands, &statistics[1..], &to(&dk_wide, &dk), &to(&dv_wide, &dv), &tables, &last, &alone, &add],
     );
     let rows = |x: &Wide<T>, m: &Memory| x.rows(&read::<T>(m), w);
     [read(&y), rows(&dq_wide, &dq), rows(&dk_wide, &dk), rows(&dv_wide, &dv)]
@@ -460,7 +467,8 @@ fn the_kernel_that_fits() {
         (129, 64, Stored::F16, "attention_whole_f16_d64"),
         (128, 64, Stored::F16, "attention_fwd_f16_d64"),
         (265, 88, Stored::BF16, "attention_fwd_bf16_d88"),
-        (257, 80, Stored::F16, "attention_fwd_f16_d128"),
+        (257, 80, Stored::F16, "attention_fwd_f16_d80"),
+        (257, 160, Stored::BF16, "attention_fwd_bf16_d160"),
         (257, 88, Stored::F32, "attention_fwd_f32"),
     ] {
         let name = if gpu.has_warp_groups() { name.into() } else { name.replace("whole", "fwd") };

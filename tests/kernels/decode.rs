@@ -89,6 +89,7 @@ fn attend_rows() {
                 (&y).into(),
                 (d as i32).into(),
                 scale.into(),
+                1i32.into(),
             ];
             let grid = [n as u32, heads as u32, 1];
             run(&launch_of(&format!("attend_rows_{}", T::NAME), grid, [128, 1, 1]), &args, s);

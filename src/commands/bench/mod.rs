@@ -2,6 +2,7 @@
 
 mod data;
 mod kernels;
+mod llm;
 mod meter;
 mod plan;
 
@@ -50,6 +51,13 @@ pub struct Args {
     /// Tokens of a caption; in `step` lengths are drawn from 6 below to 6 above
     #[arg(long, default_value_t = 16)]
     text: usize,
+    /// In `step`: a second stage with a language model of these sizes: opt-2.7b, rinna-3.6b, llm-jp-3-1.8b,
+    /// tinyswallow-1.5b, sarashina2.2-1b, llama-150m, or those of a folder; random numbers
+    #[arg(long, value_name = "NAME")]
+    llm: Option<String>,
+    /// In `step` with --llm: compute inside its layers twice instead of keeping it
+    #[arg(long, requires = "llm")]
+    recompute: bool,
     /// In `step`: from image tokens that are there already (train --cache)
     #[arg(long)]
     cached: bool,
@@ -239,7 +247,11 @@ fn trainer(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(
         schedule,
         hyper: Hyper::default(),
     };
-    let (model, specs) = Model::new(config, false)?;
+    let (mut model, specs) = match &args.llm {
+        Some(name) => Model::with_llm(config, llm::named(name)?, 0, false)?,
+        None => Model::new(config, false)?,
+    };
+    model.set_recompute(args.recompute);
     Ok((Trainer::new(model, parameters(specs, place)?, options)?, [micro]))
 }
 

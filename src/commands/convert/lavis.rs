@@ -50,6 +50,13 @@ impl Job {
             }
         }
         note!("wrote {}: {} tensors", out.display(), pieces.len());
+        if let Some((projection, _)) = self.specs.iter().find_map(|s| s.name.split_once("_proj.weight")) {
+            match projection {
+                "opt" => say!("LAVIS loads it with load_checkpoint into lavis.models' blip2_opt")?,
+                _ => note!("note: LAVIS has no class for this language model; the names are its Vicuna's"),
+            }
+            return Ok(());
+        }
         // JSON's quotes and escapes are Python's, too.
         let path = serde_json::json!(out.display().to_string());
         let (import, load) = match form {

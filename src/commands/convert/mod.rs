@@ -3,6 +3,7 @@
 mod hf;
 mod lavis;
 mod random;
+mod second;
 mod write;
 
 use crate::files::{read_most, read_regular};
@@ -65,6 +66,12 @@ pub struct Args {
     /// Seed of what starts random
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Of a checkpoint of stage 2: the language model's folder, which the model's folder will name
+    #[arg(long, value_name = "DIR")]
+    llm: Option<PathBuf>,
+    /// Of a checkpoint of stage 2: the text that stood before every caption
+    #[arg(long, value_name = "TEXT", requires = "llm")]
+    prompt: Option<String>,
     /// Replace the model or the file that is there
     #[arg(long)]
     force: bool,
@@ -81,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
             return Err(Error::argument(OP, "--random", most, format!("{numbers}")).fix("give smaller sizes"));
         }
         let plan = Plan::new(Vec::new(), wants(&specs), true)?;
-        let job = write::Job { plan, specs, config, seed: args.seed, random: true };
+        let job = write::Job { plan, specs, config, seed: args.seed, random: true, llm: None };
         return job.folder(&args.out, |staged| random::tokenizer(staged, job.config.vocab));
     }
     if args.to == "lavis" {
@@ -94,13 +101,21 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::argument(OP, "INPUT", "a checkpoint, or --bert and --vit", "no weights"));
     }
     let config = sized(config(args, &sets)?, args.image_size)?;
+    if let Some(projection) = second::projection(&sets) {
+        return second::run(args, sets, config, projection);
+    }
+    if args.llm.is_some() {
+        let got = "a checkpoint without opt_proj or llm_proj";
+        return Err(Error::argument(OP, "--llm", "a checkpoint of stage 2", got)
+            .fix("train a second stage: qformer train --start MODEL --llm DIR"));
+    }
     let (_, mut specs) = Model::new(config.clone(), false)?;
     if !has_vit(&sets)? {
         specs.retain(|s| s.trained);
     }
     let plan = Plan::new(sets, wants(&specs), args.partial)?;
     note!("{}", plan.report.to_string().trim_end());
-    let job = write::Job { plan, specs, config, seed: args.seed, random: false };
+    let job = write::Job { plan, specs, config, seed: args.seed, random: false, llm: None };
     match args.to.as_str() {
         "lavis" => job.lavis(&args.out),
         "hf" => job.hugging_face(&args.out, tokenizer(args)),
@@ -164,7 +179,11 @@ fn own_config(folder: &Path) -> Result<Option<Config>> {
     if json.get("model_type").is_some_and(serde_json::Value::is_string) {
         return Ok(None);
     }
-    let config = Config::from_json(&text);
+    let mut json = json;
+    if let Some(keys) = json.as_object_mut() {
+        keys.remove("llm");
+    }
+    let config = Config::from_json(&json.to_string());
     config.map(Some).map_err(|e| {
         Error::file(OP, &path, "the sizes of a model", e)
             .fix("correct it, or give the model's sizes with --config")

@@ -4,7 +4,7 @@ use super::{Args, OP, is_vit};
 use crate::files::{self, RealDisk};
 use crate::model::Config;
 use crate::nn::Spec;
-use crate::pretrained::{load::initial, parts};
+use crate::pretrained::{config_json, llm::LlmPart, load::initial, parts};
 use crate::terminal::note;
 use crate::weights::names;
 use crate::weights::start::Plan;
@@ -21,6 +21,8 @@ pub struct Job {
     pub specs: Vec<Spec>,
     pub config: Config,
     pub seed: u64,
+    /// Of a second stage: its language model.
+    pub llm: Option<LlmPart>,
     /// Nothing comes from files: the image encoder is written in half precision all the same.
     pub random: bool,
 }
@@ -45,7 +47,8 @@ impl Job {
             tokenizer(staged)?;
             let vocabulary = parts::vocabulary_in(staged, &self.config)?;
             let mut beside = parts::Beside { vocabulary, ..Default::default() };
-            let config = serde_json::to_vec_pretty(&self.config)
+            let json = config_json(&self.config, self.llm.as_ref())?;
+            let config = serde_json::to_vec_pretty(&json)
                 .map_err(|e| Error::new(Kind::Write, OP).about("config.json").got(e))?;
             file(&staged.join("config.json"), &config)?;
             if !vit.is_empty() {
@@ -54,7 +57,7 @@ impl Job {
                 beside.vit = self.write(&staged.join(VIT_FILE), &pieces, &BTreeMap::new(), key)?;
             }
             let pieces = self.parameters(&model, |_| Dtype::F32);
-            let metadata = beside.metadata(&self.config)?;
+            let metadata = beside.metadata(&json)?;
             self.write(&staged.join("model.safetensors"), &pieces, &metadata, Some(parts::TENSORS)).map(drop)
         })?;
         for (name, tensors) in [(VIT_FILE, vit.len()), ("model.safetensors", model.len())] {

@@ -8,18 +8,22 @@ use crate::{Error, Result};
 
 /// Storage, name and shared memory of the kernels for a head size.
 fn variant(storage: Storage, d: usize, aligned: bool) -> Result<(Storage, String, u32)> {
-    if d > 128 {
-        return Err(Error::argument(OP, "head size", "at most 128 on a GPU", d));
+    if d > 160 {
+        return Err(Error::argument(OP, "head size", "at most 160 on a GPU", d));
     }
     // What is not made of whole 16-byte pieces goes through the kernels of f32.
     if storage == Storage::F32 || !aligned {
-        return Ok((Storage::F32, "f32".into(), 49_920));
+        return Ok((Storage::F32, "f32".into(), 58_112));
     }
     let (name, columns) = match d {
         0..=32 => ("d32", 32),
         64 => ("d64", 64),
         88 => ("d88", 96),
-        _ => ("d128", 128),
+        33..=80 => ("d80", 80),
+        81..=96 => ("d96", 96),
+        97..=112 => ("d112", 112),
+        113..=128 => ("d128", 128),
+        _ => ("d160", 160),
     };
     Ok((storage, format!("{}_{name}", storage.name()), 2 * 2 * 32 * (columns + 8) * 2))
 }
@@ -52,15 +56,26 @@ impl Call {
         self.d.is_multiple_of(8) && widths.iter().chain(&self.columns).all(|n| n.is_multiple_of(8))
     }
 
+    /// Columns of q, of k or of v.
+    fn columns_of(&self, i: usize) -> usize {
+        self.d * if i == 0 { self.heads } else { self.key_heads }
+    }
+
     /// The first head of operand i, and how far its rows lie apart.
     fn operand(&self, i: usize, array: &Array, widths: [usize; 3]) -> [Arg; 2] {
-        let used = array.len() / widths[i].max(1) * self.heads * self.d;
+        let used = array.len() / widths[i].max(1) * self.columns_of(i);
         [array.pointer_at(self.columns[i], used), Arg::from(int(widths[i]))]
     }
 
-    /// A block of `warps` for every entry (of four numbers) of a table, and every head.
-    fn launch(&self, kernel: &str, table: &Array, warps: u32, shared: u32, args: &[&[Arg]]) -> Result<()> {
-        let grid = (table.len() / 4, self.heads);
+    /// A block of `warps` for every entry (of four numbers) of a table, and every one of `heads`.
+    fn launch(
+        &self,
+        kernel: &str,
+        (table, heads): (&Array, usize),
+        (warps, shared): (u32, u32),
+        args: &[&[Arg]],
+    ) -> Result<()> {
+        let grid = (table.len() / 4, heads);
         // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
         unsafe { table.gpu().launch(kernel, grid, (32 * warps, 1), shared, &args.concat()) }
     }
@@ -83,14 +98,15 @@ impl Call {
         let lse = gpu.array(OP, Storage::F32, rows * h * if inner == Storage::F32 { 2 } else { 1 })?;
         let t = self.segments.tables(&gpu)?;
         let operands = [0, 1, 2].map(|i| self.operand(i, &qkv[i], widths)).concat();
-        let tail = self.tail();
-        if let Some((kernel, shared)) = whole(inner, self.d, t.most_keys).filter(|_| gpu.has_warp_groups()) {
+        let (tail, group) = (self.tail(), crate::args![int(self.group())]);
+        let has_whole = gpu.has_warp_groups() && self.group() == 1;
+        if let Some((kernel, shared)) = whole(inner, self.d, t.most_keys).filter(|_| has_whole) {
             let own = crate::args![&y, &lse, &t.sets, &t.members, &t.strips];
-            self.launch(&kernel, &t.sets, 4, shared, &[&operands, own, &tail[1..]])?;
+            self.launch(&kernel, (&t.sets, h), (4, shared), &[&operands, own, &tail[1..]])?;
         } else {
             let own = crate::args![&y, &lse, &t.blocks, &t.strips];
             let kernel = format!("attention_fwd_{name}");
-            self.launch(&kernel, &t.blocks, t.warps, shared, &[&operands, own, &tail])?;
+            self.launch(&kernel, (&t.blocks, h), (t.warps, shared), &[&operands, own, &tail, group])?;
         }
         let out = y.cast(OP, storage)?;
         Ok((out, Kept { qkv, widths, y, lse, name, shared, storage }))
@@ -114,11 +130,13 @@ impl Call {
         let own =
             [crate::args![&kept.y, dy, &kept.lse, &delta], &dq, crate::args![&t.blocks, &t.strips]].concat();
         let kernel = format!("attention_bwd_q_{}", kept.name);
-        self.launch(&kernel, &t.blocks, t.warps, kept.shared, &[&operands, &own, &self.tail()])?;
+        let group = crate::args![int(self.group())];
+        let all = [&operands[..], &own, &self.tail(), group];
+        self.launch(&kernel, (&t.blocks, self.heads), (t.warps, kept.shared), &all)?;
         let own = [crate::args![dy, &kept.lse, &delta], &dk, &dv, crate::args![&t.tiles, &t.steps]].concat();
         let kernel = format!("attention_bwd_kv_{}", kept.name);
-        let all = [&operands[..], &own, &self.tail(), crate::args![0i32]];
-        self.launch(&kernel, &t.tiles, t.key_warps, kept.shared, &all)?;
+        let all = [&operands[..], &own, &self.tail(), group, crate::args![0i32]];
+        self.launch(&kernel, (&t.tiles, self.key_heads), (t.key_warps, kept.shared), &all)?;
         let [q, k, v] = out;
         if together {
             return grads.add_array(0, q.cast(OP, kept.storage)?);
@@ -135,7 +153,8 @@ impl Call {
     fn one_matrix(&self, kept: &Kept) -> bool {
         let c = self.heads * self.d;
         let [q, k, v] = &kept.qkv;
-        q.pointer() == k.pointer()
+        self.group() == 1
+            && q.pointer() == k.pointer()
             && k.pointer() == v.pointer()
             && q.len() == k.len()
             && self.columns == [0, c, 2 * c]
@@ -145,7 +164,7 @@ impl Call {
     /// Room for the gradient of operand i: zeros where the heads do not reach.
     fn room(&self, gpu: &Gpu, kept: &Kept, i: usize) -> Result<Array> {
         let (len, storage) = (kept.qkv[i].len(), kept.y.storage());
-        if kept.widths[i] == self.heads * self.d {
+        if kept.widths[i] == self.columns_of(i) {
             gpu.array(OP, storage, len)
         } else {
             gpu.zeros(OP, storage, len)

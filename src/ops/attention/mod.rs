@@ -1,10 +1,11 @@
-//! Attention over segments of packed rows.     q [Rq, >=H*D]   k, v [Rk, >=H*D] (columns from an offset)   y [Rq, H*D]
+//! Attention over segments of packed rows.     q [Rq, >=H*D]   k, v [Rk, >=G*D] (columns from an offset)   y [Rq, H*D]
 //!   A segment lets the query rows `q` see all key rows of `a`, and of `b` all or, if causal, row i of q the rows b[0..=i].
-//!   Per head:  S = scale q k^T,   P = softmax(S),   y = (P m) v,   m the dropout factors; rows of no segment give zeros.
+//!   Query head h reads key head h / (H/G); G = H where nothing is said. Per head:  S = scale q k^T,   P = softmax(S),   y = (P m) v,   m the dropout factors; rows of no segment give zeros.
 //!   With delta = sum_D(dy y):   dP = (dy v^T) m;   dS = P (dP - delta);   dq = scale dS k;   dk = scale dS^T q;   dv = (P m)^T dy
 //!   Saved: log sum e^S per row and head; P is computed again backward. Dropout's element number is
 //!   ((query row * H + head) * 2^16 + key position in the segment, a before b).
-//! dk and dv of rows that several segments see are added in the order of the segments, by one task: no atomics.
+//! dk and dv of rows that several segments see are added in the order of the segments, and within one in that of the query
+//! heads, by one task: no atomics.
 
 mod gpu;
 
@@ -46,14 +47,33 @@ impl<'a, T: Real> Operand<'a, T> {
     }
 }
 
+/// H query heads of D columns that read G key heads, H / G each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grouped {
+    /// H.
+    pub heads: usize,
+    /// G, a divisor of H.
+    pub key_heads: usize,
+    /// D.
+    pub size: usize,
+}
+
 #[derive(Clone)]
 struct Call {
     segments: Arc<Segments>,
     heads: usize,
+    key_heads: usize,
     d: usize,
     scale: f64,
     drop: Option<Dropout>,
     columns: [usize; 3],
+}
+
+impl Call {
+    /// Query heads of a key head.
+    fn group(&self) -> usize {
+        self.heads / self.key_heads.max(1)
+    }
 }
 
 /// Scratch of one task.
@@ -76,7 +96,7 @@ fn sized<T: Real>(v: &mut Vec<T>, len: usize) -> &mut [T] {
 /// A segment lets its query rows see its key rows (see [`super::Segment`]). Per head: S = scale q k^T, P = softmax(S),
 /// y = (P m) v, m the dropout's factors; rows of no segment give zeros. With delta = sum_D(dy y):
 /// dP = (dy v^T) m, dS = P (dP - delta), dq = scale dS k, dk = scale dS^T q, dv = (P m)^T dy.
-/// On a GPU, q, k and v are stored alike, a head has at most 128 columns, softmax and sums are in f32. Deterministic: rows that
+/// On a GPU, q, k and v are stored alike, a head has at most 160 columns, softmax and sums are in f32. Deterministic: rows that
 /// several segments see have one owner. Errors name the argument that does not fit.
 ///
 /// Source: `torch.nn.functional.scaled_dot_product_attention`; Dao et al., FlashAttention (2022).
@@ -87,9 +107,35 @@ pub fn attention(
     scale: f64,
     drop: Option<Dropout>,
 ) -> Result<Tensor> {
-    let d = check([q, k, v], segments, heads, scale, drop)?;
+    let room = |h: Heads| h.tensor.rows().1.checked_sub(h.column);
+    // The head size follows from the narrowest operand: the others may be wider (several matrices side by side).
+    let width = [q, k, v].into_iter().filter_map(room).min().unwrap_or(0);
+    if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
+        return Err(Error::argument(OP, "heads", format!("a divisor of {width} columns"), heads));
+    }
+    let grouped = Grouped { heads, key_heads: heads, size: width / heads };
+    grouped_attention([q, k, v], segments, grouped, scale, drop)
+}
+
+/// [`attention`] where several query heads read one key head: q `[Rq, >= H*D]`, k, v `[Rk, >= G*D]`, y `[Rq, H*D]`.
+///
+/// Query head h reads key head h / (H/G); dk and dv of a key head are sums over its query heads.
+///
+/// Source: Ainslie et al., GQA (2023).
+pub fn grouped_attention(
+    [q, k, v]: [Heads; 3],
+    segments: &Arc<Segments>,
+    Grouped { heads, key_heads, size: d }: Grouped,
+    scale: f64,
+    drop: Option<Dropout>,
+) -> Result<Tensor> {
+    if heads == 0 || key_heads == 0 || d == 0 || !heads.is_multiple_of(key_heads) {
+        let got = format!("{heads} heads, {key_heads} key heads of {d} columns");
+        return Err(Error::argument(OP, "heads", "heads of at least one column, key heads a divisor", got));
+    }
+    check([q, k, v], segments, [heads * d, key_heads * d], scale, drop)?;
     let columns = [q.column, k.column, v.column];
-    let call = Call { segments: segments.clone(), heads, d, scale, drop, columns };
+    let call = Call { segments: segments.clone(), heads, key_heads, d, scale, drop, columns };
     if let Some(arrays) = arrays(OP, [q.tensor, k.tensor, v.tensor])? {
         let widths = [q, k, v].map(|h| h.tensor.rows().1);
         let (y, kept) = call.forward_on_gpu(arrays, widths)?;
@@ -112,19 +158,16 @@ pub fn attention(
 fn check(
     qkv: [Heads; 3],
     segments: &Segments,
-    heads: usize,
+    [width, key_width]: [usize; 2],
     scale: f64,
     drop: Option<Dropout>,
-) -> Result<usize> {
+) -> Result<()> {
     let [q, k, v] = qkv;
-    let room = |h: Heads| h.tensor.rows().1.checked_sub(h.column);
-    // The head size follows from the narrowest operand: the others may be wider (several matrices side by side).
-    let width = qkv.into_iter().filter_map(room).min().unwrap_or(0);
-    if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
-        return Err(Error::argument(OP, "heads", format!("a divisor of {width} columns"), heads));
-    }
-    for (name, h, rows) in [("q", q, segments.q_rows), ("k", k, segments.k_rows), ("v", v, segments.k_rows)] {
-        if room(h).is_none_or(|w| w < width) || h.tensor.rows().0 != rows {
+    let (queries, keys) = (segments.q_rows, segments.k_rows);
+    for (name, h, rows, width) in
+        [("q", q, queries, width), ("k", k, keys, key_width), ("v", v, keys, key_width)]
+    {
+        if h.tensor.rows().1 < h.column + width || h.tensor.rows().0 != rows {
             let want = format!("[{rows}, at least {}]", h.column + width);
             return Err(Error::argument(OP, name, want, h.tensor.shape()));
         }
@@ -136,7 +179,7 @@ fn check(
     if let Some(drop) = drop {
         check_dropout(OP, drop)?;
     }
-    Ok(width / heads)
+    Ok(())
 }
 
 fn operands<'a, T: Real>(call: &Call, kept: &'a [Tensor; 3]) -> [Operand<'a, T>; 3] {
@@ -177,7 +220,8 @@ fn forward<T: Real>(call: &Call, kept: &[Tensor; 3]) -> (Vec<T>, Vec<T>) {
         let out = sized(&mut scratch.out, n * d);
         out.fill(T::ZERO);
         for (at, rows) in s.parts() {
-            let (p, v) = (View { data: &p[at..], row: keys, column: 1 }, v.view(rows.start, head, d));
+            let (p, v) =
+                (View { data: &p[at..], row: keys, column: 1 }, v.view(rows.start, head / call.group(), d));
             gemm((n, d, rows.len()), T::ONE, p, v, T::ONE, out, d, false);
         }
         for (i, from) in out.chunks_exact(d).enumerate() {
@@ -195,7 +239,8 @@ fn scores<T: Real>(call: &Call, s: &Segment, head: usize, q: Operand<T>, k: Oper
         return;
     }
     for (at, rows) in s.parts() {
-        let (a, b) = (q.view(s.q.start, head, d), k.view(rows.start, head, d).transposed());
+        let keys_of = k.view(rows.start, head / call.group(), d);
+        let (a, b) = (q.view(s.q.start, head, d), keys_of.transposed());
         gemm((n, rows.len(), d), T::of(call.scale), a, b, T::ZERO, &mut p[at..], keys, false);
     }
 }
@@ -246,20 +291,15 @@ fn backward<T: Real>(
         let [a, b, c] = &mut out;
         [Shared::new(a), Shared::new(b), Shared::new(c)]
     };
-    let (groups, h) = (&call.segments.groups, call.heads);
+    let (groups, h) = (&call.segments.groups, call.key_heads);
+    let of_y = [y.data::<T>(), dy.data::<T>()];
     (0..groups.len() * h).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         for i in &groups[task / h] {
             let s = &call.segments.list[*i];
-            segment_backward(
-                call,
-                s,
-                task % h,
-                ops,
-                [y.data::<T>(), dy.data::<T>()],
-                norms,
-                &targets,
-                scratch,
-            );
+            let first = task % h * call.group();
+            for head in first..first + call.group() {
+                segment_backward(call, s, head, ops, of_y, norms, &targets, scratch);
+            }
         }
     });
     for (i, g) in out.into_iter().enumerate() {
@@ -282,6 +322,7 @@ fn segment_backward<T: Real>(
     scratch: &mut Scratch<T>,
 ) {
     let (h, d, n, keys) = (call.heads, call.d, s.q.len(), s.keys());
+    let key_head = head / call.group();
     if n == 0 || keys == 0 {
         return;
     }
@@ -291,7 +332,7 @@ fn segment_backward<T: Real>(
     scores(call, s, head, q, k, p);
     // dP (before dropout's factors) = dy v^T
     for (at, rows) in s.parts() {
-        let v = v.view(rows.start, head, d).transposed();
+        let v = v.view(rows.start, key_head, d).transposed();
         gemm((n, rows.len(), d), T::ONE, dy.view(s.q.start, head, d), v, T::ZERO, &mut ds[at..], keys, false);
     }
     cpu::simd(
@@ -312,7 +353,7 @@ fn segment_backward<T: Real>(
     let (mut beta, whole) = (T::ZERO, View::rows(ds, keys));
     for (at, rows) in s.parts() {
         let a = View { data: &whole.data[at..], ..whole };
-        gemm((n, d, rows.len()), scale, a, k.view(rows.start, head, d), beta, out, d, false);
+        gemm((n, d, rows.len()), scale, a, k.view(rows.start, key_head, d), beta, out, d, false);
         beta = T::ONE;
     }
     add_rows(dq, q, s.q.clone(), head, d, &out[..n * d]);
@@ -322,7 +363,7 @@ fn segment_backward<T: Real>(
         for (by, x, from, to, like) in [(scale, &*ds, q, dk, k), (T::ONE, &*p, dy, dv, v)] {
             let a = View { data: &x[at..], row: keys, column: 1 }.transposed();
             gemm((m, d, n), by, a, from.view(s.q.start, head, d), T::ZERO, out, d, false);
-            add_rows(to, like, rows.clone(), head, d, &out[..m * d]);
+            add_rows(to, like, rows.clone(), key_head, d, &out[..m * d]);
         }
     }
 }
@@ -372,7 +413,7 @@ fn add_rows<T: Real>(
     from: &[T],
 ) {
     for (row, from) in rows.zip(from.chunks_exact(d)) {
-        // SAFETY: a (row, head) of a gradient belongs to one group of segments, and a group's head to one task.
+        // SAFETY: a (row, head) of a gradient belongs to one group of segments, and a group's key head to one task.
         let to = unsafe { to.piece(row * like.width + like.column + head * d, d) };
         for (t, f) in to.iter_mut().zip(from) {
             *t += *f;

@@ -180,15 +180,19 @@ fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Te
         let y = x2.gpu().array(OP, x2.storage(), r * width)?;
         multiply([&x2, &w2, &y], bias.map(|_| &b), (r, width, k), false)?;
         let y = Tensor::of_array(y, &[r, width])?;
+        // A frozen weight needs no dweight, and so no x.
+        let (storage, kept) = (x2.storage(), weight.tracked().then_some(x2));
         return record_tensor(OP, &[x, weight, bias.unwrap_or(weight)], y, move |dy, grads| {
             let dy = gradient(OP, dy)?;
-            let cast = dy.cast(OP, x2.storage())?;
+            let cast = dy.cast(OP, storage)?;
             grads.accumulate_array(0, |dx, fresh| {
                 let (a, b) = (Operand::rows(&cast, width), Operand::rows(&w2, k));
                 let c = Operand::rows(dx, k);
                 dx.gpu().product(&Product::of((r, k, width), a, b, c).added(!fresh))
             })?;
-            weight_gradient(grads, 1, Operand::rows(&cast, width), &x2, (r, n, k))?;
+            if let Some(x) = &kept {
+                weight_gradient(grads, 1, Operand::rows(&cast, width), x, (r, n, k))?;
+            }
             if has_bias {
                 column_sum_into(OP, grads, 2, &dy, (r, n), 0)?;
             }
@@ -197,7 +201,7 @@ fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Te
     }
     on!(x.dtype(), T => {
         let y = forward::<T>(x.data(), weight.data(), bias.map(Tensor::data), (r, n, k));
-        let (x2, w2) = (x.detach(), weight.detach());
+        let (kept, w2) = (weight.tracked().then(|| x.detach()), weight.detach());
         record(OP, [x, weight, bias.unwrap_or(weight)], y, &[r, n], move |dy, grads| {
             let dy = dy.data::<T>();
             if grads.wants(0) {
@@ -206,12 +210,14 @@ fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Te
                 gemm((r, k, n), T::ONE, a, b, T::ZERO, &mut dx, k, true);
                 grads.add(0, dx)?;
             }
-            grads.accumulate::<T>(1, |dw, fresh| {
-                let beta = if fresh { T::ZERO } else { T::ONE };
-                let (a, b) = (View::rows(dy, n).transposed(), View::rows(x2.data::<T>(), k));
-                gemm((n, k, r), T::ONE, a, b, beta, dw, k, true);
-                Ok(())
-            })?;
+            if let Some(x) = &kept {
+                grads.accumulate::<T>(1, |dw, fresh| {
+                    let beta = if fresh { T::ZERO } else { T::ONE };
+                    let (a, b) = (View::rows(dy, n).transposed(), View::rows(x.data::<T>(), k));
+                    gemm((n, k, r), T::ONE, a, b, beta, dw, k, true);
+                    Ok(())
+                })?;
+            }
             if has_bias && grads.wants(2) {
                 grads.add(2, cpu::column_sums(dy, r, n))?;
             }

@@ -10,9 +10,15 @@ pub(super) type Take = fn(&mut Config, &Value) -> Read<()>;
 /// LAVIS settings that ask for something (`Err` says what is possible here) or mean nothing here (a note).
 #[rustfmt::skip]
 pub(super) const LAVIS: &[(&str, Take)] = &[
-    ("model.arch", |_, v| choice(v, &[("blip2", ()), ("blip2_qformer", ()), ("blip2_Japanese", ()), ("pretrain", ()), ("finetune", ()), ("coco", ())])
-        .map_err(|names| format!("{names} (others train through a language model or another network)"))),
-    ("model.model_type", |_, v| choice(v, &[("pretrain", ()), ("finetune", ()), ("coco", ())])),
+    ("model.arch", |_, v| choice(v, &[("blip2", ()), ("blip2_qformer", ()), ("blip2_Japanese", ()), ("pretrain", ()), ("finetune", ()), ("coco", ()), ("blip2_opt", ()), ("blip2_vicuna_instruct", ())])
+        .map_err(|names| format!("{names} (others train another network)"))),
+    ("model.opt_model", |c, v| { c.llm_named = Some(text(v)?); Ok(()) }),
+    ("model.llm_model", |c, v| { c.llm_named = Some(text(v)?); Ok(()) }),
+    ("model.model_type", |c, v| { let published = [("pretrain_opt2.7b", "facebook/opt-2.7b"), ("pretrain_opt6.7b", "facebook/opt-6.7b"), ("caption_coco_opt2.7b", "facebook/opt-2.7b"), ("caption_coco_opt6.7b", "facebook/opt-6.7b")];
+        match published.iter().find(|(name, _)| v.as_str() == Some(name)) {
+            Some((_, model)) => { c.llm_named.get_or_insert_with(|| (*model).to_owned()); Ok(()) }
+            None => choice(v, &[("pretrain", ()), ("finetune", ()), ("coco", ())]),
+        } }),
     ("model.load_pretrained", |c, v| { c.weights.load_pretrained = Some(flag(v)?); Ok(()) }),
     ("model.load_finetuned", |c, v| { c.weights.load_finetuned = Some(flag(v)?); Ok(()) }),
     ("model.pretrained", |c, v| { c.weights.pretrained = weights(v)?; Ok(()) }),

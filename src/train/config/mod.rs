@@ -48,6 +48,16 @@ pub struct Config {
     pub out: Option<PathBuf>,
     /// A model directory to start from.
     pub start: Option<PathBuf>,
+    /// The folder of a language model that reads the Q-Former: a second stage.
+    pub llm: Option<PathBuf>,
+    /// What stands before every caption; no target.
+    pub prompt: String,
+    /// Of the language model; none: as its config.json says.
+    pub llm_dropout: Option<f64>,
+    /// Compute inside the language model's layers twice instead of keeping it; none: where it would not fit otherwise.
+    pub recompute: Option<bool>,
+    /// A language model that LAVIS's settings name.
+    pub(super) llm_named: Option<String>,
     /// A folder with a vocabulary; without one and without `start` it is trained from the captions.
     pub vocab: Option<PathBuf>,
     /// Of a vocabulary that is trained from the captions, at most.
@@ -138,6 +148,11 @@ impl Default for Config {
             bad_share: 0.005,
             out: None,
             start: None,
+            llm: None,
+            prompt: String::new(),
+            llm_dropout: None,
+            recompute: None,
+            llm_named: None,
             vocab: None,
             vocab_size: VOCABULARY_SIZE,
             size: "small".into(),
@@ -248,6 +263,9 @@ impl Config {
 
     /// Settles where a training begins that LAVIS's settings speak of.
     fn begin(&mut self) {
+        if self.llm.is_none() {
+            self.llm = self.llm_named.as_deref().and_then(sources::published);
+        }
         let Some(wanted) = self.weights.wanted() else { return };
         let wanted = wanted.to_owned();
         match &self.start {
@@ -296,6 +314,28 @@ impl Config {
             let fix = "convert the image encoder and the text model into a directory (qformer convert) and give it as start, \
                        or train the encoder too: train_vit: true (LAVIS: freeze_vit: False)";
             wrong("train_vit", "a start directory, whose image encoder is frozen", "none".into(), fix);
+        }
+        if let (None, Some(name)) = (&self.llm, &self.llm_named) {
+            let want = "the folder of the language model";
+            wrong(
+                "llm",
+                want,
+                format!("LAVIS's name {name}"),
+                "download it, and give its folder with --llm DIR",
+            );
+        }
+        if self.llm.is_some() && self.start.is_none() {
+            let fix = "give the model directory of a first stage with --start DIR";
+            wrong("llm", "a start directory, whose Q-Former the language model reads", "none".into(), fix);
+        }
+        if self.llm.is_some() && self.contrast == Contrast::Accumulated {
+            let fix = "leave contrast out: a second stage has no contrastive loss";
+            wrong("contrast", "micro-batch with a language model", "accumulated".into(), fix);
+        }
+        if self.llm.is_none() && (!self.prompt.is_empty() || self.llm_dropout.is_some()) {
+            let fix = "give the folder of a language model with --llm DIR, or leave it out";
+            let key = if self.prompt.is_empty() { "llm_dropout" } else { "prompt" };
+            wrong(key, "a language model (llm)", "none".into(), fix);
         }
         if self.start.is_some() && self.vocab.is_some() {
             let fix = "leave vocab out, or leave start out";
@@ -349,7 +389,8 @@ impl Config {
     /// Refuses a start directory of other sizes than those asked for.
     pub fn check_sizes(&self, model: &model::Config) -> Result<()> {
         let mut have = model.clone();
-        for (key, want) in &self.sizes {
+        // A language model reads as much of a caption as it is told to.
+        for (key, want) in self.sizes.iter().filter(|(key, _)| self.llm.is_none() || *key != "max_txt_len") {
             if let Some(size) = values::size_mut(&mut have, key).filter(|size| *size != want) {
                 return Err(Error::argument(OPERATION, key, format!("{size}, as the model has it"), want)
                     .fix("leave it out, or start from another model"));

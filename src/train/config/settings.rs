@@ -117,6 +117,7 @@ const PROFILES: [(&str, Profile); 2] =
     [("lavis-diagonal", Profile::LavisDiagonal), ("lavis-image-id", Profile::LavisImageId)];
 const CONTRASTS: [(&str, Contrast); 2] =
     [("micro-batch", Contrast::MicroBatch), ("accumulated", Contrast::Accumulated)];
+const RECOMPUTE: [(&str, Option<bool>); 3] = [("auto", None), ("on", Some(true)), ("off", Some(false))];
 const DTYPES: [(&str, &str); 4] =
     [("f32", "f32"), ("f16", "f16"), ("bf16", "bf16"), ("bf16-vit", "bf16-vit")];
 const STORED: [(&str, Storage); 2] = [("f16", Storage::F16), ("f32", Storage::F32)];
@@ -141,6 +142,16 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("start", "", "model directory to start from (qformer convert makes one); none: from nothing",
         |c| json!(c.start), |c, v| { c.start = Some(path(v)?); Ok(()) })
         .flag("start", FlagKind::Path, "DIR", "Model directory to start from"),
+    setting("llm", "", "folder of a language model (Hugging Face's form) that reads the Q-Former: BLIP-2's second stage; needs start",
+        |c| json!(c.llm), |c, v| { c.llm = Some(path(v)?); Ok(()) })
+        .flag("llm", FlagKind::Path, "DIR", "Folder of a language model, as Hugging Face has it, that reads the Q-Former of --start: BLIP-2's second stage"),
+    setting("prompt", "model.prompt", "text before every caption, which is no target; with llm",
+        |c| json!(c.prompt), |c, v| { c.prompt = v.as_str().ok_or_else(|| "a text".to_string())?.to_owned(); Ok(()) })
+        .flag("prompt", FlagKind::Text, "TEXT", "Text before every caption, which is no target; with --llm").same_unless_default(),
+    setting("llm_dropout", "", "of the language model (default: its config.json's)",
+        |c| json!(c.llm_dropout), |c, v| { c.llm_dropout = Some(values::number(v, 0.0, 0.99)?); Ok(()) }).same_unless_default(),
+    setting("recompute", "", "compute inside the language model's layers twice instead of keeping it, the same numbers in less memory: auto (on where a GPU would not hold it), on or off",
+        |c| name_of(&RECOMPUTE, &c.recompute), |c, v| { c.recompute = choice(v, &RECOMPUTE)?; Ok(()) }),
     setting("vocab", "", "folder with vocab.txt; none: trained from the captions",
         |c| json!(c.vocab), |c, v| { c.vocab = Some(path(v)?); Ok(()) }),
     setting("vocab_size", "", "entries of a vocabulary trained from the captions, at most",

@@ -5,7 +5,7 @@ use super::{Config, OPERATION};
 use crate::vision::RandAugment;
 use crate::{Error, Result};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A data set: a folder of pictures and a file of captions (or a folder that holds both).
 #[derive(Clone, Debug, PartialEq)]
@@ -142,4 +142,19 @@ fn one_path(v: &Value) -> Read<PathBuf> {
         Some(_) => Err("one path (list the files as data sets of their own)".to_string()),
         None => values::path(v),
     }
+}
+
+/// The folder of a published model that lies in the local cache of Hugging Face, or that the name itself is.
+pub(super) fn published(name: &str) -> Option<PathBuf> {
+    if Path::new(name).is_dir() {
+        return Some(name.into());
+    }
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/huggingface"));
+    let cache = std::env::var_os("HF_HUB_CACHE").map(PathBuf::from).or_else(|| {
+        let root = std::env::var_os("HF_HOME").map(PathBuf::from).or_else(home)?;
+        Some(root.join("hub"))
+    })?;
+    let model = cache.join(format!("models--{}", name.replace('/', "--")));
+    let named = std::fs::read_to_string(model.join("refs/main")).ok()?;
+    Some(model.join("snapshots").join(named.trim())).filter(|p| p.is_dir())
 }

@@ -5,11 +5,15 @@
 //!   with soft targets:  row = -sum_V(target logp)
 //!   loss = mean over rows that are not ignored (0 if all are);     dx = dloss (p sum(target) - target) / counted
 
+mod head;
+
 use super::check::{check_dtype, check_shape};
 use super::gpu::{arrays, column_sum, gradient, int};
 use crate::device::cpu;
 use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
+
+pub use head::head_loss;
 
 const OP: &str = "cross_entropy";
 

@@ -1,0 +1,146 @@
+//! A language model's folder as Hugging Face publishes it, and what a second stage's folder says of the one it reads.
+//!
+//! | files | |
+//! |---|---|
+//! | `config.json` | sizes and family, [`LlmConfig`] |
+//! | `model.safetensors`, shards with their index, or `pytorch_model.bin` | the tensors, in the dtype they were published in |
+//! | `tokenizer.json`, `tokenizer.model`, ... | the tokenizer, [`LlmTokenizer`] |
+//!
+//! The model is never stored again: a folder of a second stage names it by path, and by what its tensors are.
+
+use crate::files;
+use crate::model::llm::{Family, LlmConfig};
+use crate::nn::Spec;
+use crate::tensor::Tensor;
+use crate::text::llm::LlmTokenizer;
+use crate::weights::{Info, Set};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+const OP: &str = "language model";
+const CONFIG: &str = "config.json";
+const MOST_CONFIG: u64 = 1 << 20;
+
+/// A language model in a folder: sizes, tokenizer and open files; no tensor is read yet.
+pub struct LlmFolder {
+    pub path: PathBuf,
+    pub config: LlmConfig,
+    pub tokenizer: LlmTokenizer,
+    weights: Set,
+}
+
+/// What `config.json` of a second stage says, under `llm`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LlmPart {
+    /// Where the language model is.
+    pub path: PathBuf,
+    /// Of its tensors: [`LlmFolder::hash`].
+    pub blake3: String,
+    /// What stood before every caption in training.
+    #[serde(default)]
+    pub prompt: String,
+}
+
+/// What a second stage has beside its parameters.
+pub struct Second {
+    pub part: LlmPart,
+    pub tokenizer: LlmTokenizer,
+}
+
+impl LlmFolder {
+    /// Opens a folder and checks that its files hold the model that its `config.json` describes.
+    pub fn open(path: &Path) -> Result<LlmFolder> {
+        let file = path.join(CONFIG);
+        if !file.is_file() {
+            return Err(Error::file(OP, path, "the folder of a language model, config.json in it", "none")
+                .fix("give the folder with --llm DIR"));
+        }
+        let text = String::from_utf8_lossy(&files::read_regular(&file, MOST_CONFIG, OP)?).into_owned();
+        let config = LlmConfig::from_json(&text).map_err(|e| e.fix(format!("in {}", file.display())))?;
+        let tokenizer = LlmTokenizer::open(path)?;
+        tokenizer.check_fits(config.vocab)?;
+        // LAVIS ends OPT's captions with a line feed.
+        let tokenizer = match config.family {
+            Family::Opt => tokenizer.ending_with_line_feed()?,
+            _ => tokenizer,
+        };
+        let weights = Set::open(path)?;
+        let folder = LlmFolder { path: path.to_path_buf(), config, tokenizer, weights };
+        folder.specs()?.iter().try_for_each(|spec| folder.check(spec))?;
+        Ok(folder)
+    }
+
+    /// The model's parameters, under their names in a second stage.
+    fn specs(&self) -> Result<Vec<Spec>> {
+        let (_, specs) =
+            crate::model::Model::with_llm(crate::model::Config::tiny(), self.config.clone(), 0, false)?;
+        Ok(specs.into_iter().filter(|s| is_llm(&s.name)).collect())
+    }
+
+    /// The tensor of a parameter; files may lack the front of all names.
+    fn find(&self, name: &str) -> Option<&Info> {
+        let own = name.split_once('.').map_or(name, |(_, own)| own);
+        let front = if self.config.family == Family::GptNeox { "gpt_neox." } else { "model." };
+        self.weights.get(own).or_else(|| self.weights.get(own.strip_prefix(front)?))
+    }
+
+    fn info(&self, spec: &Spec) -> Result<&Info> {
+        self.find(&spec.name).ok_or_else(|| {
+            let own = spec.name.split_once('.').map_or(spec.name.as_str(), |(_, own)| own);
+            Error::file(OP, &self.path, format!("a tensor {own}, as its config.json says"), "none")
+                .fix("the files are of another model, or not all of them are here: download the folder again")
+        })
+    }
+
+    fn check(&self, spec: &Spec) -> Result<()> {
+        let info = self.info(spec)?;
+        if info.shape == spec.shape {
+            return Ok(());
+        }
+        let want = format!("{} of {:?}, as its config.json says", info.name, spec.shape);
+        Err(Error::file(OP, &self.path, want, format!("{:?}", info.shape))
+            .fix("config.json and the weights are of two models: download the folder again"))
+    }
+
+    /// The numbers of a parameter, as the decoder wants them.
+    pub fn value(&self, spec: &Spec) -> Result<Tensor> {
+        self.check(spec)?;
+        let values = self.weights.f32(&self.info(spec)?.name)?;
+        self.config.arranged(&spec.name, Tensor::new(values, &spec.shape)?)
+    }
+
+    /// blake3 over names and bytes of the tensors, in the order of the parameters.
+    pub fn hash(&self) -> Result<String> {
+        let mut all = blake3::Hasher::new();
+        for spec in self.specs()? {
+            let name = &self.info(&spec)?.name;
+            let own = self.weights.holder(name)?.hash(name)?;
+            all.update(spec.name.as_bytes()).update(own.as_bytes());
+        }
+        Ok(all.finalize().to_hex().to_string())
+    }
+
+    /// Where a second stage's folder says its language model is, or where the user says.
+    pub fn of_part(part: &LlmPart, given: Option<&Path>, model: &Path) -> Result<LlmFolder> {
+        let path = given.unwrap_or(&part.path);
+        if !path.is_dir() {
+            let want = format!("its language model at {}", path.display());
+            return Err(Error::file(OP, model, want, "none").fix("say where it is: --llm DIR"));
+        }
+        let folder = LlmFolder::open(path)?;
+        let found = folder.hash()?;
+        if found != part.blake3 {
+            let want = format!("the language model it was trained with (blake3 {})", part.blake3);
+            return Err(Error::file(OP, model, want, format!("another, {} ({found})", path.display()))
+                .fix("give the folder of the right one with --llm DIR"));
+        }
+        Ok(folder)
+    }
+}
+
+/// Whether a parameter belongs to a language model.
+pub fn is_llm(name: &str) -> bool {
+    name.starts_with("opt_model.") || name.starts_with("llm_model.")
+}
