@@ -55,6 +55,13 @@ fn retrieval() {
     agrees("retrieval");
 }
 
+/// Which of equal ones is a candidate is open; their scores are compared.
+#[test]
+fn retrieval_of_equal_captions_and_of_equal_pictures() {
+    agrees("retrieval-captions");
+    agrees("retrieval-pictures");
+}
+
 /// Activations so small that an eps decides: 1e-12 of the Q-Former, 1e-6 of the image encoder, 1e-5 of `ln_vision`.
 #[test]
 fn every_eps() {
@@ -72,6 +79,12 @@ fn the_settings_of_adamw() {
 #[test]
 fn one_step_with_dropout() {
     agrees("stage1-dropout");
+}
+
+/// True gradients of 0 and norms of zeros: equal captions, equal pictures, both, and query tokens of 0.
+#[test]
+fn one_step_with_nothing_to_tell_apart() {
+    ["captions", "pictures", "equal", "queries"].into_iter().for_each(|n| agrees(&format!("stage1-{n}")));
 }
 
 /// 39 + 12 layers, narrow.

@@ -16,7 +16,16 @@ pub struct Case {
     pub kind: String,
     weights: Arc<Weights>,
     names: Arc<[String]>,
-    off: Option<(u64, Precision)>,
+    off: Option<Off>,
+}
+
+/// Other weights than the recorded ones, by the number of a draw.
+#[derive(Clone, Copy)]
+enum Off {
+    /// Operands of matmuls, by what 16 bits of this precision make of them.
+    Rounded(u64, Precision),
+    /// All, by a hundredth of themselves.
+    Moved(u64),
 }
 
 impl Case {
@@ -47,7 +56,12 @@ impl Case {
     /// This case, every operand of a matmul off by as much as 16 bits of this precision make of one (see
     /// [`tolerance`]); another draw for every number.
     pub fn off(&self, draw: u64, precision: Precision) -> Case {
-        Case { off: Some((draw, precision)), ..self.clone() }
+        Case { off: Some(Off::Rounded(draw, precision)), ..self.clone() }
+    }
+
+    /// The same case with every weight moved by a hundredth of itself; another way for every number.
+    pub fn moved(&self, draw: u64) -> Case {
+        Case { off: Some(Off::Moved(draw)), ..self.clone() }
     }
 
     pub fn as_recorded(&self) -> Case {
@@ -88,6 +102,12 @@ impl Case {
         self.names.iter().map(String::as_str).filter(move |n| n.starts_with(prefix))
     }
 
+    /// Pictures of a batch.
+    pub fn samples(&self) -> Result<usize> {
+        let name = self.names("inputs.").find(|n| n.ends_with("image"));
+        Ok(name.map(|n| self.shape(n)).transpose()?.and_then(|s| s.first()).copied().unwrap_or(1))
+    }
+
     fn bytes_of(&self, name: &str) -> Result<(Dtype, Vec<u8>)> {
         let info = self.weights.get(name).ok_or_else(|| self.wrong(format!("a tensor {name}"), "none"))?;
         Ok((info.dtype, self.weights.bytes(name)?))
@@ -115,16 +135,19 @@ impl Case {
     /// The recorded weight of a parameter.
     pub fn weight(&self, spec: &Spec, dtype: DType) -> Result<Tensor> {
         let name = format!("weights.{}", spec.name);
-        let Some((draw, precision)) = self.off.filter(|_| spec.dense) else {
-            return self.tensor(&name, dtype);
-        };
         let vit = spec.name.starts_with("visual_encoder.");
-        let unit = tolerance::unit(if vit { precision.vit } else { precision.rest });
+        let (draw, deviation) = match self.off {
+            Some(Off::Rounded(draw, precision)) if spec.dense => {
+                let unit = tolerance::unit(if vit { precision.vit } else { precision.rest });
+                (draw, unit * (4f64 / 3.0).sqrt())
+            }
+            Some(Off::Moved(draw)) => (draw, 0.01),
+            _ => return self.tensor(&name, dtype),
+        };
         let hash = blake3::hash(name.as_bytes());
         let seed = hash.as_bytes().iter().take(8).fold(0u64, |s, b| s << 8 | u64::from(*b));
         let stream = Stream { seed, step: draw as u32, site: 0 };
         let mut values = self.f64s(&name)?;
-        let deviation = unit * (4f64 / 3.0).sqrt();
         for (i, v) in values.iter_mut().enumerate() {
             *v *= 1.0 + deviation * stream.normal(i as u64);
         }

@@ -1,6 +1,6 @@
 //! Lines of a parity report: what was compared, how far apart it is, and the verdict. What decides is in [`super::tolerance`].
 
-use super::tolerance::{FEW, Held, MOST, Rounded, TOGETHER};
+use super::tolerance::{Held, MOST, Rounded};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -13,28 +13,10 @@ pub struct Line {
     pub max_abs: f64,
     pub rel_l2: f64,
     pub tolerance: f64,
-    /// What the tolerance bounds: "rel_l2", "gain" (how far ours . theirs / theirs . theirs is from 1), "max_abs" or "equal".
+    /// What the tolerance bounds: "rel_l2", "gain" (how far ours . theirs / theirs . theirs is from 1; "gain of all runs", where one run
+    /// does not settle it), "max_abs" or "equal".
     pub measure: &'static str,
     pub pass: bool,
-    /// In 16 bits: ours . theirs / theirs . theirs; what the tensor may be off by, and how many times what is expected it is.
-    #[serde(skip)]
-    rounded: Option<Judged>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Judged {
-    gain: f64,
-    bound: f64,
-    ratio: f64,
-}
-
-impl Line {
-    fn judge(&mut self) {
-        let Some(Judged { gain, bound, .. }) = self.rounded else { return };
-        let by_gain = bound > MOST;
-        (self.measure, self.tolerance) = if by_gain { ("gain", MOST) } else { ("rel_l2", bound) };
-        self.pass = self.rel_l2 <= bound && (!by_gain || (gain - 1.0).abs() <= MOST);
-    }
 }
 
 /// A recorded tensor that is not comparable.
@@ -64,13 +46,24 @@ pub struct Report {
     pub held_to: Option<String>,
     #[serde(skip)]
     held: Option<Rounded>,
+    /// Gradients that were recorded as 0, and how far they may be off in f32.
+    #[serde(skip)]
+    pub(super) zeros: Vec<(String, f64)>,
     /// Our values, where they are asked for.
     #[serde(skip)]
-    pub(super) kept: Option<BTreeMap<String, Kept>>,
+    pub(super) kept: Option<Keeping>,
+}
+
+/// What a run on the way to a tolerance keeps.
+#[derive(Debug, Default)]
+pub(super) struct Keeping {
+    /// Of these names only; of all if there are none.
+    pub only: HashSet<String>,
+    pub values: BTreeMap<String, Kept>,
 }
 
 /// Ours, and the size that an error of it is relative to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Kept {
     pub values: Vec<f32>,
     pub size: f64,
@@ -96,6 +89,7 @@ impl Report {
             pass: false,
             held_to: held.as_ref().map(|h| h.from.clone()),
             held,
+            zeros: Vec::new(),
             kept: None,
         }
     }
@@ -114,12 +108,15 @@ impl Report {
         self.keep(name, ours, None);
         self.line(name, shape, ours, theirs, tolerance, "rel_l2");
         let (Some(held), Some(line)) = (&self.held, self.lines.last_mut()) else { return };
-        let size = theirs.iter().map(|x| x * x).sum::<f64>();
-        let gain = ours.iter().zip(theirs).map(|(a, b)| a * b).sum::<f64>() / size;
-        let (bound, ratio) =
-            (held.bound(name, theirs.len()).max(tolerance), line.rel_l2 / held.expected(name));
-        line.rounded = Some(Judged { gain, bound, ratio });
-        line.judge();
+        let bound = held.bound(name, shape).max(tolerance);
+        line.tolerance = bound;
+        line.pass = line.rel_l2 <= bound;
+        if bound > MOST {
+            let size = theirs.iter().map(|x| x * x).sum::<f64>();
+            let gain = ours.iter().zip(theirs).map(|(a, b)| a * b).sum::<f64>() / size;
+            (line.measure, line.tolerance) = ("gain", MOST);
+            line.pass &= (gain - 1.0).abs() <= MOST;
+        }
     }
 
     /// Compares arithmetic in f64 on both sides, which no precision changes.
@@ -145,12 +142,15 @@ impl Report {
     /// Keeps ours, or what became of `before`.
     pub(super) fn keep(&mut self, name: &str, ours: &[f64], before: Option<&[f64]>) {
         let Some(kept) = &mut self.kept else { return };
+        if !kept.only.is_empty() && !kept.only.contains(name) {
+            return;
+        }
         let values = match before {
             Some(before) => ours.iter().zip(before).map(|(a, b)| (a - b) as f32).collect(),
             None => ours.iter().map(|x| *x as f32).collect(),
         };
         // What became of weights is kept first, and stays.
-        kept.entry(name.to_string()).or_insert(Kept { values, size: norm(ours.iter().copied()) });
+        kept.values.entry(name.to_string()).or_insert(Kept { values, size: norm(ours.iter().copied()) });
     }
 
     fn line(
@@ -170,7 +170,6 @@ impl Report {
             tolerance,
             measure,
             pass: false,
-            rounded: None,
         };
         if ours.len() == theirs.len() {
             let differences = || ours.iter().zip(theirs).map(|(a, b)| (a - b).abs());
@@ -189,7 +188,6 @@ impl Report {
 
     /// Names what was recorded but not compared, and the first line that fails.
     pub fn finish<'a>(&mut self, recorded: impl Iterator<Item = &'a str>) {
-        self.widen();
         let lines = self.lines.iter().map(|l| l.name.as_str());
         let compared: HashSet<&str> = lines.chain(self.skipped.iter().map(|s| s.name.as_str())).collect();
         self.missed = recorded.filter(|n| !compared.contains(n)).map(str::to_string).collect();
@@ -198,22 +196,27 @@ impl Report {
         self.pass = whole && self.first_divergence.is_none();
     }
 
-    /// What gradients are off by together (c of [`super::tolerance`]).
-    fn widen(&mut self) {
-        let is_gradient = |l: &Line| l.name.starts_with("grads.");
-        let judged = |l: &Line| l.rounded.filter(|_| is_gradient(l));
-        let mut ratios: Vec<f64> = self.lines.iter().filter_map(judged).map(|j| j.ratio).collect();
-        ratios.sort_by(f64::total_cmp);
-        let median = ratios.get(ratios.len() / 2).copied().unwrap_or(1.0);
-        if ratios.len() < FEW || median.is_nan() {
-            return;
+    /// Gradients that one run in 16 bits does not settle (see [`super::tolerance`]), and how many more runs do.
+    pub(super) fn unsettled(&self) -> (HashSet<String>, u64) {
+        let Some(held) = &self.held else { return Default::default() };
+        let open = |l: &&Line| !l.pass && l.measure == "gain" && l.name.starts_with("grads.");
+        let may = |l: &Line| l.rel_l2 <= held.bound(&l.name, &l.shape);
+        let open: Vec<&Line> = self.lines.iter().filter(open).filter(|l| may(l)).collect();
+        let runs = open.iter().map(|l| held.runs(&l.name, &l.shape)).max().unwrap_or(0);
+        (open.iter().map(|l| l.name.clone()).collect(), runs)
+    }
+
+    /// The gain of a tensor over several runs; `agrees`: the record is what f32 computes.
+    pub(super) fn settle(&mut self, name: &str, gain: f64, agrees: bool) {
+        for line in self.lines.iter_mut().filter(|l| l.name == name) {
+            line.measure = "gain of all runs";
+            line.pass = agrees && (gain - 1.0).abs() <= MOST;
         }
-        for line in self.lines.iter_mut().filter(|l| is_gradient(l)) {
-            if let Some(j) = &mut line.rounded {
-                j.bound *= median.clamp(1.0, TOGETHER);
-            }
-            line.judge();
-        }
+    }
+
+    /// A record that f32 on the CPU does not agree with.
+    pub(super) fn refuse(&mut self, name: &str) {
+        self.lines.iter_mut().filter(|l| l.name == name).for_each(|l| l.pass = false);
     }
 
     /// Whether more than a tenth of what was recorded is not comparable.

@@ -22,7 +22,8 @@ use crate::nn::{Params, Precision};
 use crate::tensor::{DType, Device, Storage};
 use crate::{Error, Result};
 use case::Case;
-use std::collections::BTreeMap;
+use compare::{Keeping, Kept};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use tolerance::Held;
 
@@ -67,6 +68,7 @@ pub fn run(path: &Path, at: &Place) -> Result<Report> {
     };
     let mut report = Report::new(path, &case.kind, held);
     compare_all(&case, at, &mut report)?;
+    settle(&case, at, &mut report)?;
     report.finish(case.names("outputs.").chain(case.names("grads.")).chain(case.names("after.")));
     Ok(report)
 }
@@ -92,14 +94,17 @@ fn compare_all(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     }
 }
 
+/// What a run makes of these tensors, or of all.
+fn kept(case: &Case, at: &Place, only: &HashSet<String>) -> Result<BTreeMap<String, Kept>> {
+    let mut report = Report::new(&case.path, &case.kind, Held::Exact);
+    report.kept = Some(Keeping { only: only.clone(), values: BTreeMap::new() });
+    compare_all(case, at, &mut report)?;
+    Ok(report.kept.unwrap_or_default().values)
+}
+
 /// The errors that 16 bits may make, from runs on the CPU in f32: how far results move if weights do (see [`tolerance`]).
 fn derived(case: &Case, precision: Precision) -> Result<BTreeMap<String, f64>> {
-    let run = |case: &Case| {
-        let mut report = Report::new(&case.path, &case.kind, Held::Exact);
-        report.kept = Some(BTreeMap::new());
-        compare_all(case, &Place::cpu(DType::F32), &mut report)?;
-        Ok::<_, Error>(report.kept.unwrap_or_default())
-    };
+    let run = |case: &Case| kept(case, &Place::cpu(DType::F32), &HashSet::new());
     let right = run(case)?;
     let mut squares: BTreeMap<String, f64> = BTreeMap::new();
     for draw in 1..=tolerance::DRAWS {
@@ -113,6 +118,61 @@ fn derived(case: &Case, precision: Precision) -> Result<BTreeMap<String, f64>> {
     Ok(squares.into_iter().map(|(name, s)| (name, s.sqrt())).collect())
 }
 
+/// What one run in 16 bits does not tell (see [`tolerance`]): whether a record of 0 is one, by the CPU in f32; whether a gradient
+/// is twice as much, by runs with moved weights.
+fn settle(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
+    let (open, runs) = report.unsettled();
+    let zeros = if report.is_exact() { Vec::new() } else { std::mem::take(&mut report.zeros) };
+    let all: HashSet<String> = open.iter().chain(zeros.iter().map(|z| &z.0)).cloned().collect();
+    if all.is_empty() {
+        return Ok(());
+    }
+    let exact = kept(&case.as_recorded(), &Place::cpu(DType::F32), &all)?;
+    for (name, most) in zeros {
+        let recorded = case.f64s(&name)?;
+        let near = |(a, b): (&f32, &f64)| (f64::from(*a) - b).abs() <= most;
+        if !exact.get(&name).is_some_and(|x| x.values.iter().zip(&recorded).all(near)) {
+            report.refuse(&name);
+        }
+    }
+    let gains = if open.is_empty() { Vec::new() } else { gains(case, at, &open, exact.clone(), runs)? };
+    for (name, gain) in gains {
+        let (recorded, right) = (case.f64s(&name)?, exact.get(&name));
+        let far = |(a, b): (&f32, &f64)| (f64::from(*a) - b).powi(2);
+        let off = right.map(|r| r.values.iter().zip(&recorded).map(far).sum::<f64>().sqrt() / r.size);
+        report.settle(&name, gain, off.is_some_and(|off| off <= CLOSE));
+    }
+    Ok(())
+}
+
+/// ours . right / right . right of these tensors over the recorded weights and `runs` times moved ones; `exact`: right, as recorded.
+fn gains(
+    case: &Case,
+    at: &Place,
+    open: &HashSet<String>,
+    exact: BTreeMap<String, Kept>,
+    runs: u64,
+) -> Result<Vec<(String, f64)>> {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let mut sums: BTreeMap<String, [f64; 2]> = BTreeMap::new();
+    let mut right = exact;
+    for draw in 0..=runs {
+        let one = if draw == 0 { case.as_recorded() } else { case.moved(draw) };
+        if draw > 0 {
+            right = kept(&one, &Place::cpu(DType::F32), open)?;
+        }
+        for (name, ours) in kept(&one, at, open)? {
+            let Some(right) = right.get(&name).filter(|r| r.values.len() == ours.values.len()) else {
+                continue;
+            };
+            let sum = sums.entry(name).or_default();
+            sum[0] += dot(&ours.values, &right.values);
+            sum[1] += dot(&right.values, &right.values);
+        }
+    }
+    Ok(sums.into_iter().map(|(name, [both, right])| (name, both / right)).collect())
+}
+
 /// Parameters as recorded. Names outside `needed` prefixes may be missing (a case of the image encoder has no Q-Former).
 fn set_up(case: &Case, at: &Place, train_vit: bool, needed: &[&str]) -> Result<Setup> {
     let (model, specs) = match case.has_meta("llm") {
@@ -121,7 +181,7 @@ fn set_up(case: &Case, at: &Place, train_vit: bool, needed: &[&str]) -> Result<S
         }
         false => Model::new(case.config()?, train_vit)?,
     };
-    let known: std::collections::HashSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+    let known: HashSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
     if let Some(name) = case.names("weights.").find(|n| !known.contains(&n["weights.".len()..])) {
         return Err(Error::file("parity", &case.path, "weights of the case's configuration", name));
     }

@@ -106,8 +106,9 @@ impl Best {
     /// Our own choice, where the given one is clear.
     pub fn line(&self, t: &Trace, queries: usize, report: &mut Report) -> Result<()> {
         let (Some(image), Some(text)) = (&t.image_feats, &t.text_feat) else { return Ok(()) };
-        let may = |name: &str, n: usize| report.rounded().map_or(CLOSE, |r| r.bound(name, n));
-        let off = may("outputs.image_feats", image.len()) + may("outputs.text_feat", text.len());
+        let may =
+            |name: &str, x: &Tensor| report.rounded().map_or(CLOSE, |r| r.bound(name, x.shape().sizes()));
+        let off = may("outputs.image_feats", image) + may("outputs.text_feat", text);
         let ours = ops::best_queries(&image.detach(), &text.detach(), queries)?;
         let clear = self.gaps.iter().map(|gap| *gap > 2.0 * off);
         let both = ours.iter().zip(&self.queries).zip(clear).filter(|(_, clear)| *clear);

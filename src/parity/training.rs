@@ -2,7 +2,7 @@
 
 use super::case::Case;
 use super::compare::{FROZEN, NOISE, Report};
-use super::tolerance::NOTHING;
+use super::tolerance::{NOTHING, ZERO};
 use super::trace::{self, Best};
 use super::{CLOSE, Place, Setup, set_up};
 use crate::model::{Batch, Image, Negatives, Profile, Sampling, Trace};
@@ -17,6 +17,9 @@ pub(super) fn compare(case: &Case, name: &str, ours: &Tensor, report: &mut Repor
     report.close(name, case.shape(name)?, &ours.to_f64()?, &case.f64s(name)?, CLOSE);
     Ok(())
 }
+
+/// Gradients of ordinary size still have digits in f16 at this loss scale.
+const SMALLEST_SCALE: f64 = 1.0 / 1024.0;
 
 /// The true gradient of a key bias is 0 (softmax ignores a constant): what is there is rounding noise.
 pub(super) fn is_noise(name: &str) -> bool {
@@ -33,6 +36,14 @@ fn size_of_gradients(case: &Case) -> Result<f64> {
     let mut all = case.names("grads.").map(of).collect::<Result<Vec<_>>>()?;
     all.sort_by(f64::total_cmp);
     Ok(all.get(all.len() * 9 / 10).copied().unwrap_or(0.0))
+}
+
+/// What is added up for the gradient of the temperature: a softmax's differences times the similarities over it.
+fn size_of_temperature(case: &Case) -> Result<f64> {
+    const SIM: &str = "outputs.sim_i2t";
+    let temp = largest(&case.f64s("weights.temp")?);
+    let sim = if case.has(SIM) { largest(&case.f64s(SIM)?) } else { 1.0 / temp };
+    Ok(sim / temp)
 }
 
 /// Gradients in the order backward reaches them: the last parameter first.
@@ -63,9 +74,14 @@ pub(super) fn gradients(
             None => Vec::new(),
         };
         let theirs = case.f64s(&name)?;
+        let size = if spec.name == "temp" { size.max(size_of_temperature(case)?) } else { size };
         if is_noise(&spec.name) || largest(&theirs) <= NOTHING * size {
-            let share = report.rounded().map_or(1e-5, |r| r.floor().max(1e-5));
+            let share = report.rounded().map_or(ZERO, |r| r.floor().max(ZERO));
             report.near(&name, &spec.shape, &ours, &theirs, share * size);
+            report.keep(&name, &ours, None);
+            if !is_noise(&spec.name) {
+                report.zeros.push((name, ZERO * size));
+            }
         } else {
             report.close(&name, &spec.shape, &ours, &theirs, CLOSE);
         }
@@ -168,7 +184,7 @@ pub fn stage1(case: &Case, at: &Place, profile: Profile, report: &mut Report) ->
         let out = model.stage1(&pass, &batch, profile, given.clone(), every)?;
         tape.backward(&out.loss, scale, &mut grads)?;
         // As torch.amp.GradScaler does: where gradients overflow they are computed again with less.
-        if scale <= 1.0 || are_finite(&params, &grads)? {
+        if at.loss_scale() == 1.0 || scale < SMALLEST_SCALE || are_finite(&params, &grads)? {
             break (out, grads, trace);
         }
         scale /= 16.0;
@@ -283,7 +299,7 @@ pub(super) fn losses_of_a_run(case: &Case, ours: &[f64], report: &mut Report) ->
     report.close("outputs.losses", case.shape("outputs.losses")?, ours, &recorded, 1e-3);
     let most = match report.rounded() {
         None => 1e-3,
-        Some(rounded) if rounded.knows(WORST) => rounded.bound(WORST, 1),
+        Some(rounded) if rounded.knows(WORST) => rounded.bound(WORST, &[]),
         Some(_) => return Ok(()),
     };
     let far = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs();

@@ -1,4 +1,5 @@
-//! PyTorch's own test inputs, with what PyTorch makes of them in f64 (tests/samples/record.py): results and gradients.
+//! PyTorch's own test inputs, and layers of transformers' BLIP-2 with the sizes of its tests, with what PyTorch makes of them in f64
+//! (tests/samples/record.py): results and gradients.
 
 use super::harness::{distance, gradient_of};
 use qformer::nn::{Builder, Init, Params};
@@ -16,6 +17,11 @@ struct Sample<'a> {
     number: usize,
     options: &'a Value,
     file: &'a SafeTensors<'a>,
+}
+
+/// A dense layer of a weight and a bias that follow each other.
+fn dense(x: &Tensor, w: &[Tensor]) -> qformer::Result<Tensor> {
+    ops::linear(x, Weight::Dense(&w[0], Some(&w[1])), Options::default())
 }
 
 impl Sample<'_> {
@@ -71,6 +77,48 @@ impl Sample<'_> {
         });
     }
 
+    /// Every row of a sample sees all keys of the same sample.
+    fn segments(&self, keys: &str) -> Segments {
+        let [batch, rows, keys] = ["batch", "rows", keys].map(|key| self.size(key));
+        let segment = |i: usize| Segment {
+            q: i * rows..(i + 1) * rows,
+            a: i * keys..(i + 1) * keys,
+            b: 0..0,
+            causal: false,
+        };
+        Segments::new((0..batch).map(segment).collect(), batch * rows, batch * keys).unwrap()
+    }
+
+    /// LayerNorm(x + dense(attention(x, to))): weights and biases of query, key, value, dense and norm.
+    fn sublayer(&self, x: &Tensor, to: &Tensor, w: &[Tensor], keys: &str) -> qformer::Result<Tensor> {
+        let [q, k, v] = [(x, 0), (to, 2), (to, 4)].map(|(x, i)| dense(x, &w[i..]));
+        let (q, k, v) = (q?, k?, v?);
+        let parts = [&q, &k, &v].map(|tensor| Heads { tensor, column: 0 });
+        let y = ops::attention(parts, &self.segments(keys), self.size("heads"), 8f64.powf(-0.5), None)?;
+        ops::layer_norm(&ops::add(x, &dense(&y, &w[6..])?)?, &w[8], &w[9], self.number("eps"))
+    }
+
+    fn qformer_layer(&self) {
+        self.compare(|x| {
+            let y = self.sublayer(&x[0], &x[0], &x[2..12], "rows")?;
+            let y = self.sublayer(&y, &x[1], &x[12..22], "keys")?;
+            let z = dense(&ops::gelu(&dense(&y, &x[22..])?)?, &x[24..])?;
+            ops::layer_norm(&ops::add(&y, &z)?, &x[26], &x[27], self.number("eps"))
+        });
+    }
+
+    fn encoder_layer(&self) {
+        self.compare(|x| {
+            let n = ops::layer_norm(&x[0], &x[1], &x[2], self.number("eps"))?;
+            let qkv = dense(&n, &x[3..])?;
+            let parts = [0, 32, 64].map(|column| Heads { tensor: &qkv, column });
+            let y = ops::attention(parts, &self.segments("rows"), self.size("heads"), 8f64.powf(-0.5), None)?;
+            let y = ops::add(&x[0], &dense(&y, &x[5..])?)?;
+            let n = ops::layer_norm(&y, &x[7], &x[8], self.number("eps"))?;
+            ops::add(&y, &dense(&ops::gelu(&dense(&n, &x[9..])?)?, &x[11..])?)
+        });
+    }
+
     fn cross_entropy(&self) {
         if let Some(classes) = self.options["classes"].as_array() {
             let classes: Vec<Option<u32>> = classes.iter().map(|c| c.as_u64().map(|c| c as u32)).collect();
@@ -118,6 +166,8 @@ impl Sample<'_> {
                 self.compare(|x| ops::linear(&x[0], Weight::Dense(&x[1], x.get(2)), Options::default()))
             }
             "layer_norm" => self.compare(|x| ops::layer_norm(&x[0], &x[1], &x[2], self.number("eps"))),
+            "qformer_layer" => self.qformer_layer(),
+            "encoder_layer" => self.encoder_layer(),
             "gelu" => self.compare(|x| ops::gelu(&x[0])),
             "attention" => self.attention(),
             "cross_entropy" => self.cross_entropy(),
@@ -144,4 +194,5 @@ fn pytorchs_own_samples() {
     }
     let of = |op: &str| list.iter().filter(|s| s["op"] == op).count();
     assert!(of("adamw") > 200 && of("linear") > 10 && of("attention") > 5 && of("cross_entropy") > 5);
+    assert!(of("qformer_layer") > 1 && of("encoder_layer") > 1);
 }

@@ -5,8 +5,8 @@
 
 (Packages: as record.py says.) For CASE.safetensors of kind vit, stage1, stage1_ids, train or features, as record.py wrote it, runs LAVIS
 again on the case's weights, inputs and negatives: in float32, which must give what is recorded, and in both 16-bit types. Writes
-CASE.autocast.json: {"f16": {"outputs.x": relative L2 error, "grads.y": ...}, "bf16": {...}}. Left out: rows of padding and what key biases
-make (their true gradient is 0). With --draws N each error is the root mean square over N runs, of which all but the first have every
+CASE.autocast.json: {"f16": {"outputs.x": relative L2 error, "grads.y": ...}, "bf16": {...}}. Left out: rows of padding and gradients whose
+true value is 0 (of key biases, or where all captions are equal). With --draws N each error is the root mean square over N runs, of which all but the first have every
 weight off by about a hundredth, in both precisions: what roundings come to by chance, in a loss above all, then counts for less.
 
 As on a GPU: gradients are scaled by 1024 (less where that overflows) and unscaled, as GradScaler does; the image encoder is in f16 in both;
@@ -163,12 +163,19 @@ def rows(name, x, case):
     return x[mask > 0] if name in TEXT_ROWS else x
 
 
+def nothing(theirs):
+    """Gradients whose true value is 0, by the rule of `qformer parity`: none of their numbers exceeds 1e-6 of the size of the gradients."""
+    largest = {n: float(t.abs().max()) for n, t in theirs.items() if n.startswith("grads.")}
+    ordered = sorted(largest.values())
+    return {n for n, x in largest.items() if x <= 1e-6 * ordered[len(ordered) * 9 // 10]}
+
+
 def errors(ours, theirs, case):
     if ours.keys() != theirs.keys():
         raise ValueError(f"recorded and computed differ in {sorted(ours.keys() ^ theirs.keys())}")
-    found = {}
+    found, zero = {}, nothing(theirs)
     for name in theirs:
-        if name.endswith("attention.self.key.bias"):
+        if name.endswith("attention.self.key.bias") or name in zero:
             continue
         a, b = rows(name, ours[name], case), rows(name, theirs[name], case)
         found[name] = float((a - b).norm() / b.norm())
@@ -198,7 +205,7 @@ def autocast(path, draws):
                 squares[dtype].setdefault(name, []).append(e * e)
                 if not math.isfinite(e):
                     sys.exit(f"autocast.py: {path}: expected finite numbers in {dtype}, got others in {name}")
-    found = {d: {n: float(f"{math.sqrt(sum(s) / draws):.2e}") for n, s in of.items()} for d, of in squares.items()}
+    found = {d: {n: float(f"{math.sqrt(sum(s) / len(s)):.2e}") for n, s in of.items()} for d, of in squares.items()}
     out = os.path.splitext(path)[0] + ".autocast.json"
     with open(out, "w") as f:
         f.write(json.dumps(found, indent=1) + "\n")

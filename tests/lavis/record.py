@@ -76,14 +76,15 @@ class Recorder:
     def images(self, n):
         if self.args.image:
             return torch.stack([evaluation_picture(self.args.image[i % len(self.args.image)], self.c["image_size"]) for i in range(n)])
-        return torch.randn(n, 3, self.c["image_size"], self.c["image_size"], generator=self.g)
+        images = torch.randn(n, 3, self.c["image_size"], self.c["image_size"], generator=self.g)
+        return images[:1].repeat(n, 1, 1, 1) if "pictures" in self.args.equal else images
 
     def texts(self, n, longest):
         """n lists of ids; the first is as long as can be, the second as short."""
         def one(i):
             length = longest if i == 0 else 3 if i == 1 else int(torch.randint(3, longest + 1, (1,), generator=self.g))
             return [CLS] + torch.randint(5, self.c["vocab"] - 1, (length - 2,), generator=self.g).tolist() + [SEP]
-        return [one(i) for i in range(n)]
+        return [one(0)] * n if "captions" in self.args.equal else [one(i) for i in range(n)]
 
     def save(self, kind, path):
         from safetensors.torch import save_file
@@ -364,6 +365,8 @@ def main():
     ap.add_argument("--run", default="{}", help="`train`: a JSON object of what is other than usual: init_lr, weight_decay, betas, eps, ...")
     ap.add_argument("--dropout", type=float, default=0.0, metavar="P", help="`stage1`: LAVIS is given the masks that qformer draws at this probability")
     ap.add_argument("--small", action="store_true", help="random weights that make activations small, so that every eps shows")
+    ap.add_argument("--equal", nargs="*", default=[], choices=["captions", "pictures"], help="all of them equal the first: true gradients of 0")
+    ap.add_argument("--zero-queries", action="store_true", help="random weights with query tokens of 0")
     ap.add_argument("--draws", type=int, default=4, metavar="N", help="runs under autocast to average over (default: 4; 0: none)")
     ap.add_argument("--runs", help="`generate`: a JSON list of arguments of transformers' generate instead of the built-in ones")
     ap.add_argument("--k-test", type=int, default=4, help="`retrieval`: candidates to re-rank (default: 4)")
@@ -379,6 +382,8 @@ def main():
     for kind in RECORD if "all" in args.kinds else args.kinds:
         model = build(c)
         randomize(model, torch.Generator().manual_seed(args.seed), args.small) if state is None else fill(model, state)
+        if args.zero_queries:
+            torch.nn.init.zeros_(model.query_tokens)
         recorder = Recorder(model, c, args)
         RECORD[kind](recorder)
         path = os.path.join(args.out, f"{kind}-{name}.safetensors")

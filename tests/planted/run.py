@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """Plants the mistakes of mistakes.json, one at a time, and writes down which test catches which: table.md.
 
-    python3 tests/planted/run.py [--only N ..]
+    python3 tests/planted/run.py [--only N ..] [--jobs 2]
 
 A copy of the sources is made in target/planted in which every mistake stands beside what is right, behind a switch; it is compiled
 once, with the GPU's kernels on the host, and the switch is the variable QFORMER_PLANTED. The product's own sources know nothing of it. Of each
 mistake the quick tests of its room are run, and `qformer parity` on the recorded cases of tests/lavis: on the CPU, and by the kernels in f32,
-f16 and bf16. Exit code 1 if a mistake is caught by no quick test. Needs what `cargo test --features host-check` needs.
+f16 and bf16, quickest case first, until one differs. Cases that take longer than SLOW seconds are left out. What was found is kept in
+target/planted/found.json; --only adds to it, and the table is written when it holds every mistake. Exit code 1 if a mistake of those run is
+caught by no quick test. Needs what `cargo test --features host-check` needs.
 """
 import argparse
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -18,6 +21,8 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 TREE = os.path.join(ROOT, "target", "planted")
+FOUND = os.path.join(TREE, "found.json")
+SLOW = 10.0
 SUITES = ["ops", "kernels", "model", "lavis", "text"]
 PARITY = {"cpu": ["--device", "cpu", "--dtype", "f32"], **{d: ["--device", "host", "--dtype", d] for d in ("f32", "f16", "bf16")}}
 RUST = """
@@ -28,7 +33,7 @@ pub fn planted(n: u32) -> bool {
 }
 """
 CPP = """#include <stdlib.h>
-__attribute__((noinline, no_sanitize("thread"))) static bool planted(int n) {
+[[maybe_unused]] __attribute__((noinline, no_sanitize("thread"))) static bool planted(int n) {
     static const int number = getenv("QFORMER_PLANTED") ? atoi(getenv("QFORMER_PLANTED")) : 0;
     return number == n;
 }
@@ -38,6 +43,8 @@ __attribute__((noinline, no_sanitize("thread"))) static bool planted(int n) {
 def switched(group, rust):
     """What stands in place of `before`: every mistake at this place, and what is right if none of them is planted."""
     before, call = group[0]["before"], "crate::planted" if rust else "planted"
+    if group[0].get("whole"):  # the switch stands within what is put in
+        return group[0]["after"].replace("%N%", str(group[0]["n"]))
     if "let" in group[0]:
         name = group[0]["let"]
         return before + "".join(f" let {name} = if {call}({m['n']}) {{ {m['after']} }} else {{ {name} }};" for m in group)
@@ -75,17 +82,19 @@ def plant(mistakes):
 def build():
     """The test programs by name, and the command."""
     command = ["cargo", "test", "--no-run", "--features", "host-check", "--message-format", "json", "--lib", *[a for s in SUITES for a in ("--test", s)]]
-    environment = dict(os.environ, CARGO_TARGET_DIR=os.path.join(ROOT, "target"))
+    environment = dict(os.environ, CARGO_TARGET_DIR=os.path.join(TREE, "target"), CXXFLAGS="-w")
     done = subprocess.run(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
+        for line in done.stdout.splitlines():
+            message = json.loads(line).get("message")
+            if isinstance(message, dict) and message.get("level") == "error":
+                print(message["rendered"], file=sys.stderr)
         sys.exit("run.py: the planted sources do not compile")
     found = {}
     for line in done.stdout.splitlines():
         message = json.loads(line)
         if message.get("executable") and message.get("target"):
             found["lib" if "lib" in message["target"]["kind"] else message["target"]["name"]] = message["executable"]
-    if "qformer" not in found:
-        found["qformer"] = os.path.join(ROOT, "target", "debug", "qformer")
     return found
 
 
@@ -99,41 +108,78 @@ def run(command, number):
     return None if "running 0 tests" in done.stdout else done.returncode != 0
 
 
+def baseline(programs, tests, jobs):
+    """Nothing planted: every test passes. The commands of parity by device and dtype, quickest first."""
+    quick = {test: [programs[test.split(":", 1)[0]], "-q", test.split(":", 1)[1]] for test in tests}
+    cases = sorted(os.path.join("tests", "lavis", f) for f in os.listdir(os.path.join(ROOT, "tests", "lavis")) if f.endswith(".safetensors"))
+    parity = [(name, case, [programs["qformer"], "parity", "--quiet", *where, case]) for name, where in PARITY.items() for case in cases]
+
+    def timed(command):
+        start = time.time()
+        return run(command, 0), time.time() - start
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for test, (failed, _) in zip(quick, pool.map(timed, quick.values())):
+            if failed is not False:
+                sys.exit(f"run.py: {test}: expected tests that pass with nothing planted, got {'none' if failed is None else 'a failure'}")
+        found = {name: [] for name in PARITY}
+        for (name, case, command), (failed, took) in zip(parity, pool.map(timed, [p[2] for p in parity])):
+            if failed:
+                sys.exit(f"run.py: {case} in {name}: expected agreement with nothing planted")
+            if took <= SLOW:
+                found[name].append((took, command))
+    return quick, {name: [c for _, c in sorted(of)] for name, of in found.items()}
+
+
+def columns(m):
+    """Where a mistake can show: what only the CPU's loops have is not in the kernels, nor the other way round."""
+    if m["file"].startswith("kernels/"):
+        return ["f32", "f16", "bf16"]
+    return ["cpu"] if m["what"].endswith(", CPU") else list(PARITY)
+
+
+def table(mistakes, found):
+    rows = []
+    for m in mistakes:
+        f, can = found[str(m["n"])], columns(m)
+        marks = ["caught" if p in f["parity"] else "-" if p in can else " " for p in PARITY]
+        rows.append(f"| {m['n']} | {m['what']} | {', '.join(f['tests']).replace(':', ' ') or '**none**'} | " + " | ".join(marks) + " |")
+    quick = sum(bool(found[str(m["n"])]["tests"]) for m in mistakes)
+    parity = sum(bool(found[str(m["n"])]["parity"]) for m in mistakes)
+    head = ["# Planted mistakes, and what catches them", "", "Written by `python3 tests/planted/run.py`. Parity: `qformer parity` on the cases of tests/lavis, on the CPU and by the kernels on",
+            "the host; empty where a mistake cannot show (the CPU's loops, the kernels). Quick tests: `cargo test --features host-check --test NAME FILTER`.", "",
+            f"{len(mistakes)} mistakes: {quick} caught by a quick test, {parity} by parity.", "",
+            "| n | mistake | quick tests | parity, CPU | kernels f32 | f16 | bf16 |", "|---|---|---|---|---|---|---|"]
+    with open(os.path.join(HERE, "table.md"), "w") as f:
+        f.write("\n".join(head + rows) + "\n")
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--only", nargs="+", type=int, help="numbers of mistakes, instead of all: nothing is written then")
+    ap.add_argument("--only", nargs="+", type=int, help="numbers of mistakes, instead of all")
+    ap.add_argument("--jobs", type=int, default=2, help="mistakes at a time (default: 2)")
     args = ap.parse_args()
     mistakes = json.load(open(os.path.join(HERE, "mistakes.json")))
     start = time.time()
     plant(mistakes)
     programs = build()
-    cases = sorted(os.path.join("tests", "lavis", f) for f in os.listdir(os.path.join(ROOT, "tests", "lavis")) if f.endswith(".safetensors"))
-    parity = {name: [programs["qformer"], "parity", "--quiet", *where, *cases] for name, where in PARITY.items()}
-    quick = lambda test: [programs[test.split(":", 1)[0]], "-q", test.split(":", 1)[1]]
     print(f"built in {time.time() - start:.0f} s", flush=True)
     chosen = [m for m in mistakes if not args.only or m["n"] in args.only]
-    for test in sorted({t for m in chosen for t in m["tests"]}):
-        if run(quick(test), 0) is not False:
-            sys.exit(f"run.py: {test}: expected tests that pass with nothing planted")
-    for name, command in parity.items():
-        if run(command, 0):
-            sys.exit(f"run.py: parity in {name}: expected agreement with nothing planted")
-    lines, missed = [], []
-    for m in chosen:
-        tests = [t for t in m["tests"] if run(quick(t), m["n"])]
-        found = [name for name, command in parity.items() if run(command, m["n"])]
-        if not tests:
-            missed.append(m["n"])
-        yes = lambda name: "caught" if name in found else "-"
-        lines.append(f"| {m['n']} | {m['what']} | {', '.join(tests).replace(':', ' ') or '**none**'} | " + " | ".join(map(yes, PARITY)) + " |")
-        print(f"{time.time() - start:5.0f} s  {lines[-1]}", flush=True)
-    if not args.only:
-        head = ["# Planted mistakes, and what catches them", "", "Written by `python3 tests/planted/run.py`. Parity: `qformer parity` on the cases of tests/lavis; a mistake that only the CPU's loops have",
-                "cannot show in the kernels' columns, nor the other way round. Quick tests: `cargo test --features host-check --test NAME FILTER`.", "",
-                f"{len(mistakes)} mistakes, {len(missed)} of them caught by no quick test.", "",
-                "| n | mistake | quick tests | parity, CPU | kernels f32 | f16 | bf16 |", "|---|---|---|---|---|---|---|"]
-        with open(os.path.join(HERE, "table.md"), "w") as f:
-            f.write("\n".join(head + lines) + "\n")
+    quick, parity = baseline(programs, sorted({t for m in chosen for t in m["tests"]}), args.jobs)
+    print(f"{time.time() - start:5.0f} s  with nothing planted everything passes", flush=True)
+    found = json.load(open(FOUND)) if args.only and os.path.exists(FOUND) else {}
+
+    def one(m):
+        tests = [t for t in m["tests"] if run(quick[t], m["n"])]
+        return m, dict(tests=tests, parity=[name for name in columns(m) if any(run(c, m["n"]) for c in parity[name])])
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        for m, f in pool.map(one, chosen):
+            found[str(m["n"])] = f
+            print(f"{time.time() - start:5.0f} s  {m['n']:3d} {m['what']}: {', '.join(f['tests']) or 'NO QUICK TEST'}; parity: {', '.join(f['parity']) or 'none'}", flush=True)
+            with open(FOUND, "w") as out:
+                json.dump(found, out)
+    if all(str(m["n"]) in found for m in mistakes):
+        table(mistakes, found)
+    missed = [m["n"] for m in chosen if not found[str(m["n"])]["tests"]]
     sys.exit(f"run.py: caught by no quick test: {missed}" if missed else 0)
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Records what PyTorch makes of its own test samples, for tests/cases/samples.rs to compare with: samples.safetensors.
 
-    pip install torch expecttest safetensors numpy
+    pip install torch expecttest safetensors numpy transformers==4.30.2
     python tests/samples/record.py
 
 Of every operation that the model has, the inputs that PyTorch's OpInfo database tests it with (those with an option that we lack are left
-out and counted), and in float64 what comes out and the gradients for a random dy. Of AdamW: its OptimizerInfo settings, and settings
+out and counted), layers of transformers' BLIP-2 with the sizes of its own tests, and in float64 what comes out and the gradients for a random dy. Of AdamW: its OptimizerInfo settings, and settings
 drawn at random, five steps each. Metadata `samples`: a JSON list of {op, options, tensors of ours by their number}.
 """
 import json
@@ -122,6 +122,42 @@ def adamw(s, shape, lr, betas, eps, weight_decay):
     s.list.append(dict(op="adamw", inputs=1, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
 
+PARTS = [f"{a}.{p}" for a in ("attention", "crossattention") for p in ("attention.query", "attention.key", "attention.value", "output.dense", "output.LayerNorm")]
+
+
+def qformer_layer(s, rows=7, image_rows=17, batch=3):
+    """A layer of transformers' Blip2QFormerModel with the sizes of its tests (Blip2QFormerModelTester): hidden 32, 4 heads, 37, 7 rows."""
+    from transformers import Blip2QFormerConfig
+    from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer
+    config = Blip2QFormerConfig(hidden_size=32, num_attention_heads=4, intermediate_size=37, encoder_hidden_size=32, cross_attention_frequency=1)
+    layer = Blip2QFormerLayer(config, 0).double().eval()
+    names = [f"{p}.{x}" for p in PARTS + ["intermediate_query.dense", "output_query.dense", "output_query.LayerNorm"] for x in ("weight", "bias")]
+    shapes = {n: p.shape for n, p in layer.named_parameters()}
+    weights = [torch.randn(shapes[n], generator=s.g) * (0.1 if n.endswith("bias") else 0.3) + ("LayerNorm.weight" in n) for n in names]
+
+    def f(x, image, *w):
+        x, image = x.reshape(batch, rows, 32), image.reshape(batch, image_rows, 32)
+        mask = torch.zeros(batch, 1, 1, rows), torch.zeros(batch, 1, 1, image_rows)
+        given = dict(attention_mask=mask[0], encoder_hidden_states=image, encoder_attention_mask=mask[1], query_length=rows)
+        return torch.func.functional_call(layer, dict(zip(names, w)), (x,), given)[0].reshape(-1, 32)
+    put = torch.randn(batch * rows, 32, generator=s.g), torch.randn(batch * image_rows, 32, generator=s.g)
+    s.put("qformer_layer", [*put, *weights], f, batch=batch, heads=4, rows=rows, keys=image_rows, eps=config.layer_norm_eps)
+
+
+def encoder_layer(s, batch=2):
+    """A layer of its image encoder with the sizes of its tests (Blip2VisionModelTester): hidden 32, 4 heads, 37; pictures of 10 for 30."""
+    from transformers import Blip2VisionConfig
+    from transformers.models.blip_2.modeling_blip_2 import Blip2EncoderLayer
+    config = Blip2VisionConfig(hidden_size=32, num_attention_heads=4, intermediate_size=37, image_size=10, patch_size=2)
+    layer, rows = Blip2EncoderLayer(config).double().eval(), (config.image_size // config.patch_size) ** 2 + 1
+    parts = ["layer_norm1", "self_attn.qkv", "self_attn.projection", "layer_norm2", "mlp.fc1", "mlp.fc2"]
+    names = [f"{p}.{x}" for p in parts for x in ("weight", "bias")]
+    shapes = {n: p.shape for n, p in layer.named_parameters()} | {"self_attn.qkv.bias": (96,)}
+    weights = [torch.randn(shapes[n], generator=s.g) * (0.1 if n.endswith("bias") else 0.3) + ("norm" in n and n.endswith("weight")) for n in names]
+    f = lambda x, *w: torch.func.functional_call(layer, dict(zip(names, w)), (x.reshape(batch, rows, 32), None))[0].reshape(-1, 32)
+    s.put("encoder_layer", [torch.randn(batch * rows, 32, generator=s.g), *weights], f, batch=batch, heads=4, rows=rows, keys=rows, eps=layer.layer_norm1.eps)
+
+
 def main():
     s = Samples()
     torch.manual_seed(0)
@@ -143,6 +179,9 @@ def main():
     draw = lambda low, high: float(torch.rand(1, generator=s.g)) * (high - low) + low
     for _ in range(SETTINGS):
         adamw(s, (3, 2), lr=10 ** draw(-5, -1), betas=(draw(0, 0.99), draw(0.5, 0.9999)), eps=10 ** draw(-10, -1), weight_decay=draw(0, 0.9))
+    for _ in range(3):
+        qformer_layer(s)
+        encoder_layer(s)
     path = os.path.join(HERE, "samples.safetensors")
     save_file(s.tensors, path, {"samples": json.dumps(s.list), "torch": torch.__version__})
     counts = {op: sum(x["op"] == op for x in s.list) for op in {x["op"] for x in s.list}}
