@@ -5,6 +5,7 @@ use crate::{Recorded, own};
 use qformer::nn::Precision;
 use qformer::parity::{Place, Report};
 use qformer::tensor::{DType, Device};
+use std::path::Path;
 
 /// Every precision a case can be compared in here: on the CPU, and by the GPU's kernels on the host.
 fn places() -> Vec<(&'static str, Place)> {
@@ -59,6 +60,22 @@ fn zeroed_doubled_and_flipped_gradients_are_found() {
 #[test]
 fn and_without_a_record_of_autocast() {
     finds_all("stage1", false);
+}
+
+/// Smaller than what 16 bits leave of a gradient whose true value is 0: only f32 tells that its record was lost.
+#[test]
+fn a_small_gradient_that_is_zeroed_is_found() {
+    let Some((_, place)) = places().into_iter().nth(2) else { return };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lavis/stage1-eps.safetensors");
+    let beside = path.with_extension("autocast.json");
+    let case = Recorded::read(&path);
+    let whole = case.run_at(&place, Some(&beside)).unwrap();
+    assert!(whole.pass, "{whole}");
+    let name = "grads.Qformer.cls.predictions.transform.dense.bias";
+    let mut changed = case.clone();
+    changed.multiply(name, 0.0);
+    let report = changed.run_at(&place, Some(&beside)).unwrap();
+    assert_eq!(report.first_divergence.as_deref(), Some(name), "{report}");
 }
 
 fn held(report: &Report) -> &str {

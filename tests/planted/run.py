@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plants the mistakes of mistakes.json, one at a time, and writes down which test catches which: table.md.
 
-    python3 tests/planted/run.py [--only N ..] [--jobs 2]
+    python3 tests/planted/run.py [--only N ..] [--cases NAME ..] [--jobs 2]
 
 A copy of the sources is made in target/planted in which every mistake stands beside what is right, behind a switch; it is compiled
 once, with the GPU's kernels on the host, and the switch is the variable QFORMER_PLANTED. The product's own sources know nothing of it. Of each
@@ -108,10 +108,10 @@ def run(command, number):
     return None if "running 0 tests" in done.stdout else done.returncode != 0
 
 
-def baseline(programs, tests, jobs):
+def baseline(programs, tests, only, jobs):
     """Nothing planted: every test passes. The commands of parity by device and dtype, quickest first."""
     quick = {test: [programs[test.split(":", 1)[0]], "-q", test.split(":", 1)[1]] for test in tests}
-    cases = sorted(os.path.join("tests", "lavis", f) for f in os.listdir(os.path.join(ROOT, "tests", "lavis")) if f.endswith(".safetensors"))
+    cases = sorted(os.path.join("tests", "lavis", f) for f in os.listdir(os.path.join(ROOT, "tests", "lavis")) if f.endswith(".safetensors") and (not only or f[:-12] in only))
     parity = [(name, case, [programs["qformer"], "parity", "--quiet", *where, case]) for name, where in PARITY.items() for case in cases]
 
     def timed(command):
@@ -156,6 +156,7 @@ def table(mistakes, found):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--only", nargs="+", type=int, help="numbers of mistakes, instead of all")
+    ap.add_argument("--cases", nargs="+", help="cases of tests/lavis, instead of all: stage1-small train-adamw ..")
     ap.add_argument("--jobs", type=int, default=2, help="mistakes at a time (default: 2)")
     args = ap.parse_args()
     mistakes = json.load(open(os.path.join(HERE, "mistakes.json")))
@@ -164,7 +165,7 @@ def main():
     programs = build()
     print(f"built in {time.time() - start:.0f} s", flush=True)
     chosen = [m for m in mistakes if not args.only or m["n"] in args.only]
-    quick, parity = baseline(programs, sorted({t for m in chosen for t in m["tests"]}), args.jobs)
+    quick, parity = baseline(programs, sorted({t for m in chosen for t in m["tests"]}), args.cases, args.jobs)
     print(f"{time.time() - start:5.0f} s  with nothing planted everything passes", flush=True)
     found = json.load(open(FOUND)) if args.only and os.path.exists(FOUND) else {}
 
