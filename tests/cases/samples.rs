@@ -78,7 +78,7 @@ impl Sample<'_> {
     }
 
     /// Every row of a sample sees all keys of the same sample.
-    fn segments(&self, keys: &str) -> Segments {
+    fn segments(&self, keys: &str) -> std::sync::Arc<Segments> {
         let [batch, rows, keys] = ["batch", "rows", keys].map(|key| self.size(key));
         let segment = |i: usize| Segment {
             q: i * rows..(i + 1) * rows,
