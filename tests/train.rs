@@ -12,6 +12,8 @@ mod decay;
 mod flat;
 #[path = "train/forms.rs"]
 mod forms;
+#[path = "train/library.rs"]
+mod library;
 #[path = "train/pages.rs"]
 mod pages;
 #[path = "train/refused.rs"]
