@@ -28,6 +28,8 @@ pub struct Training {
     entries: Vec<yaml::Entry>,
     resumed: bool,
     stop_after: Option<u64>,
+    /// What cannot be set, said when the settings are read.
+    refused: Option<Error>,
 }
 
 impl Training {
@@ -58,7 +60,13 @@ impl Training {
 
     /// Sets a setting that is a path.
     pub fn path(self, name: &str, path: impl AsRef<Path>) -> Training {
-        self.set(name, path.as_ref().display().to_string())
+        match path.as_ref().to_str() {
+            Some(text) => self.set(name, text),
+            None => {
+                let got = path.as_ref().display();
+                Training { refused: Some(Error::argument("train", name, "a path in UTF-8", got)), ..self }
+            }
+        }
     }
 
     /// Stops after this step for now, however long the run is; it can be resumed.
@@ -68,6 +76,9 @@ impl Training {
 
     /// The settings, read and checked.
     pub fn config(&self) -> Result<Config> {
+        if let Some(refused) = &self.refused {
+            return Err(refused.clone());
+        }
         let mut config = Config::read(self.file.as_deref(), &self.entries)?;
         self.stop_after.into_iter().for_each(|step| config.set_steps(step));
         Ok(config)

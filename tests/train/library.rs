@@ -67,6 +67,9 @@ fn a_refused_training_writes_nothing_and_names_the_setting() {
     let error = training(&world, "run").set("init_lr", -1.0).run(&mut until).unwrap_err();
     assert!(error.exit_code() == 2 && error.to_string().contains("init_lr"), "{error}");
     assert!(until.begun == 0 && !exists(&world.path("run")));
+    let odd = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xff");
+    let error = training(&world, "run").path("out", odd).run(&mut until).unwrap_err();
+    assert!(error.to_string().contains("UTF-8"), "{error}");
     let error = Training::resume(world.path("run")).run(&mut ()).unwrap_err();
     assert_eq!(error.exit_code(), 3, "{error}");
     assert!(!exists(&world.path("run")));
