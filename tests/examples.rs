@@ -1,4 +1,5 @@
-//! The programs of `examples/`, one after the other: what one leaves, the next takes.
+//! What programs do with the library: those of `examples/`, one after the other, where what one leaves the next takes; and a
+//! training that is watched, stopped and resumed.
 
 #[path = "../examples/caption.rs"]
 mod caption;
@@ -6,6 +7,8 @@ mod caption;
 mod convert;
 #[path = "../examples/gradient.rs"]
 mod gradient;
+#[path = "train/library.rs"]
+mod library;
 #[cfg(feature = "host-kernels")]
 #[path = "../examples/own_kernel.rs"]
 mod own_kernel;
@@ -13,6 +16,9 @@ mod own_kernel;
 mod search;
 #[path = "../examples/train.rs"]
 mod train;
+#[allow(dead_code)]
+#[path = "train/world.rs"]
+mod world;
 
 use qformer::files::RealDisk;
 use qformer::pretrained::Pretrained;

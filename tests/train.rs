@@ -12,8 +12,6 @@ mod decay;
 mod flat;
 #[path = "train/forms.rs"]
 mod forms;
-#[path = "train/library.rs"]
-mod library;
 #[path = "train/pages.rs"]
 mod pages;
 #[path = "train/refused.rs"]
