@@ -3,12 +3,14 @@
 //! these checks alone.
 
 use super::cache::Cache;
-use super::checkpoint::{self, Folder, Loaded};
+use super::checkpoint::{self, Loaded};
 use super::config::{self, Config, Length};
 use super::corpus::{Corpus, Loading};
 use super::plan::Plan;
 use super::rehearsal;
 use super::run::{self, Run};
+pub use super::run_folder::{CONFIG, MODEL, VOCABULARY};
+use super::run_folder::{keep, own, write_settings};
 use super::start::{self, Start};
 use super::state::{self, Identity, State};
 use super::trainer::Trainer;
@@ -19,19 +21,13 @@ use crate::files::{self, RealDisk, bytes};
 use crate::model::Model;
 use crate::model::Profile;
 use crate::nn::{self, Params, Precision};
-use crate::pretrained::{self, llm::LlmPart};
+use crate::pretrained::llm::LlmPart;
 use crate::tensor::Device;
 use crate::text::Tokenizer;
 use crate::vision::Turn;
 use crate::{Error, Kind, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// The run's own settings and vocabulary in its folder.
-pub const CONFIG: &str = "config.yaml";
-const VOCABULARY: &str = "vocabulary";
-/// Where in a run's folder its trained model is.
-pub const MODEL: &str = "model";
 
 /// What is to become of the run in the folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -408,19 +404,6 @@ fn note_instructions(loaded: &Loaded, device: &Device, watch: &dyn Watch) {
     }
 }
 
-/// The run's checkpoints for this process alone, if they are those that were read.
-fn own(out: &Path, before: &[(u64, PathBuf)]) -> Result<Folder<'static>> {
-    let path = out.join(run::CHECKPOINTS);
-    let folder = Folder::own(&RealDisk, &path)?;
-    if checkpoint::steps(&RealDisk, &path)? != before {
-        let want = "the checkpoints that were read";
-        return Err(Error::argument("train", path.display().to_string(), want, "others")
-            .fix("another training wrote there meanwhile: run the same command again"));
-    }
-    files::remove_partial_folders(out)?;
-    Ok(folder)
-}
-
 /// Fills a cache, from which training then loads.
 fn cached(
     cache: Cache,
@@ -443,35 +426,4 @@ fn cached(
     let how = (config.batch, config.loading());
     cache.fill(&loading, (&trainer.model, &trainer.params), how, watch)?;
     Ok(Arc::new(Loading { cache: Some(Arc::new(cache)), ..Loading::clone(&loading) }))
-}
-
-/// Puts the settings and the vocabulary of a run that begins into its folder.
-fn keep(out: &Path, config: &Config, tokenizer: &Tokenizer, resume: bool) -> Result<()> {
-    let vocabulary = out.join(VOCABULARY);
-    if !resume || !out.join(CONFIG).is_file() {
-        write_settings(out, config)?;
-    }
-    if !resume || !vocabulary.is_dir() {
-        let own: Vec<&str> =
-            pretrained::parts::PARTS.into_iter().chain(tokenizer.dictionary_name()).collect();
-        files::write_folder(&vocabulary, &own, |staged| tokenizer.save(staged))?;
-    }
-    Ok(())
-}
-
-fn write_settings(out: &Path, config: &Config) -> Result<()> {
-    let text = config::resolved(&absolute(config)?);
-    files::write_atomic(&RealDisk, &out.join(CONFIG), text.len() as u64, |w| w.write_all(text.as_bytes()))
-}
-
-/// These settings with absolute paths, which mean the same from wherever a run is resumed.
-fn absolute(config: &Config) -> Result<Config> {
-    let mut config = config.clone();
-    let data = config.data.iter_mut().chain(&mut config.validation);
-    let data = data.flat_map(|d| [&mut d.images, &mut d.captions]);
-    let own = [&mut config.out, &mut config.start, &mut config.llm, &mut config.vocab, &mut config.cache];
-    for path in data.chain(own).flatten() {
-        *path = std::path::absolute(&*path).map_err(|e| Error::io("train", &*path, &e))?;
-    }
-    Ok(config)
 }

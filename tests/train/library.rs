@@ -45,7 +45,7 @@ fn a_watched_training_stops_when_asked_and_resumes_to_the_same_bytes() {
     let whole = training(&world, "whole").run(&mut |step: &StepLine| losses.push(step.loss)).unwrap();
     assert_eq!((&whole.ending, whole.step, whole.whole), (&Ending::Trained, 6, 6));
     assert!(losses.len() == 6 && losses.iter().all(|loss| loss.is_finite()));
-    assert!(exists(&whole.model.join("model.safetensors")));
+    assert!(exists(whole.model.join("model.safetensors")));
 
     let mut until = Until { step: 2, told: Vec::new(), begun: 0 };
     let stopped = training(&world, "stopped").run(&mut until).unwrap();
@@ -66,11 +66,11 @@ fn a_refused_training_writes_nothing_and_names_the_setting() {
     assert!(error.to_string().contains("batch"), "{error}");
     let error = training(&world, "run").set("init_lr", -1.0).run(&mut until).unwrap_err();
     assert!(error.exit_code() == 2 && error.to_string().contains("init_lr"), "{error}");
-    assert!(until.begun == 0 && !exists(&world.path("run")));
+    assert!(until.begun == 0 && !exists(world.path("run")));
     let odd = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xff");
     let error = training(&world, "run").path("out", odd).run(&mut until).unwrap_err();
     assert!(error.to_string().contains("UTF-8"), "{error}");
     let error = Training::resume(world.path("run")).run(&mut ()).unwrap_err();
     assert_eq!(error.exit_code(), 3, "{error}");
-    assert!(!exists(&world.path("run")));
+    assert!(!exists(world.path("run")));
 }
