@@ -141,7 +141,7 @@ impl Job {
     /// Settles whether layers of a language model are computed twice: as it was said, or where a GPU would not hold them.
     fn recompute(mut self) -> Result<Job> {
         self.recompute = self.config.recompute == Some(true) && self.start.llm.is_some();
-        let (Device::Gpu(gpu), None, true) = (&self.device, self.config.recompute, self.start.llm.is_some())
+        let (Some(gpu), None, true) = (self.device.gpu(), self.config.recompute, self.start.llm.is_some())
         else {
             return Ok(self);
         };
