@@ -17,8 +17,10 @@ pub enum Kind {
     Write,
     /// The numbers differ from the recorded ones. Exit code 5.
     Parity,
-    /// A GPU that is not there, has no memory left, or failed. Exit code 6.
+    /// A GPU that is not there, or failed. Exit code 6.
     Device,
+    /// A GPU has no memory left; what it holds is whole. Exit code 6.
+    Memory,
     /// A loss or a gradient is not finite. Exit code 7.
     NonFinite,
     /// Stopped by a signal after saving. Exit code 128 + the signal's number.
@@ -148,7 +150,7 @@ impl Error {
             Kind::File | Kind::Data => 3,
             Kind::Write => 4,
             Kind::Parity => 5,
-            Kind::Device => 6,
+            Kind::Device | Kind::Memory => 6,
             Kind::NonFinite => 7,
             Kind::Signal(n) => u8::try_from(128 + n).unwrap_or(1),
         }

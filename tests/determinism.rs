@@ -157,11 +157,11 @@ fn a_step_that_overflows_changes_nothing_but_the_scale() {
     let mut t = trainer(&config, Contrast::MicroBatch);
     t.step(&batches(&config, 0)).unwrap();
     let before = (state(&t), t.optimizer.steps);
-    t.scale = LossScale { enabled: true, scale: 2f64.powi(200), clean_steps: 7 };
+    t.scale = LossScale { enabled: true, scale: 2f64.powi(200), clean_steps: 7, skipped: 0 };
     let report = t.step(&batches(&config, 1)).unwrap();
     assert!(!report.applied && report.losses.losses.iter().all(|x| x.is_finite()));
     assert!(before == (state(&t), t.optimizer.steps), "the state changed");
-    assert_eq!(t.scale, LossScale { enabled: true, scale: 2f64.powi(199), clean_steps: 0 });
+    assert_eq!(t.scale, LossScale { enabled: true, scale: 2f64.powi(199), clean_steps: 0, skipped: 1 });
     assert_eq!(t.step, 2);
     let mut scale = LossScale::F16;
     for _ in 0..1999 {

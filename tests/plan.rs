@@ -1,13 +1,17 @@
-//! The memory that `train --dry-run` promises, beside what a step really allocates (counted by the allocator).
+//! The memory that `train --dry-run` promises, beside what a step really allocates (counted by the allocator), and the memory
+//! and time that it takes itself.
 
 use qformer::model::{Config as Sizes, Image, Model, Profile};
-use qformer::nn::Params;
+use qformer::nn::{Params, Precision};
 use qformer::tensor::{DType, Tensor};
-use qformer::train::config::{Config, yaml};
+use qformer::train::config::{Config, Length, yaml};
 use qformer::train::plan::Memory;
+use qformer::train::rehearsal::Run;
 use qformer::train::trainer::{Micro, Trainer};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 struct Counting;
 
@@ -30,6 +34,9 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// One test at a time counts.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Bytes at the peak of two steps, parameters and moments included, pictures not.
 fn measured(config: &Config, sizes: &Sizes, batch: usize, text: usize) -> f64 {
@@ -57,8 +64,58 @@ fn measured(config: &Config, sizes: &Sizes, batch: usize, text: usize) -> f64 {
     (PEAK.load(Relaxed) - before - pictures) as f64
 }
 
+/// A step on a GPU is rehearsed in memory and time that grow with the batch and not with its square: 10 s and 1 GB at the most.
+#[test]
+fn a_rehearsal_takes_little_memory_and_time() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let length = Length { steps: 100, whole: 100, steps_per_epoch: 100, max_epoch: 1, warmup_steps: 10 };
+    for (name, gb) in [
+        ("tiny", 1),
+        ("tiny", 4),
+        ("tiny", 24),
+        ("tiny", 192),
+        ("small", 24),
+        ("heads", 24),
+        ("heads", 192),
+        ("base", 24),
+        ("full", 12),
+        ("full", 192),
+    ] {
+        let entries = ["batch=4", "start=x"].map(|e| yaml::assignment(e).unwrap());
+        let config = Config::from_entries(&entries).unwrap();
+        let sizes = if name == "small" {
+            Config::from_entries(&[]).unwrap().model_sizes(3000).unwrap()
+        } else {
+            Sizes::named(name).unwrap()
+        };
+        let run =
+            Run { llm: None, config: &config, sizes: &sizes, length, precision: Precision::BF16, text: 30 };
+        let (before, begun) = (NOW.load(Relaxed), Instant::now());
+        PEAK.store(before, Relaxed);
+        let found = run.rehearse(Some(gb * 1_000_000_000), true).unwrap();
+        let (took, peak) = (begun.elapsed().as_secs_f64(), PEAK.load(Relaxed) - before);
+        println!("{name} plan:{gb}: {:?} in {took:.1} s and {} MB", found.largest_batch, peak / 1_000_000);
+        assert!(took < 10.0 && peak < 1_000_000_000, "{name} plan:{gb}: {took:.1} s, {peak} bytes");
+        // What is found fits, and a fiftieth more does not.
+        let batch = found.largest_batch.unwrap();
+        let peak = |batch: usize| {
+            let entries = [format!("batch={batch}"), "start=x".into()].map(|e| yaml::assignment(&e).unwrap());
+            let config = Config::from_entries(&entries).unwrap();
+            Run { config: &config, ..run }.rehearse(None, false).unwrap().peak
+        };
+        assert!(peak(batch) <= gb * 1_000_000_000, "{name} plan:{gb}: {batch} does not fit");
+        if batch < 8_192 {
+            assert!(
+                peak(batch + batch.div_ceil(50)) > gb * 1_000_000_000,
+                "{name} plan:{gb}: more than {batch} fits"
+            );
+        }
+    }
+}
+
 #[test]
 fn planned_memory_is_near_what_a_step_takes() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut wide = Sizes::tiny();
     (wide.hidden, wide.ffn, wide.vocab, wide.max_txt_len) = (128, 512, 3000, 32);
     let mut deep = Sizes::heads();

@@ -1,6 +1,8 @@
-//! `qformer doctor`: a data set looked through before it is trained on.
+//! `qformer doctor`: a data set looked through before it is trained on, a model's folder, or a GPU.
 
-use super::output::Output;
+mod device;
+
+use super::output::{Output, say};
 use crate::data::{self, Checks, Dataset, Tokens};
 use crate::model;
 use crate::pretrained::parts;
@@ -8,26 +10,32 @@ use crate::text::llm::LlmTokenizer;
 use crate::text::{Settings, Tokenizer, clean_caption, vocabulary};
 use crate::vision::{Photo, Turn};
 use crate::{Error, Kind, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Check pictures and captions before training on them
+/// Check pictures and captions, a model's folder or a GPU before training
 ///
 /// Reads and decodes every picture, tokenizes every caption, and lists what is missing, broken, double, empty, cut or
 /// unknown to the vocabulary, and which batches of the first epoch repeat a picture. Exit code 0 if the data set is
 /// healthy, 3 if anything was found.
+///
+/// --device alone checks a GPU instead: driver, libraries, memory, and that copies, a kernel and matmuls give the CPU's numbers;
+/// exit code 6 if anything is wrong. --model alone checks that a folder is one whole model.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  qformer doctor --images photos --captions captions.json\n  qformer doctor --images coco \
-                  --captions stair.json --model eva-bert --batch 100 --json"
+                  --captions stair.json --model eva-bert --batch 100 --json\n  qformer doctor --device"
 )]
 pub struct Args {
     /// Folder of pictures, or files that hold them: tar shards ('shards/{00000..00099}.tar'), parquet
-    #[arg(long, value_name = "DIR")]
-    images: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["model", "device"])]
+    images: Option<PathBuf>,
     /// Captions: LAVIS, COCO/STAIR or Karpathy JSON (FILE#train), JSON lines, a table with a heading, parquet; none: a .txt
     /// or .caption beside each picture, or those in the shards
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "images")]
     captions: Option<PathBuf>,
+    /// Check a GPU: cuda (if no name is given), cuda:1, .. or host
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "cuda")]
+    device: Option<String>,
     /// Model directory whose vocabulary and text length count; its numbers are compared with those that were written
     #[arg(long, value_name = "DIR", conflicts_with = "vocab")]
     model: Option<PathBuf>,
@@ -62,8 +70,14 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let captions = args.captions.as_ref().unwrap_or(&args.images);
-    let data = Dataset::read(captions, &args.images, args.missing_share)?;
+    if let Some(name) = &args.device {
+        device::run(name)?;
+    }
+    let Some(images) = &args.images else {
+        return args.model.as_deref().map_or(Ok(()), model_alone);
+    };
+    let captions = args.captions.as_ref().unwrap_or(images);
+    let data = Dataset::read(captions, images, args.missing_share)?;
     if let Some(folder) = &args.llm {
         let llm = LlmTokenizer::open(folder)?;
         return look(args, &data, |caption| {
@@ -107,13 +121,25 @@ fn look(args: &Args, data: &Dataset, tokenize: impl Fn(&str) -> Result<Tokens> +
         .got(found.collect::<Vec<_>>().join(", ")))
 }
 
+/// Whether a folder is one whole model, without pictures.
+fn model_alone(directory: &Path) -> Result<()> {
+    parts::verify(directory)?;
+    let (words, sizes) = (Tokenizer::open(directory)?.len(), sizes(directory)?);
+    parts::check_vocabulary(directory, &sizes, words)?;
+    say!("{}: one whole model with a vocabulary of {words} tokens", directory.display())
+}
+
+fn sizes(directory: &Path) -> Result<model::Config> {
+    let path = directory.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("doctor", &path, &e))?;
+    model::Config::from_json(&text)
+}
+
 /// The tokenizer, and how many tokens of a caption the model reads.
 fn tokenizer(args: &Args, data: &Dataset) -> Result<(Tokenizer, usize)> {
     if let Some(directory) = &args.model {
         parts::verify(directory)?;
-        let path = directory.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("doctor", &path, &e))?;
-        return Ok((Tokenizer::open(directory)?, model::Config::from_json(&text)?.max_txt_len));
+        return Ok((Tokenizer::open(directory)?, sizes(directory)?.max_txt_len));
     }
     let tokenizer = match &args.vocab {
         Some(directory) => Tokenizer::open(directory)?,

@@ -50,8 +50,9 @@ impl OrientationArgs {
 
 #[derive(clap::Args)]
 pub struct PlaceArgs {
-    /// Where to compute: auto (a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..), or host (the GPU's kernels
-    /// emulated on the CPU, slowly)
+    /// Where to compute: auto (a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..), host (the GPU's kernels emulated on
+    /// the CPU, slowly); only counted, nothing computed, in bench: plan, plan:24 (GB) or plan:CARD (rtx-4080-laptop, rtx-3090,
+    /// rtx-4090, rtx-5090, a100, h100, h200)
     #[arg(long, default_value = "auto", help_heading = "Running")]
     pub device: String,
     /// On a GPU, how dense layers and attention store what they work on: f32, f16, bf16 (default; the image encoder in
@@ -65,7 +66,7 @@ pub struct PlaceArgs {
 }
 
 impl PlaceArgs {
-    /// `say` is told which device `auto` is.
+    /// `say` is told which device it is.
     pub fn open(&self, say: impl FnOnce(String)) -> Result<(Device, Precision)> {
         nn::place(&self.device, self.dtype.as_deref(), Gelu::named(&self.vit_gelu)?, say)
     }

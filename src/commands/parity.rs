@@ -96,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn place(device: &str, dtype: &str) -> Result<Place> {
-    let device = Device::open(device)?;
+    let device = Device::announced(device, |line| note!("{line}"))?;
     device.check_computes("parity")?;
     match (&device, dtype) {
         (Device::Cpu, "f32") => Ok(Place::cpu(DType::F32)),

@@ -2,6 +2,7 @@
 //! emulator (`host`).
 
 pub mod attention;
+pub mod cards;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -11,6 +12,7 @@ pub mod gemm;
 pub mod gpu;
 pub mod launch;
 mod real;
+pub mod running;
 pub mod setup;
 
 pub use real::{DType, Real};
@@ -35,38 +37,49 @@ impl gpu::Gpu {
 }
 
 fn driver(name: &str) -> Result<Box<dyn gpu::Driver>> {
-    let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
-    let number: usize = number.parse().map_err(|_| unknown(name))?;
+    let (kind, which) = name.split_once(':').unwrap_or((name, "0"));
+    let number = || which.parse::<u32>().map_err(|_| unknown(name));
     match kind {
         #[cfg(feature = "cuda")]
-        "cuda" => cuda::open(number),
+        "cuda" => cuda::open(number()? as usize),
         #[cfg(not(feature = "cuda"))]
-        "cuda" => Err(Error::new(crate::Kind::Device, "device")
-            .about("cuda")
-            .expected("a build with CUDA kernels")
-            .got("one without")
-            .fix("build with `cargo build --release --features cuda`, or use --device cpu")),
+        "cuda" => number().and_then(|_| Err(no_kernels())),
         #[cfg(feature = "host-kernels")]
-        "host" => Ok(Box::new(gpu::host::Host::with(emulator::Schedule::numbered(number as u64)))),
+        "host" => gpu::host::open(u64::from(number()?)),
         #[cfg(not(feature = "host-kernels"))]
         "host" => Err(Error::argument("device", "host", "a build with kernels for the host", "one without")
             .fix("build with `--features host-kernels`, or use --device cpu")),
         "plan" if name == "plan" => Ok(gpu::plan::of(gpu::plan::H200)),
-        "plan" => {
-            let bytes = (number as u64).checked_mul(1_000_000_000).ok_or_else(|| unknown(name))?;
-            Ok(gpu::plan::of(bytes))
-        }
+        "plan" => match cards::named(which) {
+            Some(card) => Ok(gpu::plan::card(card)),
+            None => Ok(gpu::plan::of(u64::from(number()?) * 1_000_000_000)),
+        },
         _ => Err(unknown(name)),
     }
 }
 
+#[cfg(not(feature = "cuda"))]
+fn no_kernels() -> Error {
+    Error::new(crate::Kind::Device, "device")
+        .about("cuda")
+        .expected("a build with CUDA kernels")
+        .got("one without")
+        .fix("build with `cargo build --release --features cuda`, or use --device cpu")
+}
+
+/// What is known of the machine's GPUs, driver and libraries, line by line (name, value), before one of them is opened. Never
+/// an error: what is missing is said.
+pub fn surroundings() -> Vec<(&'static str, String)> {
+    #[cfg(feature = "cuda")]
+    return cuda::report();
+    #[cfg(not(feature = "cuda"))]
+    vec![("build", "without CUDA kernels (cargo build --release --features cuda)".into())]
+}
+
 fn unknown(name: &str) -> Error {
-    Error::argument(
-        "device",
-        "name",
-        "auto, cpu, cuda (or cuda:1, ..), host or plan (plan:80 has 80 GB)",
-        name,
-    )
+    let cards: Vec<&str> = cards::CARDS.iter().map(|card| card.name).collect();
+    let known = "auto, cpu, cuda (or cuda:1, ..), host or plan (plan:80 has 80 GB, plan:CARD is one of";
+    Error::argument("device", "name", format!("{known} {})", cards.join(", ")), name)
 }
 
 impl Device {
@@ -80,6 +93,20 @@ impl Device {
         }
     }
 
+    /// A device by its name; `say` is told which one `auto` is, and of a GPU its name, bus id and free memory.
+    pub fn announced(name: &str, say: impl FnOnce(String)) -> Result<Device> {
+        if name == "auto" {
+            let (device, line) = Device::auto();
+            say(line);
+            return Ok(device);
+        }
+        let device = Device::open(name)?;
+        if let Some(line) = device.gpu().and_then(gpu::Gpu::greeting) {
+            say(format!("device: {line}"));
+        }
+        Ok(device)
+    }
+
     /// A GPU if this build has kernels for one and one answers, else the CPU; and in words which it is, and why.
     pub fn auto() -> (Device, String) {
         if cfg!(not(feature = "cuda")) {
@@ -87,7 +114,7 @@ impl Device {
         }
         match gpu::Gpu::open("cuda") {
             Ok(gpu) => {
-                let line = format!("device: {}", gpu.name());
+                let line = format!("device: {}", gpu.greeting().unwrap_or_else(|| gpu.name()));
                 (Device::Gpu(gpu), line)
             }
             Err(e) => (Device::Cpu, format!("device: CPU ({e})")),
@@ -102,6 +129,14 @@ impl Device {
     /// Whether tensors are stored there in the bits that they are told to be; the CPU has them in f32 or f64.
     pub fn keeps_storages(&self) -> bool {
         matches!(self, Device::Gpu(_))
+    }
+
+    /// What the last bits of its numbers depend on: the CPU's instruction set, or GPU, driver and libraries.
+    pub fn identity(&self) -> String {
+        match self {
+            Device::Cpu => cpu::instructions().to_string(),
+            Device::Gpu(gpu) => gpu.identity(),
+        }
     }
 
     /// Whether work can run beside other work, in a second stream.

@@ -12,7 +12,7 @@ const DRIVER_13: u32 = 580;
 const OP: &str = "device cuda";
 
 /// A CUDA version in words: `13.0`.
-fn words(version: i32) -> String {
+pub fn words(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
 }
 
@@ -247,6 +247,18 @@ pub fn usable(free: u64, total: u64, shared: bool) -> u64 {
     free.saturating_sub((total / share).max(256 << 20))
 }
 
+/// Of this much free memory, what the system has left, too: for GPUs whose memory is the system's.
+pub fn at_most_available(free: u64) -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    available(&meminfo).map_or(free, |available| free.min(available))
+}
+
+/// Bytes in the line `MemAvailable` of Linux's `/proc/meminfo`.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,6 +333,14 @@ mod tests {
     fn a_missing_libcuda_names_the_folder_of_wsl() {
         assert!(no_driver(|p| p.starts_with("/usr/lib/wsl")).to_string().contains("LD_LIBRARY_PATH"));
         assert!(no_driver(|_| false).to_string().contains("install the NVIDIA driver"));
+    }
+
+    #[test]
+    fn memory_that_is_the_systems_is_no_more_than_is_left() {
+        let meminfo = "MemTotal:       32 kB\nMemFree: 1 kB\nMemAvailable:   20 kB\n";
+        assert_eq!((available(meminfo), available("MemTotal: 1 kB")), (Some(20 << 10), None));
+        assert_eq!(at_most_available(0), 0);
+        assert!(at_most_available(u64::MAX) < u64::MAX, "this machine has some left");
     }
 
     #[test]

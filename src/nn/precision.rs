@@ -114,13 +114,7 @@ pub fn place(
     vit_gelu: Gelu,
     say: impl FnOnce(String),
 ) -> Result<(Device, Precision)> {
-    let device = if device == "auto" {
-        let (device, line) = Device::auto();
-        say(line);
-        device
-    } else {
-        Device::open(device)?
-    };
+    let device = Device::announced(device, say)?;
     let precision = Precision::on(&device, dtype)?.with_gelu(&device, vit_gelu)?;
     Ok((device, precision))
 }

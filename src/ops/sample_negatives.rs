@@ -21,16 +21,30 @@ const SAME: f64 = -10000.0;
 ///
 /// Source: LAVIS, `Blip2Qformer.forward` (`torch.multinomial` draws there).
 pub fn sample_negatives(sim: &Tensor, ids: Option<&[i64]>, stream: Stream) -> Result<Vec<u32>> {
-    if let Some([array]) = arrays(OP, [sim])?
-        && let Some(picked) = on_gpu(&array, sim.rows().0, ids, stream)?
-    {
-        return Ok(picked);
+    let n = sim.rows().0;
+    if let Some([array]) = arrays(OP, [sim])? {
+        let picked = picks(&array, n, ids, stream)?;
+        let own = array.gpu().computes().then(|| picked.into_iter().map(u32::try_from).collect());
+        match own {
+            Some(std::result::Result::<Vec<u32>, _>::Ok(picked)) => return Ok(picked),
+            None if n > 1 => return Ok(evenly(n, stream)),
+            _ => {} // a row has nothing to draw from: the loop below says why
+        }
     }
-    draw_rows(&negative_weights(sim, ids)?, sim.rows().0, stream)
+    draw_rows(&negative_weights(sim, ids)?, n, stream)
 }
 
-/// None where a row has nothing to draw from - the loop below says why - and in a plan.
-fn on_gpu(sim: &Array, n: usize, ids: Option<&[i64]>, stream: Stream) -> Result<Option<Vec<u32>>> {
+/// A plan has no similarities: what equal ones would draw, in as many steps as there are rows.
+fn evenly(n: usize, stream: Stream) -> Vec<u32> {
+    let pick = |i: usize| {
+        let other = ((stream.uniform(i as u64) * (n - 1) as f64) as usize).min(n - 2);
+        (other + usize::from(other >= i)) as u32
+    };
+    (0..n).map(pick).collect()
+}
+
+/// What the kernel draws; -1 where a row has nothing to draw from.
+fn picks(sim: &Array, n: usize, ids: Option<&[i64]>, stream: Stream) -> Result<Vec<i32>> {
     let gpu = sim.gpu();
     let array = sim.cast(OP, Storage::F32)?;
     let ids = ids.map(|ids| gpu.upload(OP, Storage::I32, ids)).transpose()?;
@@ -39,9 +53,7 @@ fn on_gpu(sim: &Array, n: usize, ids: Option<&[i64]>, stream: Stream) -> Result<
     let args = crate::args![&array, ids.as_ref(), &picked, int(n), seed, site, step];
     // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
     unsafe { gpu.launch("sample_negatives_f32", (n, 1), (32, 1), 0, args) }?;
-    let picked = picked.read::<i32>()?;
-    let picked = picked.into_iter().map(u32::try_from).collect::<std::result::Result<_, _>>();
-    Ok(picked.ok().filter(|_| gpu.computes()))
+    picked.read::<i32>()
 }
 
 /// The weights of the draws `[n,n]`, row by row.

@@ -96,7 +96,8 @@ pub fn available() -> Option<u64> {
 pub struct Plan {
     pub parameters: u64,
     pub trained: u64,
-    pub memory: Memory,
+    /// Of the CPU, if it trains there: a GPU's is rehearsed (see [`super::rehearsal`]).
+    pub memory: Option<Memory>,
     pub available: Option<u64>,
     pub largest_batch: Option<usize>,
     pub batch: usize,
@@ -105,15 +106,22 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// `text` is the length of the longest caption in tokens.
-    pub fn new(config: &Config, sizes: &model::Config, specs: &[Spec], text: usize, length: Length) -> Plan {
+    /// `text` is the length of the longest caption in tokens. Memory is planned where the CPU computes.
+    pub fn new(
+        config: &Config,
+        sizes: &model::Config,
+        specs: &[Spec],
+        text: usize,
+        length: Length,
+        on_cpu: bool,
+    ) -> Plan {
         let count = |s: &Spec| s.shape.iter().product::<usize>() as u64;
         let of = |batch| Memory::of(config, sizes, specs, batch, text);
-        let available = available();
+        let available = available().filter(|_| on_cpu);
         Plan {
             parameters: specs.iter().map(count).sum(),
             trained: specs.iter().filter(|s| s.trained).map(count).sum(),
-            memory: of(config.batch),
+            memory: on_cpu.then(|| of(config.batch)),
             available,
             largest_batch: available.and_then(|bytes| Memory::largest_batch(bytes, of)),
             batch: config.batch,
@@ -125,7 +133,7 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (l, m) = (self.length, self.memory);
+        let l = self.length;
         let millions = |n: u64| n as f64 / 1e6;
         writeln!(
             f,
@@ -133,11 +141,13 @@ impl fmt::Display for Plan {
             millions(self.parameters),
             millions(self.trained)
         )?;
-        writeln!(
+        write!(
             f,
             "steps          {} of {} x {} captions; {} in an epoch; warm-up over {}; schedule of {} epochs",
             l.steps, self.accumulate, self.batch, l.steps_per_epoch, l.warmup_steps, l.max_epoch
         )?;
+        let Some(m) = self.memory else { return Ok(()) };
+        writeln!(f)?;
         for (name, n) in [
             ("weights", m.weights),
             ("gradients", m.gradients),

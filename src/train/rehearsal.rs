@@ -1,4 +1,5 @@
-//! What a step takes on a GPU, counted by going through one without computing it (`device::gpu`, the driver `plan`).
+//! What a step takes on a GPU, counted by going through one without computing it (`device::gpu`, the driver `plan`). It takes
+//! as much of the host's memory and time as the batch is long, and no more than [`LARGEST`] captions are tried.
 
 use super::config::{Config, Length};
 use super::trainer::{Micro, Trainer};
@@ -12,6 +13,9 @@ use std::fmt;
 
 /// More than any GPU has.
 const ENDLESS: &str = "plan:100000";
+/// No larger batch is looked for, and no more steps are gone through for one.
+const LARGEST: usize = 8_192;
+const GUESSES: usize = 14;
 /// Mean and deviation of pixels do not matter here.
 const PLAIN: [f32; 3] = [1.0; 3];
 
@@ -26,7 +30,7 @@ pub struct Rehearsal {
     pub held: [[usize; 2]; 2],
     /// The largest batch that fits; None if not even two captions do.
     pub largest_batch: Option<usize>,
-    /// Launches of kernels and of products in a step.
+    /// Launches of kernels and of matmuls in a step.
     pub launches: u64,
     pub products: u64,
 }
@@ -63,19 +67,28 @@ impl Run<'_> {
         Ok(Rehearsal { batch, peak, memory, held, largest_batch, launches, products })
     }
 
-    /// Memory grows by the same for every caption, but for the sizes in which a pool hands it out.
-    fn largest_batch(&self, (batch, peak): (usize, u64), memory: u64) -> Result<Option<usize>> {
-        let smallest = self.step(2)?.peak;
-        if smallest > memory {
+    /// The largest batch found to fit, at most a hundredth below the largest there is. Memory is about a + b n + c n^2 (a
+    /// step compares every caption with every picture), which three steps give.
+    fn largest_batch(&self, first: (usize, u64), memory: u64) -> Result<Option<usize>> {
+        let smallest = (2, self.step(2)?.peak);
+        if smallest.1 > memory {
             return Ok(None);
         }
-        let each = peak.saturating_sub(smallest) / (batch as u64 - 1).max(1);
-        let more = (memory - smallest) / each.max(smallest / 1000).max(1);
-        let mut guess = 2 + usize::try_from(more).unwrap_or(usize::MAX).min(1 << 16);
-        while guess > 2 && self.step(guess)?.peak > memory {
-            guess -= guess.div_ceil(32);
+        let (mut low, mut high) = if first.1 > memory { (smallest, Some(first)) } else { (first, None) };
+        for _ in 0..GUESSES {
+            let end = high.map_or(LARGEST, |h| h.0 - 1);
+            if low.0 >= end || high.is_some_and(|h| h.0 - low.0 <= h.0 / 100) {
+                break;
+            }
+            let guess = match high {
+                Some(high) => between([smallest, low, high], memory),
+                None => beyond([smallest, low], memory).min(8 * low.0),
+            };
+            let guess = guess.clamp(low.0 + 1, end);
+            let found = (guess, self.step(guess)?.peak);
+            if found.1 > memory { high = Some(found) } else { low = found }
         }
-        Ok(Some(guess))
+        Ok(Some(low.0))
     }
 
     fn step(&self, batch: usize) -> Result<Step> {
@@ -120,18 +133,42 @@ impl Run<'_> {
     }
 }
 
+/// Where the line through two batches and their memory reaches `memory`.
+fn beyond([(b0, p0), (b1, p1)]: [(usize, u64); 2], memory: u64) -> usize {
+    let each = p1.saturating_sub(p0) as f64 / b1.saturating_sub(b0).max(1) as f64;
+    let more = memory.saturating_sub(p1) as f64 / each.max(p0 as f64 / 1000.0).max(1.0);
+    b1.saturating_add(more as usize)
+}
+
+/// Where the parabola through three batches and their memory reaches `memory`, or a line where two of them are one.
+fn between([smallest, low, high]: [(usize, u64); 3], memory: u64) -> usize {
+    let slope = |a: (usize, u64), b: (usize, u64)| (b.1 as f64 - a.1 as f64) / (b.0 as f64 - a.0 as f64);
+    let line = slope(low, high);
+    let bend =
+        if low.0 > smallest.0 { (line - slope(smallest, low)) / (high.0 - smallest.0) as f64 } else { 0.0 };
+    // p(n) = low + line' (n - low) + bend (n - low)^2, with the slope at `low` that leads to `high`.
+    let (start, rest) = (line - bend * (high.0 - low.0) as f64, memory.saturating_sub(low.1) as f64);
+    let root = (start * start + 4.0 * bend * rest).max(0.0).sqrt();
+    let more = 2.0 * rest / (start + root).max(1.0);
+    // A little less, so that it fits.
+    low.0 + (more * 0.998) as usize
+}
+
 impl fmt::Display for Rehearsal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use crate::files::bytes;
         write!(
             f,
-            "on the GPU     {} at the peak of a step of {} captions; {} kernels and {} products launched",
+            "on the GPU     {} at the peak of a step of {} captions; {} kernels and {} matmuls launched",
             bytes(self.peak),
             self.batch,
             self.launches,
             self.products
         )?;
         match (self.memory, self.largest_batch) {
+            (Some(m), Some(b)) if b >= LARGEST => {
+                write!(f, "\n               it has {}: a batch of {b} fits, and more was not tried", bytes(m))
+            }
             (Some(m), Some(b)) => write!(f, "\n               it has {}: a batch of {b} fits", bytes(m)),
             (Some(m), None) => write!(f, "\n               it has {}: not even a batch of 2 fits", bytes(m)),
             (None, _) => Ok(()),

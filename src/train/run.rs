@@ -13,7 +13,7 @@ use super::config::{Config, Length};
 use super::corpus::{Corpus, Item, Loading};
 use super::log::{Log, StepLine, Time, now};
 use super::state::{self, Identity, State};
-use super::trainer::{Micro, StepReport, Trainer};
+use super::trainer::{LossScale, Micro, SKIPPED_STOPS, SKIPPED_WARNS, StepReport, Trainer};
 use super::validate::{Validation, evaluate};
 use super::watch::Watch;
 use crate::data::{self, Loader};
@@ -76,32 +76,19 @@ pub fn run(
     let bad = read_bad(&run.out.join(BAD));
     let mut going = Going { run, trainer, state, folder, log, bad, saved, last_save: Instant::now() };
     watch.count("step", going.trainer.step, run.length.steps);
-    let mut loader = going.loader()?;
-    let mut coming = None;
-    while going.trainer.step < run.length.steps && !watch.stop() {
-        let begun = Instant::now();
-        let micro = match coming.take().unwrap_or_else(|| going.next(&mut loader, watch)) {
-            Ok(micro) => micro,
-            Err(e) => return Err(going.after_bad_data(e, &loader, watch)),
-        };
-        // A GPU looks at the next step's pictures while it trains on these.
-        let ahead = going.trainer.params.device().has_streams();
-        if ahead && going.trainer.step + 1 < run.length.steps {
-            coming = Some(going.next(&mut loader, watch));
+    match going.steps(watch) {
+        Ok(()) => {
+            watch.finish();
+            Ok(Outcome { bad: going.bad.len(), trainer: going.trainer })
         }
-        let next = coming.as_ref().and_then(|c| c.as_deref().ok()).unwrap_or_default();
-        let report = going.trainer.step_ahead(&micro, next)?;
-        if let Err(e) = going.note_bad(&loader, watch) {
-            return Err(going.after_bad_data(e, &loader, watch));
-        }
-        let waiting = loader.waited_share();
-        going.log_step(&report, waiting, begun.elapsed(), watch);
-        let metric = going.evaluate_if_due(watch)?;
-        going.save_if_due(metric)?;
+        Err(e) if of_gpu(&e) => Err(going.after_gpu(e)),
+        Err(e) => Err(e),
     }
-    going.save(None)?;
-    watch.finish();
-    Ok(Outcome { bad: going.bad.len(), trainer: going.trainer })
+}
+
+/// Whether it is a GPU that ends a run: it failed, or has no memory left.
+fn of_gpu(e: &Error) -> bool {
+    matches!(e.kind(), Kind::Device | Kind::Memory)
 }
 
 /// The newest whole checkpoint of a run, and what to say about torn ones.
@@ -113,6 +100,84 @@ pub fn newest(out: &Path, mut torn: impl FnMut(&Error)) -> Result<Option<checkpo
 }
 
 impl Going<'_> {
+    /// All steps, or those until a signal asks to stop; the last one is saved.
+    fn steps(&mut self, watch: &mut dyn Watch) -> Result<()> {
+        let last = self.run.length.steps;
+        let mut loader = self.loader()?;
+        let mut coming = None;
+        while self.trainer.step < last && !watch.stop() {
+            let begun = Instant::now();
+            let micro = match coming.take().unwrap_or_else(|| self.next(&mut loader, watch)) {
+                Ok(micro) => micro,
+                Err(e) => return Err(self.after_bad_data(e, &loader, watch)),
+            };
+            // A GPU prefetches the next step's image tokens while it trains on these.
+            let ahead = self.trainer.params.device().has_streams();
+            if ahead && self.trainer.step + 1 < last {
+                coming = Some(self.next(&mut loader, watch));
+            }
+            let next = coming.as_ref().and_then(|c| c.as_deref().ok()).unwrap_or_default();
+            let report = self.trainer.step_ahead(&micro, next)?;
+            if let Err(e) = self.note_bad(&loader, watch) {
+                return Err(self.after_bad_data(e, &loader, watch));
+            }
+            let waiting = loader.waited_share();
+            self.log_step(&report, waiting, begun.elapsed(), watch);
+            self.check_scale(watch)?;
+            let metric = self.evaluate_if_due(watch)?;
+            self.save_if_due(metric)?;
+        }
+        self.save(None)
+    }
+
+    /// Loss scaling that leaves out step after step trains nothing: a warning first, then the end.
+    fn check_scale(&self, watch: &dyn Watch) -> Result<()> {
+        let LossScale { skipped, scale, .. } = self.trainer.scale;
+        let found = format!("gradients in f16 were not finite in {skipped} steps in a row");
+        if skipped == SKIPPED_WARNS {
+            watch.warn(&format!("warning: {found}, which were left out; the loss scale is now {scale}"));
+        }
+        if skipped < SKIPPED_STOPS {
+            return Ok(());
+        }
+        let out = self.run.out.display();
+        let begin = match self.saved {
+            Some(step) => format!(
+                "step {step} is saved: a new run may begin with its model (qformer train --export --out {out}, then --start \
+                 {out}/model)"
+            ),
+            None => "begin again in another folder".to_string(),
+        };
+        let error = Error::new(Kind::NonFinite, format!("train: step {}", self.trainer.step));
+        Err(error
+            .expected("finite gradients")
+            .got(format!("{found}, down to a loss scale of {scale}"))
+            .fix(format!("train with --dtype bf16, whose range is that of f32; {begin}")))
+    }
+
+    /// A GPU ended the run: says which step is saved and how to resume. What a GPU without memory holds is whole, and is saved
+    /// first.
+    fn after_gpu(&mut self, error: Error) -> Error {
+        let out = self.run.out.display().to_string();
+        let memory = error.kind() == Kind::Memory;
+        if memory && self.trainer.is_whole() {
+            self.trainer.forget_ahead();
+            // The first error is the one to report, whatever becomes of this.
+            let _ = self.save(None);
+        }
+        let Some(step) = self.saved else {
+            return error.also("no step is saved yet: the same command begins again");
+        };
+        let resume = format!("step {step} is saved: resume with qformer train --resume --out {out}");
+        if !memory {
+            return error.also(resume);
+        }
+        error.also(format!(
+            "{resume} where more memory is free; another batch is a new run: qformer train --export --out {out}, then --start \
+             {out}/model --batch N"
+        ))
+    }
+
     fn loader(&self) -> Result<Loader<Item>> {
         let (config, corpus) = (self.run.config, &self.run.loading.corpus);
         let accumulate = config.accumulate as u64;
@@ -244,6 +309,9 @@ impl Going<'_> {
 
     /// Training cannot continue with this data: what was trained is saved, what is bad is listed.
     fn after_bad_data(&mut self, error: Error, loader: &Loader<Item>, watch: &dyn Watch) -> Error {
+        if of_gpu(&error) {
+            return error; // while pictures were uploaded
+        }
         // The first error is the one to report, whatever becomes of these.
         let _ = self.note_bad(loader, watch);
         let _ = self.save(None);

@@ -2,6 +2,8 @@
 //! settings, data, the model it starts from, the run that stands in its folder, another process that trains there. A dry run is
 //! these checks alone.
 
+mod describe;
+
 use super::cache::Cache;
 use super::checkpoint::{self, Loaded};
 use super::config::{self, Config, Length};
@@ -16,7 +18,6 @@ use super::state::{self, Identity, State};
 use super::trainer::Trainer;
 use super::validate::Validation;
 use super::watch::Watch;
-use crate::device::cpu;
 use crate::files::{self, RealDisk, bytes};
 use crate::model::Model;
 use crate::model::Profile;
@@ -120,7 +121,8 @@ impl Job {
         check_length(&config, length, again)?;
         let tokenize = start.tokenize(&config.prompt);
         let longest = corpus.captions().map(|c| tokenize(c).len()).max().unwrap_or(2);
-        let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length);
+        let on_cpu = device.gpu().is_none();
+        let plan = Plan::new(&config, &start.model.config, &start.specs, longest, length, on_cpu);
         let job = Job {
             aim,
             config,
@@ -146,7 +148,7 @@ impl Job {
             return Ok(self);
         };
         if let Some(memory) = gpu.memory().map(|m| m.usable) {
-            self.recompute = self.steps().rehearse(None, false)?.peak > memory;
+            self.recompute = self.steps(&self.config).rehearse(None, false)?.peak > memory;
         }
         Ok(self)
     }
@@ -192,37 +194,9 @@ impl Job {
         Ok(text)
     }
 
-    /// Settings, data and plan.
-    fn describe(&self) -> Result<String> {
-        let mut text = format!("# settings\n{}", config::resolved(&self.config));
-        let sizes = serde_json::to_value(&self.start.model.config).unwrap_or_default();
-        let sizes: Vec<String> =
-            sizes.as_object().into_iter().flatten().map(|(name, n)| format!("{name} {n}")).collect();
-        text += &format!("\n# model\n{}\n\n# data\n", sizes.join(", "));
-        for (name, set) in self.corpus.names.iter().zip(&self.corpus.sets) {
-            text += &format!("{name}: {}\n", set.report);
-        }
-        for set in self.validation.iter().flat_map(|v| &v.sets) {
-            text += &format!("validation: {}\n", set.report);
-        }
-        text += &format!("\n# plan\n{}", self.plan);
-        if let Some(cache) = self.config.cache() {
-            let views = self.corpus.pictures() * cache.views;
-            text += &format!(
-                "\ncache          {} of tokens of {views} views in {}",
-                bytes(views as u64 * cache.record(&self.start.model.config)),
-                cache.folder.display()
-            );
-        }
-        if let Some(gpu) = self.device.gpu() {
-            text += &format!("\n{}", self.steps().rehearse(gpu.memory().map(|m| m.usable), true)?);
-        }
-        Ok(text)
-    }
-
     /// What is rehearsed of a run on a GPU.
-    fn steps(&self) -> rehearsal::Run<'_> {
-        let (config, sizes, length) = (&self.config, &self.start.model.config, self.length);
+    fn steps<'a>(&'a self, config: &'a Config) -> rehearsal::Run<'a> {
+        let (sizes, length) = (&self.start.model.config, self.length);
         let llm = self.start.llm.as_ref().map(|llm| (&llm.config, self.start.prompt, self.recompute));
         rehearsal::Run { llm, config, sizes, length, precision: self.precision, text: self.longest }
     }
@@ -232,7 +206,7 @@ impl Job {
     fn reserve(&self, watch: &dyn Watch) -> Result<[usize; 2]> {
         let Some(gpu) = self.device.gpu() else { return Ok([0; 2]) };
         let Some(memory) = gpu.memory().map(|m| m.usable) else { return Ok([0; 2]) };
-        let step = self.steps().rehearse(Some(memory), false)?;
+        let step = self.steps(&self.config).rehearse(Some(memory), false)?;
         let [held, ahead] = step.held;
         if step.peak > memory || !gpu.reserve(held)? {
             watch.warn(&format!("warning: this may not fit:\n{step}"));
@@ -279,17 +253,37 @@ impl Job {
 
     /// Reads the numbers that the job begins with, and refuses a run in the folder that is another's.
     fn begin(self, out: &Path, watch: &dyn Watch) -> Result<Beginning> {
-        let Job { config, corpus, start, length, precision, .. } = self;
+        let Job { config, corpus, start, length, precision, aim, .. } = self;
         let llm = start.part(&config)?;
         let (model, params, tokenizer) = start.fill(&config)?;
         let vocabulary = tokenizer.fingerprint();
         let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary, precision);
-        let identity = Identity { settings, frozen: state::frozen_hash(&params)? };
+        let mut identity = Identity { settings, frozen: state::frozen_hash(&params)? };
         let newest = run::newest(out, |e| watch.warn(&format!("warning: passed over: {e}")))?;
         if let Some(loaded) = &newest {
-            loaded.progress.check_same_run(&identity.at_start(config.seed))?;
+            let device = loaded.progress.config.get("device").cloned();
+            if aim == Aim::Export {
+                // Nothing is computed: a model may be exported anywhere.
+                for key in ["device", "dtype"] {
+                    identity.settings[key] = loaded.progress.config.get(key).cloned().unwrap_or_default();
+                }
+            }
+            let elsewhere = device.as_ref() != identity.settings.get("device");
+            loaded.progress.check_same_run(&identity.at_start(config.seed)).map_err(|e| match elsewhere {
+                true => e.also(format!(
+                    "on another kind of device, a new run may begin with its model: qformer train --export --out {out} \
+                     --device {}, then --start {out}/model",
+                    config.device,
+                    out = out.display()
+                )),
+                false => e,
+            })?;
             state::check_finite(loaded)?;
-            note_instructions(loaded, &self.device, watch);
+            if let Some(other) = state::other_machine(loaded, &self.device) {
+                watch.warn(&format!(
+                    "warning: {other}: the last bits of what is computed may differ from those of a run on one machine"
+                ));
+            }
         }
         Ok(Beginning { llm, model, params, tokenizer, identity, newest })
     }
@@ -391,17 +385,6 @@ fn check_length(config: &Config, length: Length, again: bool) -> Result<()> {
     let hold = format!("to continue at min_lr give --set steps={steps} in place of --steps");
     let rate = format!("min_lr is {:e}", config.min_lr);
     Err(Error::argument("train", "--steps", want, steps).fix(format!("{longer}, or {hold} ({rate})")))
-}
-
-/// Says so where another processor goes on with a run: its last bits may differ.
-fn note_instructions(loaded: &Loaded, device: &Device, watch: &dyn Watch) {
-    let (saved, now) = (state::instructions_of(loaded), cpu::instructions());
-    if let (Some(saved), None) = (saved.filter(|s| *s != now), device.gpu()) {
-        watch.warn(&format!(
-            "warning: instruction set: saved with {saved}, now {now}: the last bits of what is computed may differ from those of \
-             a run on one machine"
-        ));
-    }
 }
 
 /// Fills a cache, from which training then loads.

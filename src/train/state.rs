@@ -7,10 +7,9 @@ use super::checkpoint::{self, Checkpoint, EXP_AVG, EXP_AVG_SQ, Loaded, Metric, P
 use super::config::{self, Config, Length};
 use super::corpus::Corpus;
 use super::trainer::Trainer;
-use crate::device::cpu;
 use crate::model;
 use crate::nn::{self, Gelu, Params, Precision};
-use crate::tensor::{Buffer, DType, Real, Tensor};
+use crate::tensor::{Buffer, DType, Device, Real, Tensor};
 use crate::weights;
 use crate::{Error, Result, on};
 use safetensors::Dtype;
@@ -34,6 +33,16 @@ pub struct State {
     /// What the processor computed with; none on a GPU, and in checkpoints of earlier versions.
     #[serde(default)]
     pub instructions: Option<String>,
+    /// The GPU, driver and libraries that computed; none on the CPU, and in checkpoints of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
+    /// Steps in a row that loss scaling left out.
+    #[serde(default, skip_serializing_if = "none")]
+    pub skipped: u32,
+}
+
+fn none(n: &u32) -> bool {
+    *n == 0
 }
 
 /// Every setting that changes the numbers.
@@ -131,8 +140,11 @@ impl Identity {
     pub fn progress(&self, trainer: &Trainer, mut state: State, metric: Option<Metric>) -> Result<Progress> {
         state.optimizer_steps = trainer.optimizer.steps;
         (state.loss_scale, state.clean_steps) = (trainer.scale.scale, trainer.scale.clean_steps);
-        let on_cpu = !trainer.params.device().keeps_storages();
-        state.instructions = on_cpu.then(|| cpu::instructions().to_string());
+        state.skipped = trainer.scale.skipped;
+        let device = trainer.params.device();
+        let on_gpu = device.keeps_storages();
+        state.gpu = on_gpu.then(|| device.identity());
+        state.instructions = (!on_gpu).then(|| device.identity());
         let broken = |e| Error::argument("save checkpoint", "state", "numbers", e);
         Ok(Progress {
             step: trainer.step,
@@ -177,9 +189,14 @@ fn stored_dtype(dtype: DType) -> Dtype {
     }
 }
 
-/// The instruction set that a checkpoint was computed with, if it says so.
-pub fn instructions_of(loaded: &Loaded) -> Option<&str> {
-    loaded.progress.state.get("instructions")?.as_str()
+/// What computed a checkpoint and what would now, where they are not the same: the last bits may differ. None where nothing is
+/// known.
+pub fn other_machine(loaded: &Loaded, device: &Device) -> Option<String> {
+    let on_gpu = device.keeps_storages();
+    let (key, what) = if on_gpu { ("gpu", "GPU") } else { ("instructions", "instruction set") };
+    let now = device.identity();
+    let saved = loaded.progress.state.get(key)?.as_str().filter(|saved| *saved != now)?;
+    Some(format!("{what}: saved with {saved}, now {now}"))
 }
 
 /// Refuses a checkpoint whose parameters are not finite. Running means may overflow and do no harm.
@@ -227,6 +244,7 @@ pub fn restore(trainer: &mut Trainer, loaded: Loaded) -> Result<State> {
     trainer.step = progress.step;
     trainer.optimizer.steps = state.optimizer_steps;
     (trainer.scale.scale, trainer.scale.clean_steps) = (state.loss_scale, state.clean_steps);
+    trainer.scale.skipped = state.skipped;
     Ok(state)
 }
 

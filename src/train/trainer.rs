@@ -64,17 +64,24 @@ pub struct LossScale {
     pub enabled: bool,
     pub scale: f64,
     pub clean_steps: u32,
+    /// Steps in a row that were left out, up to the last one.
+    pub skipped: u32,
 }
 
+/// So many steps in a row that are left out are worth a warning, and so many end a run: no scale is small enough.
+pub const SKIPPED_WARNS: u32 = 10;
+pub const SKIPPED_STOPS: u32 = 50;
+
 impl LossScale {
-    pub const OFF: LossScale = LossScale { enabled: false, scale: 1.0, clean_steps: 0 };
-    pub const F16: LossScale = LossScale { enabled: true, scale: 65536.0, clean_steps: 0 };
+    pub const OFF: LossScale = LossScale { enabled: false, scale: 1.0, clean_steps: 0, skipped: 0 };
+    pub const F16: LossScale = LossScale { enabled: true, scale: 65536.0, clean_steps: 0, skipped: 0 };
 
     /// Halves on an overflow, doubles after 2000 clean steps. False: leave the step out.
     pub fn update(&mut self, finite: bool) -> bool {
         if !self.enabled {
             return true;
         }
+        self.skipped = if finite { 0 } else { self.skipped + 1 };
         if !finite {
             (self.scale, self.clean_steps) = (self.scale * 0.5, 0);
         } else {
@@ -96,6 +103,8 @@ pub struct Trainer {
     /// Steps done, left-out ones included.
     pub step: u64,
     ahead: Option<Ahead>,
+    /// An error left parameters of which some have taken a step that others have not.
+    torn: bool,
 }
 
 /// A second stream of the device, in which a frozen image encoder prefetches the next step's image tokens while this one
@@ -121,7 +130,7 @@ impl Trainer {
         let optimizer = AdamW::new(&params, options.hyper)?;
         // Gradients in f16 vanish without it.
         let scale = if params.precision().rest == Storage::F16 { LossScale::F16 } else { LossScale::OFF };
-        Ok(Trainer { model, params, optimizer, options, scale, step: 0, ahead: None })
+        Ok(Trainer { model, params, optimizer, options, scale, step: 0, ahead: None, torn: false })
     }
 
     fn plan(&self) -> StepPlan {
@@ -224,11 +233,23 @@ impl Trainer {
         let unscale = 1.0 / self.scale.scale;
         let applied = self.scale.update(gradient_norm.is_finite());
         if applied {
+            self.torn = true;
             self.optimizer.step(&mut self.params, &mut grads, lr, unscale)?;
+            self.torn = false;
         }
         self.step += 1;
         let temperature = self.params.find("temp").map_or(Ok(f64::NAN), |id| self.params.get(id).item())?;
         Ok(StepReport { step: self.step, lr, losses, gradient_norm, temperature, applied })
+    }
+
+    /// Whether the numbers are those of `step` steps: an error in the middle of an update leaves them between two.
+    pub fn is_whole(&self) -> bool {
+        !self.torn
+    }
+
+    /// Gives back the memory of the next step's image tokens.
+    pub fn forget_ahead(&mut self) {
+        self.ahead = None;
     }
 
     fn norm(&self, grads: &Gradients) -> Result<f64> {
@@ -276,7 +297,11 @@ impl Trainer {
             .about(format!("first number that is not finite: {place}"))
             .expected(format!("a finite {what}"))
             .got(format!("one that is not; the batch was {}", names.join(", ")))
-            .fix("look at these samples, lower init_lr, or resume from the last checkpoint")
+            .fix(if self.params.precision().rest == Storage::F16 {
+                "f16 ends at 65,504: start again with --dtype bf16, look at these samples, or lower init_lr"
+            } else {
+                "look at these samples, lower init_lr, or resume from the last checkpoint"
+            })
     }
 
     /// The first gradient, in the order backward reaches them, that is not finite.

@@ -102,8 +102,7 @@ fn a_plan_is_refused_where_numbers_are_wanted() {
 #[test]
 fn names_of_devices() {
     let error = |name: &str| super::tiny::error(Device::open(name));
-    let unknown =
-        "device: name: expected auto, cpu, cuda (or cuda:1, ..), host or plan (plan:80 has 80 GB), got ";
+    let unknown = "device: name: expected auto, cpu, cuda (or cuda:1, ..), host or plan (plan:80 has 80 GB, plan:CARD is one of rtx-4080-laptop, rtx-3090, rtx-4090, rtx-5090, a100, h100, h200), got ";
     assert_eq!(error("gpu"), format!("{unknown}gpu"));
     assert_eq!(error("cuda:x"), format!("{unknown}cuda:x"));
     if !cfg!(feature = "cuda") {

@@ -32,11 +32,11 @@ use std::time::Instant;
 /// `data` reads a data set: captions a second, the peak of memory, and with --images pictures a second, read and decoded.
 ///
 /// `--device plan` computes nothing: it counts what a run launches, moves and holds on a GPU, and gives the roofline
-/// time on an H200. `kernels` times the kernels of a GPU one by one (--device cuda, or host with --config tiny): GB/s or TFLOP/s of the bytes
+/// time on an H200; `--device plan:CARD` that of another card, which is a prediction. `kernels` times the kernels of a GPU one by one (--device cuda, or host with --config tiny): GB/s or TFLOP/s of the bytes
 /// and operations they cannot do without, and the share of that in what a copy or a large product reaches in the same run.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  qformer bench step --config base --batch 8\n  qformer bench caption --config base --batch 1 --json\n  qformer bench kernels --device cuda --batch 128\n  qformer bench data --captions captions.json --images photos"
+    after_help = "Examples:\n  qformer bench step --config base --batch 8\n  qformer bench caption --config base --batch 1 --json\n  qformer bench kernels --device cuda --batch 128\n  qformer bench step --device plan:rtx-4090 --config full --batch 25\n  qformer bench data --captions captions.json --images photos"
 )]
 pub struct Args {
     /// What to time
@@ -72,7 +72,8 @@ pub struct Args {
     /// Runs that are timed, behind one that is not
     #[arg(long, default_value_t = 5)]
     steps: usize,
-    /// On a GPU, one more run, in which the time of every kernel is taken, beside what the roofline of an H200 says
+    /// On a GPU, one more run, in which the time of every kernel is taken, beside what the roofline says: that of the same card, or
+    /// of an H200 where its figures are not known
     #[arg(long)]
     profile: bool,
     /// In `data`: a file of captions, tar shards, parquet files or a folder

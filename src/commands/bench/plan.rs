@@ -1,22 +1,18 @@
 //! `qformer bench step|caption --device plan`: what a training step or captioning launches, moves and holds on a GPU, counted without one, and the
-//! time that the roofline of an H200 predicts for each kernel. With `--profile` on a real one, beside the time it took.
+//! time that the roofline of a GPU predicts for each kernel: of an H200, or of the one that `plan:CARD` names. With `--profile` on
+//! a real one, beside the time it took.
 
 use super::Args;
 use crate::Result;
 use crate::commands::output::say;
+use crate::device::cards::{self, Card};
 use crate::device::gpu::{Counts, Launches};
 use crate::model::Config;
 use crate::nn::Precision;
-use crate::tensor::{Device, Gpu, Storage};
+use crate::tensor::{Device, Gpu};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
-
-/// Measured on an H200: bytes per second of a copy, and operations per second of a product of 8192 in bf16. In f32 the
-/// maker's figure.
-const COPY: f64 = 4.3e12;
-const PRODUCT_16: f64 = 790e12;
-const PRODUCT_32: f64 = 67e12;
 
 #[derive(Serialize)]
 struct Line {
@@ -33,6 +29,9 @@ struct Line {
 #[derive(Serialize)]
 struct Plan {
     what: String,
+    /// Whose roofline it is, and where its figures stand.
+    card: &'static str,
+    figures: &'static str,
     config: String,
     batch: usize,
     dtype: &'static str,
@@ -70,7 +69,7 @@ fn twice(args: &Args, gpu: &Gpu, precision: Precision, run: &mut dyn FnMut() -> 
     let start = Instant::now();
     run()?;
     let asking = start.elapsed().as_secs_f64();
-    let mut plan = plan(args, precision, &first, &gpu.take_counts(), &BTreeMap::new());
+    let mut plan = plan(args, card(gpu), precision, [&first, &gpu.take_counts()], &BTreeMap::new());
     plan.asking_microseconds = Some(1e6 * asking);
     show(args, &plan)
 }
@@ -85,7 +84,12 @@ pub(super) fn profile(
     gpu.take_counts();
     let seconds = gpu.profile(run)?;
     let counts = gpu.take_counts();
-    show(args, &plan(args, precision, &counts, &counts, &seconds))
+    show(args, &plan(args, card(gpu), precision, [&counts, &counts], &seconds))
+}
+
+/// Whose roofline it is: this GPU's, if its figures are known, else that of an H200.
+fn card(gpu: &Gpu) -> &'static Card {
+    gpu.card().unwrap_or(&cards::H200)
 }
 
 fn show(args: &Args, plan: &Plan) -> Result<()> {
@@ -97,19 +101,19 @@ fn show(args: &Args, plan: &Plan) -> Result<()> {
 
 fn plan(
     args: &Args,
+    card: &'static Card,
     precision: Precision,
-    first: &Counts,
-    counts: &Counts,
+    [first, counts]: [&Counts; 2],
     seconds: &BTreeMap<String, f64>,
 ) -> Plan {
-    let rate = if precision.rest == Storage::F32 { PRODUCT_32 } else { PRODUCT_16 };
+    let (copy, rate) = (card.copy_rate(), card.matmul_rate(precision.rest));
     let line = |name: String, l: &Launches| Line {
         measured: seconds.get(&name).map(|s| 1e6 * s),
         name,
         launches: l.count,
         bytes: l.bytes,
         flops: l.flops,
-        microseconds: 1e6 * (l.bytes as f64 / COPY).max(l.flops as f64 / rate),
+        microseconds: 1e6 * (l.bytes as f64 / copy).max(l.flops as f64 / rate),
     };
     let mut kernels: Vec<Line> = counts.launches.iter().map(|(name, l)| line(name.clone(), l)).collect();
     kernels.extend(counts.products.iter().map(|(name, l)| line(format!("product {name}"), l)));
@@ -118,6 +122,8 @@ fn plan(
     let microseconds: f64 = kernels.iter().map(|k| k.microseconds).sum();
     Plan {
         what: args.what.clone(),
+        card: card.title.strip_prefix("NVIDIA ").unwrap_or(card.title),
+        figures: card.source,
         config: args.config.clone(),
         batch: args.batch,
         dtype: precision.name(),
@@ -141,7 +147,7 @@ fn print(p: &Plan) -> Result<()> {
     let what = if measured > 0.0 { "kernel by kernel" } else { "nothing was computed" };
     let gelu = p.vit_gelu;
     say!("{} {}, batch {}, {}, GELU {gelu}: {what}", p.what, p.config, p.batch, p.dtype)?;
-    say!("  {:>9} {:>9} {:>9} {:>10} {:>10}", "launches", "MB", "GFLOP", "us (H200)", "measured")?;
+    say!("  {:>9} {:>9} {:>9} {:>10} {:>10}", "launches", "MB", "GFLOP", "us", "measured")?;
     for k in &p.kernels {
         say!(
             "  {:9} {:9.1} {:9.1} {:10.1} {:>10}  {}",
@@ -167,7 +173,9 @@ fn print(p: &Plan) -> Result<()> {
         p.allocations[0],
         p.allocations[1]
     )?;
-    say!("roofline of an H200: {:.1} ms, {:.0} pictures/s", p.microseconds / 1e3, p.samples_per_s)?;
+    let (card, ms) = (p.card, p.microseconds / 1e3);
+    let a = if card.starts_with("GeForce") { "a" } else { "an" };
+    say!("roofline of {a} {card}: {ms:.1} ms, {:.0} pictures/s; figures: {}", p.samples_per_s, p.figures)?;
     match p.asking_microseconds {
         Some(us) => say!("asking for it: {:.1} ms of this CPU, without the driver", us / 1e3),
         None => Ok(()),

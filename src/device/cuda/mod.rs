@@ -6,10 +6,13 @@
 
 mod open;
 mod products;
+mod report;
 mod staging;
 
+use super::cards::{self, Card};
 use super::gpu::{Driver, Kernels, Memory, Product, lock};
 use super::launch::{Arg, Launch};
+use super::running;
 use super::setup::{self, Image};
 use crate::terminal::note;
 use crate::{Error, Kind, Result};
@@ -18,11 +21,11 @@ use cudarc::driver::sys;
 pub use open::open;
 use open::{bus_id, surroundings, unopened};
 use products::Products;
+pub use report::report;
 use staging::{LARGE, PIECE, Staging};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_void};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 include!(concat!(env!("OUT_DIR"), "/kernel_images.rs"));
 
@@ -32,21 +35,27 @@ const ORDINARY_SHARED: u32 = 48 * 1024;
 /// The most arguments of a kernel.
 const MOST_ARGS: usize = 40;
 
-struct Cuda {
-    ordinal: i32,
+/// A GPU that is opened, with its kernels: all streams share it.
+struct Opened {
     name: String,
     bus_id: String,
     /// Whether its memory is also the system's: an integrated GPU, or one under WSL.
     shares_memory: bool,
+    integrated: bool,
     context: sys::CUcontext,
-    stream: sys::CUstream,
     multiprocessors: usize,
     warp_groups: bool,
     /// The crate's own first, then those that were loaded.
     modules: Mutex<Vec<sys::CUmodule>>,
     functions: Mutex<HashMap<String, sys::CUfunction>>,
+}
+
+/// A stream of a GPU.
+struct Cuda {
+    gpu: Arc<Opened>,
+    stream: sys::CUstream,
     products: Mutex<Products>,
-    /// The last functions that were launched, and null for a product.
+    /// The last functions that were launched, and null for a matmul.
     recent: Mutex<VecDeque<usize>>,
     staging: Mutex<Staging>,
     waits: bool,
@@ -54,15 +63,17 @@ struct Cuda {
 
 // SAFETY: handles of the driver API, which any thread may use once it has made the context current (`bind` does, in every
 // method); what is changed stands behind mutexes.
+unsafe impl Send for Opened {}
+unsafe impl Sync for Opened {}
 unsafe impl Send for Cuda {}
 unsafe impl Sync for Cuda {}
 
 fn failed(operation: &str, e: DriverError) -> Error {
-    Error::new(Kind::Device, operation.to_string()).got(format!("CUDA error {e:?}"))
+    running::failure(operation, e.0 as u32, &format!("{e:?}"))
 }
 
-impl Cuda {
-    fn new(ordinal: i32) -> Result<Cuda> {
+impl Opened {
+    fn new(ordinal: i32) -> Result<Opened> {
         let wrong = unopened;
         let device = cu::device::get(ordinal).map_err(wrong)?;
         use sys::CUdevice_attribute_enum as Attribute;
@@ -73,53 +84,71 @@ impl Cuda {
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let image = setup::image(major, minor)?;
         let integrated = attribute(Attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0;
-        // SAFETY: as above; the context is retained until this object is dropped.
+        // SAFETY: as above; the primary context stays until the process ends.
         let context = unsafe { cu::primary_ctx::retain(device) }.map_err(wrong)?;
         // SAFETY: the context was retained just now.
         unsafe { cu::ctx::set_current(context) }.map_err(wrong)?;
-        let stream = cu::stream::create(cu::stream::StreamKind::NonBlocking).map_err(wrong)?;
-        let mut modules = Vec::new();
-        if image == Image::Ptx && !COMPILED.swap(true, Ordering::Relaxed) {
+        if image == Image::Ptx {
             note!(
                 "the driver compiles the kernels for compute capability {major}.{minor}; this takes a moment"
             );
         }
-        for image in images(image) {
-            modules.push(module(image).map_err(wrong)?);
-        }
-        Ok(Cuda {
-            ordinal,
-            staging: Mutex::default(),
+        let opened = Opened {
             name: cu::device::get_name(device).map_err(wrong)?,
             bus_id: bus_id(ordinal)?,
             shares_memory: integrated || surroundings().wsl,
+            integrated,
             context,
-            stream,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
             warp_groups: (major, minor) == (9, 0),
-            modules: Mutex::new(modules),
+            modules: Mutex::default(),
             functions: Mutex::default(),
-            products: Mutex::new(Products::new(stream)?),
-            recent: Mutex::default(),
-            waits: std::env::var_os("QFORMER_SYNC").is_some_and(|v| v != "0"),
-        })
+        };
+        for image in images(image) {
+            lock(&opened.modules).push(module(image).map_err(wrong)?);
+        }
+        Ok(opened)
     }
 
     /// Every thread has a current context of its own.
     fn bind(&self) -> Result<()> {
-        // SAFETY: the context lives as long as this object.
+        // SAFETY: the primary context stays until the process ends.
         unsafe { cu::ctx::set_current(self.context) }.map_err(|e| failed("use GPU", e))
+    }
+}
+
+impl Cuda {
+    fn new(ordinal: i32) -> Result<Cuda> {
+        Opened::new(ordinal).and_then(|gpu| Cuda::stream_of(Arc::new(gpu)))
+    }
+
+    /// One more stream of a GPU.
+    fn stream_of(gpu: Arc<Opened>) -> Result<Cuda> {
+        gpu.bind()?;
+        let stream = cu::stream::create(cu::stream::StreamKind::NonBlocking).map_err(unopened)?;
+        Ok(Cuda {
+            gpu,
+            stream,
+            products: Mutex::new(Products::new(stream)?),
+            recent: Mutex::default(),
+            staging: Mutex::default(),
+            waits: std::env::var_os("QFORMER_SYNC").is_some_and(|v| v != "0"),
+        })
+    }
+
+    fn bind(&self) -> Result<()> {
+        self.gpu.bind()
     }
 
     /// Names what ran last: an error of a kernel shows at a later call.
     fn late(&self, operation: &str, e: DriverError) -> Error {
-        let functions = lock(&self.functions);
+        let functions = lock(&self.gpu.functions);
         let name =
             |f: &usize| functions.iter().find(|(_, g)| **g as usize == *f).map(|(name, _)| name.as_str());
         let recent: Vec<&str> = lock(&self.recent).iter().map(|f| name(f).unwrap_or("a product")).collect();
         failed(operation, e)
-            .about(format!("{}; launched last: {}", self.name, recent.join(", ")))
-            .fix("run again with QFORMER_SYNC=1 to learn which kernel it is")
+            .about(format!("{}; launched last: {}", self.gpu.name, recent.join(", ")))
+            .also("with QFORMER_SYNC=1 the kernel that failed is named exactly")
     }
 
     /// Records an event, which whoever waits for it destroys.
@@ -148,15 +177,15 @@ impl Cuda {
     }
 
     fn function(&self, launch: &Launch) -> Result<sys::CUfunction> {
-        let mut known = lock(&self.functions);
+        let mut known = lock(&self.gpu.functions);
         if let Some(f) = known.get(launch.kernel) {
             return Ok(*f);
         }
         let operation = format!("launch {}", launch.kernel);
         let name = CString::new(launch.kernel).map_err(|e| Error::new(Kind::Argument, &operation).got(e))?;
-        // SAFETY: the modules are loaded until this object is dropped.
+        // SAFETY: the modules are loaded as long as a stream of the GPU is there.
         let found = |m: &sys::CUmodule| unsafe { cu::module::get_function(*m, name.clone()) }.ok();
-        let f = lock(&self.modules).iter().find_map(found).ok_or_else(|| {
+        let f = lock(&self.gpu.modules).iter().find_map(found).ok_or_else(|| {
             Error::argument(&operation, "kernel", "a kernel of this build", "an unknown name")
         })?;
         if launch.shared > ORDINARY_SHARED {
@@ -180,9 +209,6 @@ fn module(image: &[u8]) -> std::result::Result<sys::CUmodule, DriverError> {
     unsafe { cu::module::load_data(words.as_ptr().cast()) }
 }
 
-/// Whether it was said that the driver compiles kernels.
-static COMPILED: AtomicBool = AtomicBool::new(false);
-
 /// The embedded files of an image.
 fn images(image: Image) -> impl Iterator<Item = &'static [u8]> {
     let wanted = match image {
@@ -198,26 +224,36 @@ fn address(at: *mut c_void) -> sys::CUdeviceptr {
 
 impl Driver for Cuda {
     fn name(&self) -> String {
-        self.name.clone()
+        self.gpu.name.clone()
     }
 
     fn has_warp_groups(&self) -> bool {
-        self.warp_groups
+        self.gpu.warp_groups
     }
 
     fn bus_id(&self) -> Option<String> {
-        Some(self.bus_id.clone())
+        Some(self.gpu.bus_id.clone())
     }
 
     fn memory(&self) -> Option<Memory> {
         self.bind().ok()?;
         let (free, total) = cu::mem_get_info().ok()?;
-        let usable = setup::usable(free as u64, total as u64, self.shares_memory);
-        Some(Memory { usable, free: free as u64, total: total as u64 })
+        let (total, shared) = (total as u64, self.gpu.shares_memory);
+        // The memory of an integrated GPU is also that of all other programs.
+        let free = if self.gpu.integrated { setup::at_most_available(free as u64) } else { free as u64 };
+        Some(Memory { usable: setup::usable(free, total, shared), free, total, shared })
+    }
+
+    fn versions(&self) -> Option<String> {
+        Some(format!("driver {}, cuBLASLt {}", report::driver_version(), report::cublaslt_version()))
+    }
+
+    fn card(&self) -> Option<&'static Card> {
+        cards::titled(&self.gpu.name)
     }
 
     fn blocks(&self) -> usize {
-        self.multiprocessors
+        self.gpu.multiprocessors
     }
 
     fn granule(&self) -> usize {
@@ -335,7 +371,7 @@ impl Driver for Cuda {
     }
 
     fn side(&self) -> Result<Box<dyn Driver>> {
-        Cuda::new(self.ordinal).map(|c| Box::new(c) as Box<dyn Driver>)
+        Cuda::stream_of(Arc::clone(&self.gpu)).map(|c| Box::new(c) as Box<dyn Driver>)
     }
 
     fn mark(&self) -> Result<u64> {
@@ -378,8 +414,15 @@ impl Drop for Cuda {
         lock(&self.staging).close();
         // SAFETY: nothing runs any more, and no handle is used again.
         unsafe {
-            lock(&self.modules).drain(..).for_each(|m| _ = cu::module::unload(m));
             let _ = cu::stream::destroy(self.stream);
         }
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let _ = self.bind();
+        // SAFETY: the last stream is gone, and no kernel runs any more.
+        lock(&self.modules).drain(..).for_each(|m| _ = unsafe { cu::module::unload(m) });
     }
 }

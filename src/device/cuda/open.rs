@@ -8,7 +8,7 @@ use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
 
 /// The version of the nvcc that compiled the kernels: 13000 is 13.0.
-const BUILT_WITH: &str = env!("QFORMER_CUDA_VERSION");
+pub(super) const BUILT_WITH: &str = env!("QFORMER_CUDA_VERSION");
 
 /// An error of opening, with advice for what a machine's set-up can cause.
 pub(super) fn unopened(e: DriverError) -> Error {
@@ -24,7 +24,7 @@ pub(super) fn surroundings() -> Surroundings {
 }
 
 /// The file that a library was loaded from, by a part of its name.
-fn loaded_from(name: &str) -> Option<String> {
+pub(super) fn loaded_from(name: &str) -> Option<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let mut paths = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
     paths.find(|path| path.contains(name)).map(str::to_string)
@@ -64,7 +64,7 @@ pub fn open(number: usize) -> Result<Box<dyn Driver>> {
 }
 
 /// The driver's numbers of the GPUs, in the order of their PCI bus ids.
-fn in_order() -> Result<Vec<i32>> {
+pub(super) fn in_order() -> Result<Vec<i32>> {
     let count = cu::device::get_count().map_err(unopened)?;
     if std::env::var_os("CUDA_DEVICE_ORDER").is_some() {
         return Ok((0..count).collect());

@@ -2,6 +2,7 @@
 
 use super::Product;
 use crate::Result;
+use crate::device::cards::Card;
 use crate::device::launch::{Arg, Launch};
 use std::ffi::c_void;
 use std::path::Path;
@@ -24,6 +25,8 @@ pub struct Memory {
     pub free: u64,
     /// All there is.
     pub total: u64,
+    /// Whether it is the system's, too: an integrated GPU, or one under WSL.
+    pub shared: bool,
 }
 
 /// A GPU as seen from its memory and its queue of work. Pointers are addresses on the device: [`super::Array`] keeps them
@@ -45,6 +48,14 @@ pub trait Driver: Send + Sync {
     }
     /// Where it sits, as nvidia-smi writes it: `00000000:65:00.0`.
     fn bus_id(&self) -> Option<String> {
+        None
+    }
+    /// Versions of what its numbers depend on: `driver 580.65.06 (CUDA 13.0), cuBLASLt 13.0.2`.
+    fn versions(&self) -> Option<String> {
+        None
+    }
+    /// Its figures by the maker's data sheet, if they are known.
+    fn card(&self) -> Option<&'static Card> {
         None
     }
     /// Its memory, if it has one of its own.

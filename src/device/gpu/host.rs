@@ -1,22 +1,32 @@
 //! The driver that runs kernels on the CPU, in the emulator (see `device::emulator`). Matrix products are the CPU's, of
 //! operands widened to f32 and rounded to c's storage once, as a GPU's are.
 
+use super::fault::{Call, Fault};
 use super::{Driver, Kernels, Operand, Product, Storage};
 use crate::device::cpu;
 use crate::device::emulator::{self, Schedule};
 use crate::device::gemm::{View, gemm};
 use crate::device::launch::{Arg, Launch};
+use crate::device::running::{self, OUT_OF_MEMORY};
 use crate::{Error, Result};
 use half::{bf16, f16};
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
-#[derive(Default)]
-pub(in crate::device) struct Host {
+struct Host {
     schedule: Schedule,
+    number: u64,
     /// Whoever reads or writes memory holds it: arrays are shared by threads, and by the streams beside this one.
     memory: Arc<Mutex<()>>,
+    /// Of all streams.
+    fault: Option<Arc<Fault>>,
+}
+
+/// Kernels are run by schedule `number`.
+pub(in crate::device) fn open(number: u64) -> Result<Box<dyn Driver>> {
+    let fault = Fault::from_environment()?.map(Arc::new);
+    Ok(Box::new(Host { schedule: Schedule::numbered(number), number, memory: Arc::default(), fault }))
 }
 
 /// The elements of an operand as f32, with no gaps, as they stand in memory; the product sees [rows, columns].
@@ -79,9 +89,9 @@ unsafe fn write(at: *mut c_void, storage: Storage, first: usize, from: &[f32]) {
 }
 
 impl Host {
-    /// Kernels are run by this schedule.
-    pub(in crate::device) fn with(schedule: Schedule) -> Host {
-        Host { schedule, ..Host::default() }
+    /// An error where this call is to fail.
+    fn check(&self, call: Call, operation: &str) -> Result<()> {
+        self.fault.as_ref().map_or(Ok(()), |fault| fault.check(call, operation))
     }
 
     /// a, b, and what their product is added to: c or zeros, and the bias.
@@ -118,6 +128,11 @@ impl Driver for Host {
         true
     }
 
+    /// Kernels may add in another order under another schedule.
+    fn versions(&self) -> Option<String> {
+        (self.number > 0).then(|| format!("schedule {}", self.number))
+    }
+
     fn blocks(&self) -> usize {
         8
     }
@@ -127,7 +142,11 @@ impl Driver for Host {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Option<*mut c_void>> {
-        Ok(emulator::allocate(bytes))
+        match self.fault.as_ref().and_then(|fault| fault.meets(Call::Allocate)) {
+            Some(OUT_OF_MEMORY) => Ok(None),
+            Some(code) => Err(running::failure("allocate", code, "")),
+            None => Ok(emulator::allocate(bytes)),
+        }
     }
 
     fn free(&self, at: *mut c_void) {
@@ -139,6 +158,7 @@ impl Driver for Host {
     }
 
     fn upload(&self, to: *mut c_void, from: &[u8]) -> Result<()> {
+        self.check(Call::Upload, "upload")?;
         let _alone = super::lock(&self.memory);
         // SAFETY: `Array` checked the length, and fresh host slices do not overlap device memory.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.cast::<u8>(), from.len()) };
@@ -147,6 +167,7 @@ impl Driver for Host {
     }
 
     fn download(&self, from: *mut c_void, to: &mut [u8]) -> Result<()> {
+        self.check(Call::Download, "download")?;
         let _alone = super::lock(&self.memory);
         emulator::check_written(from, to.len(), "download")?;
         // SAFETY: as in `upload`.
@@ -172,6 +193,7 @@ impl Driver for Host {
     }
 
     fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<()> {
+        self.check(Call::Launch, &format!("launch {}", launch.kernel))?;
         let _alone = super::lock(&self.memory);
         // SAFETY: arrays keep what pointers point to alive and are as long as the kernels' headers ask for; launches come
         // one after the other. The emulator reports what is violated all the same.
@@ -189,6 +211,7 @@ impl Driver for Host {
 
     /// Memory is held while operands are read and c is written, not in between: the sums wait for threads that may want it.
     fn product(&self, p: &Product) -> Result<()> {
+        self.check(Call::Matmul, "matmul")?;
         let (m, n, k) = p.sizes;
         let (a, b, mut c) = self.operands(p)?;
         gemm((m, n, k), 1.0, view(&p.a, &a, (m, k)), view(&p.b, &b, (k, n)), 1.0, &mut c, n, true);
@@ -206,7 +229,8 @@ impl Driver for Host {
     }
 
     fn side(&self) -> Result<Box<dyn Driver>> {
-        Ok(Box::new(Host { schedule: self.schedule, memory: Arc::clone(&self.memory) }))
+        let (memory, fault) = (Arc::clone(&self.memory), self.fault.clone());
+        Ok(Box::new(Host { schedule: self.schedule, number: self.number, memory, fault }))
     }
 
     /// Everything is done when its call returns.

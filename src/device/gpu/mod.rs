@@ -8,6 +8,8 @@ mod array;
 mod counts;
 mod driver;
 #[cfg(feature = "host-kernels")]
+mod fault;
+#[cfg(feature = "host-kernels")]
 pub(super) mod host;
 pub(super) mod plan;
 mod pool;
@@ -19,6 +21,7 @@ pub use driver::{Driver, Kernels, Memory, kernel_headers};
 pub use pool::Holder;
 pub use product::{Operand, Product};
 
+use super::cards::Card;
 use super::launch::{Arg, Launch};
 use crate::{Error, Kind, Result};
 use counts::Tally;
@@ -111,7 +114,19 @@ impl Gpu {
         let (bus_id, memory) = (self.0.driver.bus_id()?, self.memory()?);
         let gb = |bytes: u64| bytes as f64 / 1e9;
         let (name, free, total) = (self.name(), gb(memory.free), gb(memory.total));
-        Some(format!("GPU: {name} ({bus_id}), {free:.1} GB free of {total:.1} GB"))
+        let shared = if memory.shared { ", shared with the system" } else { "" };
+        Some(format!("{name} ({bus_id}), {free:.1} GB free of {total:.1} GB{shared}"))
+    }
+
+    /// What the last bits of its numbers depend on: its name, the driver, the libraries.
+    pub fn identity(&self) -> String {
+        let name = self.name();
+        self.0.driver.versions().map_or_else(|| name.clone(), |versions| format!("{name}, {versions}"))
+    }
+
+    /// Its figures by the maker's data sheet, if they are known.
+    pub fn card(&self) -> Option<&'static Card> {
+        self.0.driver.card()
     }
 
     /// Whether there are results: a plan computes nothing.
@@ -230,7 +245,7 @@ impl Gpu {
                 )
             }
         };
-        Error::new(Kind::Device, op)
+        Error::new(Kind::Memory, op)
             .about(format!("memory of {}", self.name()))
             .expected(format!("room for {} beside {} in use", mb(bytes as u64), mb(held)))
             .got(format!("none; the largest holders: {}", top.join(", ")))

@@ -3,33 +3,46 @@
 
 use super::{Driver, Kernels, Memory, Product};
 use crate::Result;
+use crate::device::cards::{self, Card};
 use crate::device::launch::{Arg, Launch};
+use crate::device::setup;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Above every address that a process has.
 const FIRST: usize = 1 << 56;
 
 struct Plan {
-    /// Of the GPU that is stood in for.
+    /// The GPU that is stood in for, if it is a known one.
+    card: Option<&'static Card>,
     memory: u64,
-    next: AtomicUsize,
-    used: AtomicU64,
+    next: Arc<AtomicUsize>,
+    /// By all streams.
+    used: Arc<AtomicU64>,
     sizes: Mutex<HashMap<usize, usize>>,
 }
 
 /// What an H200 offers to programs.
-pub(in crate::device) const H200: u64 = 139 * (1 << 30);
+pub(in crate::device) const H200: u64 = cards::H200.memory;
 
-/// A GPU of so much memory, on which everything succeeds that fits.
+/// A GPU with so much memory free, on which everything succeeds that fits.
 pub(in crate::device) fn of(memory: u64) -> Box<dyn Driver> {
-    let (next, used) = (AtomicUsize::new(FIRST), AtomicU64::new(0));
-    Box::new(Plan { memory, next, used, sizes: Mutex::default() })
+    Box::new(Plan::new(None, memory))
+}
+
+/// A known GPU, of whose memory a margin is kept as of a real one's.
+pub(in crate::device) fn card(card: &'static Card) -> Box<dyn Driver> {
+    Box::new(Plan::new(Some(card), card.memory))
 }
 
 impl Plan {
+    fn new(card: Option<&'static Card>, memory: u64) -> Plan {
+        let next = Arc::new(AtomicUsize::new(FIRST));
+        Plan { card, memory, next, used: Arc::default(), sizes: Mutex::default() }
+    }
+
     fn sizes(&self) -> MutexGuard<'_, HashMap<usize, usize>> {
         super::lock(&self.sizes)
     }
@@ -37,7 +50,16 @@ impl Plan {
 
 impl Driver for Plan {
     fn name(&self) -> String {
-        "a plan (nothing is computed)".into()
+        let of = self.card.map_or_else(String::new, |card| format!(" of an {}", card.title));
+        format!("a plan{of} (nothing is computed)")
+    }
+
+    fn card(&self) -> Option<&'static Card> {
+        self.card
+    }
+
+    fn has_warp_groups(&self) -> bool {
+        self.card.is_none_or(|card| card.warp_groups)
     }
 
     fn computes(&self) -> bool {
@@ -46,11 +68,12 @@ impl Driver for Plan {
 
     fn memory(&self) -> Option<Memory> {
         let free = self.memory - self.used.load(Ordering::Relaxed);
-        Some(Memory { usable: free, free, total: self.memory })
+        let usable = if self.card.is_some() { setup::usable(free, self.memory, false) } else { free };
+        Some(Memory { usable, free, total: self.memory, shared: false })
     }
 
     fn blocks(&self) -> usize {
-        132
+        self.card.unwrap_or(&cards::H200).multiprocessors
     }
 
     fn granule(&self) -> usize {
@@ -110,7 +133,8 @@ impl Driver for Plan {
     }
 
     fn side(&self) -> Result<Box<dyn Driver>> {
-        Ok(of(self.memory))
+        let (next, used) = (Arc::clone(&self.next), Arc::clone(&self.used));
+        Ok(Box::new(Plan { card: self.card, memory: self.memory, next, used, sizes: Mutex::default() }))
     }
 
     /// Everything is done when its call returns.

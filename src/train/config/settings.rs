@@ -208,9 +208,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("eps", "", "of AdamW",
         |c| json!(c.hyper.eps), |c, v| { c.hyper.eps = rate(v)?; Ok(()) })
         .same(),
-    setting("device", "", "where to compute: auto (a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..) or host (the GPU's kernels emulated on the CPU)",
+    setting("device", "", "where to compute: auto (a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..), host (the GPU's kernels emulated on the CPU), or for a dry run plan, plan:24 (GB), plan:CARD",
         |c| json!(c.device), |c, v| { c.device = text(v)?; Ok(()) })
-        .flag("device", FlagKind::Text, "DEVICE", "Where to compute: auto (default: a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..), or host (the GPU's kernels emulated on the CPU, slowly)"),
+        .flag("device", FlagKind::Text, "DEVICE", "Where to compute: auto (default: a GPU if one answers, else the CPU), cpu, cuda (cuda:1, ..), host (the GPU's kernels emulated on the CPU, slowly); with --dry-run also plan, plan:24 (GB) or plan:CARD (rtx-4080-laptop, rtx-3090, rtx-4090, rtx-5090, a100, h100, h200)"),
     setting("dtype", "", "how a GPU stores what dense layers work on: f32, f16 (with loss scaling), bf16 (its default) or bf16-vit (the image encoder, too)",
         |c| json!(c.dtype), |c, v| { c.dtype = Some(choice(v, &DTYPES)?.into()); Ok(()) })
         .flag("dtype", FlagKind::Text, "DTYPE", "On a GPU, how dense layers and attention store what they work on: f32, f16 (with loss scaling), bf16 (default; the image encoder in f16, as its weights were published) or bf16-vit (the image encoder, too)"),
