@@ -2,7 +2,7 @@
 
 use crate::world::World;
 use qformer::device::cards::Card;
-use qformer::device::gpu::{Driver, Gpu, Memory, Product};
+use qformer::device::gpu::{Driver, Gpu, Kernels, Memory, Product};
 use qformer::device::launch::{Arg, Launch};
 use qformer::{Error, Kind, Result};
 use std::ffi::c_void;
@@ -58,6 +58,9 @@ impl Driver for Named {
         none()
     }
     fn launch(&self, _: &Launch, _: &[Arg]) -> Result<()> {
+        none()
+    }
+    fn load(&self, _: Kernels) -> Result<()> {
         none()
     }
     fn product(&self, _: &Product) -> Result<()> {
