@@ -231,6 +231,24 @@ fn trains_resumes_captions_and_answers() {
         "{judged}"
     );
 
+    // To LAVIS and back: the same caption.
+    place.ok(&["convert", "run/model", "--to", "lavis", "--out", "lavis.pth"]);
+    assert!(
+        place
+            .ok(&["inspect", "lavis.pth"])
+            .contains("kind: stage 2, for a language model that reads 24 columns")
+    );
+    let back = ["convert", "lavis.pth", "--vit", "model/vit.safetensors", "--config", "model/config.json"];
+    let llm = ["--llm", "llm", "--prompt", "画像の説明:", "--out", "back"];
+    place.ok(&[&back[..], &llm].concat());
+    assert_eq!(place.ok(&["caption", "--model", "back", "photos/p03.png", "--quiet"]), one);
+    assert!(place.fails(2, &[&back[..], &["--out", "none"]].concat()).contains("--llm"));
+
+    let measured =
+        ["evaluate", "--model", "run/model", "--captions", "captions.json", "--images", "photos", "--json"];
+    let measured: serde_json::Value = serde_json::from_str(&place.ok(&measured)).unwrap();
+    assert!(measured["cider_d"].is_number() && measured["txt_r1"].is_null(), "{measured}");
+
     // What only a first stage has.
     for command in
         [&["search", "index", "--out", "x.index"][..], &["features", "--mode", "image", "--out", "x.st"]]
