@@ -348,7 +348,7 @@ impl Driver for Cuda {
             failed("load kernels", e)
                 .fix("compile the kernels for this GPU, with an nvcc no newer than its driver")
         })?;
-        lock(&self.modules).push(loaded);
+        lock(&self.gpu.modules).push(loaded);
         Ok(())
     }
 
