@@ -119,45 +119,43 @@ fn an_infinite_loss_in_f16_advises_bf16() {
     world.run(&arguments("run", &wild)).refused(7, &["not finite", "f16 ends at 65,504", "--dtype bf16"]);
 }
 
+/// Changes what a checkpoint says of loss scaling.
+fn with_scale(world: &World, step: u64, scale: f64, skipped: u32) {
+    let folder = world.path("run/checkpoints");
+    let mut saved = checkpoint::load(&RealDisk, &folder.join(checkpoint::file_name(step))).unwrap();
+    saved.progress.state["loss_scale"] = scale.into();
+    saved.progress.state["skipped"] = skipped.into();
+    let tensor = |(name, t): (&String, &checkpoint::Stored)| Tensor {
+        name: name.clone(),
+        dtype: t.dtype,
+        shape: t.shape.clone(),
+        bytes: t.bytes.clone().into(),
+    };
+    let tensors = saved.tensors.iter().map(tensor).collect();
+    let again = Checkpoint { progress: saved.progress.clone(), tensors };
+    Folder::own(&RealDisk, &folder).unwrap().save(&again).unwrap();
+}
+
 /// Gradients that overflow at every scale: a warning after 10 steps in a row, and the end after 50.
 #[test]
 fn steps_that_are_left_out_one_after_the_other_end_a_run() {
     let world = World::new();
-    let long = [
-        "--set",
-        "dtype=f16",
-        "--set",
-        "epochs=8",
-        "--set",
-        "steps=90",
-        "--set",
-        "model.layers=1",
-        "--set",
-        "batch=2",
-    ];
-    world.run(&arguments("run", &[&long[..], &["--steps", "1"]].concat())).good();
-    // The same checkpoint with a scale at which nothing is finite.
-    let folder = world.path("run/checkpoints");
-    let path = folder.join(checkpoint::file_name(1));
-    let mut saved = checkpoint::load(&RealDisk, &path).unwrap();
-    saved.progress.state["loss_scale"] = 2f64.powi(200).into();
-    let tensors = saved.tensors.iter().map(|(name, t)| Tensor {
-        name: name.clone(),
-        dtype: t.dtype,
-        shape: t.shape.clone(),
-        bytes: (&t.bytes).into(),
-    });
-    let again = Checkpoint { progress: saved.progress.clone(), tensors: tensors.collect() };
-    Folder::own(&RealDisk, &folder).unwrap().save(&again).unwrap();
-    let done = world.run(&["train", "--resume", "--out", "run"]);
-    let scale = 2f64.powi(200 - 10);
-    done.refused(7, &[
-        &format!("warning: gradients in f16 were not finite in 10 steps in a row, which were left out; the loss scale is now {scale}"),
-        "not finite in 50 steps in a row",
-        "--dtype bf16",
-        "step 1 is saved",
-        "--start run/model",
-    ]);
-    assert_eq!(done.errors().matches("warning: gradients").count(), 1, "{}", done.errors());
-    assert_eq!(world.log("run").len(), 51);
+    let f16 = ["--set", "dtype=f16", "--set", "model.layers=1", "--set", "batch=2", "--set", "steps=8"];
+    world.run(&arguments("run", &[&f16[..], &["--steps", "1"]].concat())).good();
+    // A scale at which nothing is finite in f32.
+    with_scale(&world, 1, 2f64.powi(200), 8);
+    let resume = |more: &[&str]| world.run(&[&["train", "--resume", "--out", "run"], more].concat());
+    let done = resume(&["--steps", "3"]).good();
+    let warning = format!(
+        "warning: gradients in f16 were not finite in 10 steps in a row, which were left out; the loss scale is now {}",
+        2f64.powi(198)
+    );
+    assert_eq!(done.errors().matches(&warning).count(), 1, "{}", done.errors());
+    // The count is part of the checkpoint.
+    let path = world.path("run/checkpoints").join(checkpoint::file_name(3));
+    assert_eq!(checkpoint::load(&RealDisk, &path).unwrap().progress.state["skipped"], 10);
+    with_scale(&world, 3, 2f64.powi(200), 48);
+    let end = ["not finite in 50 steps in a row", "--dtype bf16", "step 3 is saved", "--start run/model"];
+    resume(&[]).refused(7, &end);
+    assert_eq!(world.log("run").len(), 5);
 }
