@@ -16,7 +16,7 @@ pub fn run(from: &Path, pictures: &Path, index: &Path, text: &str) -> Result<Vec
         Index::build(index, (&model, from), &found, |path, why| println!("{}: {why}", path.display()))?;
     let query = Query::of_text(&model, text)?;
     // The best 16 by itc are looked at again together with the text.
-    let ranked = search(&model, &index, &query, 16, Rank::ItmPlusItc)?;
+    let ranked = search(&model, &index, &query, (16, Rank::ItmPlusItc), 16)?;
     let best = ranked.found.iter().take(5).map(|f| {
         let picture = index.picture(f.picture);
         println!("itc {:.4}  itm {:.4}  {}", f.itc, f.itm.unwrap_or(f32::NAN), picture.name);

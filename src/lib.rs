@@ -49,6 +49,7 @@
 //! | `report` | a run as one HTML page |
 //! | `results` | what commands write: caption files, arrays, the page of a search |
 //! | [`search`] | [`search::Index`] of pictures, and searches in it |
+//! | `serve` | a page and an HTTP interface over a model in memory (feature `serve`) |
 //! | `console` | progress and signals of long commands (feature `cli`) |
 //! | `commands` | the command line (feature `cli`) |
 //!
@@ -80,6 +81,9 @@ pub mod report;
 #[doc(hidden)]
 pub mod results;
 pub mod search;
+#[cfg(feature = "serve")]
+#[doc(hidden)]
+pub mod serve;
 pub mod tensor;
 #[doc(hidden)]
 pub mod terminal;

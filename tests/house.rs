@@ -26,7 +26,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("demo", &["data", "vision", "files"]),
     // From here on a model meets the world.
     ("pretrained", &["model", "nn", "tensor", "data", "text", "vision", "weights", "files"]),
-    ("search", &["pretrained", "model", "nn", "tensor", "data", "vision", "results", "files"]),
+    ("search", &["pretrained", "device", "model", "nn", "tensor", "data", "vision", "results", "files"]),
     (
         "train",
         &[
@@ -47,9 +47,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("console", &["train"]),
     ("parity", &["train", "model", "nn", "ops", "tensor", "text", "vision", "weights"]),
     ("report", &["train", "data", "vision", "metrics", "results", "files"]),
+    ("serve", &["report", "results", "vision", "files"]),
     (
         "commands",
         &[
+            "serve",
             "console",
             "report",
             "parity",

@@ -141,6 +141,30 @@ fn texts(args: &Args) -> Result<Vec<String>> {
     Ok(texts)
 }
 
+/// The features of one picture, of texts, or of both together, as a .safetensors file.
+pub fn as_safetensors(
+    model: &Pretrained,
+    picture: Option<(&str, &pictures::Seen)>,
+    texts: &[String],
+) -> Result<Vec<u8>> {
+    let failed = |e: std::io::Error| Error::io(OPERATION, std::env::temp_dir(), &e);
+    let folder = tempfile::Builder::new().prefix("qformer-features-").tempdir().map_err(failed)?;
+    let (out, scratch) = (folder.path().join("features.safetensors"), folder.path());
+    let (arrays, names) = match picture {
+        None if texts.is_empty() => {
+            return Err(Error::argument(OPERATION, "text", "a picture, a text or both", "neither"));
+        }
+        None => (of_texts(model, texts, scratch)?, serde_json::json!(texts)),
+        Some((name, seen)) => {
+            let mut all = OfPictures::new(model, texts, scratch)?;
+            all.add(model, name, seen)?;
+            (all.arrays, serde_json::Value::Array(all.names))
+        }
+    };
+    write(&out, false, arrays, &names)?;
+    std::fs::read(&out).map_err(failed)
+}
+
 fn of_texts(model: &Pretrained, texts: &[String], folder: &Path) -> Result<Arrays> {
     let c = &model.model.config;
     let ids: Vec<Vec<u32>> = texts.iter().map(|t| model.tokenizer.caption(t, c.max_txt_len)).collect();
@@ -170,50 +194,67 @@ fn of_pictures(args: &Args, texts: &[String], npy: bool) -> Result<()> {
     }
     let folder = &files::scratch(&args.out);
     let model = Arc::new(engine::open(&args.model.model, &args.model.run)?);
-    let c = &model.model.config;
     engine::note_texts(&model, texts, args.model.run.quiet);
-    let ids: Vec<Vec<u32>> = texts.iter().map(|t| model.tokenizer.caption(t, c.max_txt_len)).collect();
-    let mut arrays: Arrays = match args.mode {
-        Mode::Multimodal => {
-            vec![("multimodal_embeds", "", Spool::new(folder, &[c.num_query, c.hidden])?)]
-        }
-        _ => vec![
-            ("image_embeds", "", Spool::new(folder, &[c.num_query, c.hidden])?),
-            ("image_embeds_proj", "_proj", Spool::new(folder, &[c.num_query, c.embed_dim])?),
-        ],
-    };
+    let mut all = OfPictures::new(&model, texts, folder)?;
     let loading = model.clone();
     let load = move |p: &Picture| pictures::see(&loading, &p.image);
     let mut stream = Stream::start((OPERATION, "computing features"), found.pictures, &args.model.run, load)?;
-    let mut names = Vec::new();
-    let pass = Pass::inference(&model.params).batch_invariant();
     while let Some(batch) = stream.next()? {
         for (place, seen) in batch {
-            let image = pictures::look(&model, &[&seen])?.remove(0);
-            let name = &stream.picture(place).name;
-            if args.mode == Mode::Image {
-                arrays[0].2.push(&image.embeds.to_f32()?)?;
-                arrays[1].2.push(&image.proj.to_f32()?)?;
-                names.push(serde_json::json!(name));
-            }
-            for (some, said) in ids.chunks(64).zip(texts.chunks(64)) {
-                let pairs: Vec<(usize, usize)> = (0..some.len()).map(|t| (0, t)).collect();
-                arrays[0].2.push(&model.model.match_pairs(&pass, &image, some, &pairs)?.hidden.to_f32()?)?;
-                names.extend(said.iter().map(|text| serde_json::json!([name, text])));
-            }
+            all.add(&model, &stream.picture(place).name, &seen)?;
             stream.done(1);
         }
     }
     let stopped = stream.stopped();
     let (rate, end) = stream.end(found.single, found.unusable.len(), "nothing was written");
-    if stopped || names.is_empty() {
+    if stopped || all.names.is_empty() {
         return end;
     }
-    write(&args.out, npy, arrays, &serde_json::Value::Array(names))?;
+    write(&args.out, npy, all.arrays, &serde_json::Value::Array(all.names))?;
     if !args.model.run.quiet {
         note!("{} written, {rate:.2} images/s", args.out.display());
     }
     end
+}
+
+/// Features of pictures, or of pictures with texts, as they are computed.
+struct OfPictures {
+    arrays: Arrays,
+    names: Vec<serde_json::Value>,
+    texts: Vec<String>,
+    ids: Vec<Vec<u32>>,
+}
+
+impl OfPictures {
+    fn new(model: &Pretrained, texts: &[String], folder: &Path) -> Result<OfPictures> {
+        let c = &model.model.config;
+        let ids = texts.iter().map(|t| model.tokenizer.caption(t, c.max_txt_len)).collect();
+        let arrays: Arrays = if texts.is_empty() {
+            vec![
+                ("image_embeds", "", Spool::new(folder, &[c.num_query, c.hidden])?),
+                ("image_embeds_proj", "_proj", Spool::new(folder, &[c.num_query, c.embed_dim])?),
+            ]
+        } else {
+            vec![("multimodal_embeds", "", Spool::new(folder, &[c.num_query, c.hidden])?)]
+        };
+        Ok(OfPictures { arrays, names: Vec::new(), texts: texts.to_vec(), ids })
+    }
+
+    fn add(&mut self, model: &Pretrained, name: &str, seen: &pictures::Seen) -> Result<()> {
+        let image = pictures::look(model, &[seen])?.remove(0);
+        if self.texts.is_empty() {
+            self.arrays[0].2.push(&image.embeds.to_f32()?)?;
+            self.arrays[1].2.push(&image.proj.to_f32()?)?;
+            self.names.push(serde_json::json!(name));
+        }
+        let pass = Pass::inference(&model.params).batch_invariant();
+        for (some, said) in self.ids.chunks(64).zip(self.texts.chunks(64)) {
+            let pairs: Vec<(usize, usize)> = (0..some.len()).map(|t| (0, t)).collect();
+            self.arrays[0].2.push(&model.model.match_pairs(&pass, &image, some, &pairs)?.hidden.to_f32()?)?;
+            self.names.extend(said.iter().map(|text| serde_json::json!([name, text])));
+        }
+        Ok(())
+    }
 }
 
 fn write(out: &Path, npy: bool, arrays: Arrays, names: &serde_json::Value) -> Result<()> {

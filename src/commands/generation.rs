@@ -4,7 +4,9 @@ use crate::model::GenerateOptions;
 use crate::model::llm::LlmConfig;
 use crate::{Error, Result};
 
-#[derive(clap::Args)]
+/// Over HTTP the names are the same, with `_` for `-`.
+#[derive(clap::Args, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[command(next_help_heading = "Generation (as transformers' generate)")]
 pub struct Generation {
     /// Beams of the search; 1 is greedy [default: 3, with a language model 5; 1 with --sample]
@@ -29,17 +31,37 @@ pub struct Generation {
     #[arg(long, value_name = "N")]
     min_length: Option<usize>,
     /// Above 1 makes tokens that are already there less probable
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    #[arg(long, default_value_t = DEFAULT.repetition_penalty, value_name = "X")]
     repetition_penalty: f64,
     /// Above 0 prefers long captions, below 0 short ones (beam search) [default: 1; of an answer 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     length_penalty: Option<f64>,
     /// Captions for each picture, best first
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = DEFAULT.num_captions, value_name = "N")]
     num_captions: usize,
     /// Of the random draws: the same seed gives a picture the same captions, whatever else is captioned
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = DEFAULT.seed, value_name = "N")]
     seed: u64,
+}
+
+const DEFAULT: Generation = Generation {
+    num_beams: None,
+    sample: false,
+    top_p: None,
+    top_k: None,
+    temperature: None,
+    max_length: None,
+    min_length: None,
+    repetition_penalty: 1.0,
+    length_penalty: None,
+    num_captions: 1,
+    seed: 0,
+};
+
+impl Default for Generation {
+    fn default() -> Generation {
+        DEFAULT
+    }
 }
 
 impl Generation {
@@ -60,6 +82,12 @@ impl Generation {
     }
 
     fn options_over(&self, base: GenerateOptions, vocab: usize, positions: usize) -> Result<GenerateOptions> {
+        let drawn = [("top-p", self.top_p.is_some()), ("top-k", self.top_k.is_some())];
+        let mut drawn = drawn.into_iter().chain([("temperature", self.temperature.is_some())]);
+        if let Some((name, _)) = drawn.find(|(_, given)| *given && !self.sample) {
+            return Err(Error::argument("caption", name, "sample with it", "none")
+                .fix("give sample, too, or leave it out"));
+        }
         let num_beams = if self.sample { 1 } else { base.num_beams };
         let options = GenerateOptions {
             num_beams: self.num_beams.unwrap_or(num_beams),

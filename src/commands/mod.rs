@@ -21,6 +21,8 @@ mod outputs;
 mod parity;
 mod report;
 mod search;
+#[cfg(feature = "serve")]
+mod serve;
 mod tokens;
 mod train;
 mod vocabulary;
@@ -45,6 +47,8 @@ enum Command {
     Report(report::Args),
     Caption(caption::Args),
     Search(search::Args),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     Features(features::Args),
     Evaluate(evaluate::Args),
     Convert(convert::Args),
@@ -67,6 +71,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Report(args) => report::run(&args),
         Command::Caption(args) => caption::run(&args),
         Command::Search(args) => search::run(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(&args),
         Command::Features(args) => features::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Convert(args) => convert::run(&args),

@@ -221,11 +221,11 @@ fn find(args: &QueryArgs) -> Result<()> {
         (None, None) => return Err(Error::argument("search", "TEXT", "a text or --image", "neither")),
     };
     let rerank = args.rerank.unwrap_or(if args.query.image.is_some() { 0 } else { 32 });
-    let ranked = query::search(&model, &index, &query, rerank, args.rank_by)?;
+    let ranked = query::search(&model, &index, &query, (rerank, args.rank_by), args.top_k)?;
     for gone in ranked.unread.iter().filter(|_| !args.quiet) {
         note!("not looked at again: {gone}");
     }
-    let hits: Vec<query::Found> = ranked.found.into_iter().take(args.top_k).collect();
+    let hits = ranked.found;
     // A page that cannot be written does not keep the result from being shown.
     let shown = show(args, &query, &index, &hits);
     if let Some(path) = &args.html {
@@ -236,17 +236,7 @@ fn find(args: &QueryArgs) -> Result<()> {
 
 fn show(args: &QueryArgs, query: &Query, index: &Index, hits: &[query::Found]) -> Result<()> {
     if args.json {
-        let hits: Vec<_> = (hits.iter().enumerate())
-            .map(|(i, h)| {
-                let p = index.picture(h.picture);
-                serde_json::json!({"rank": i + 1, "image": p.name, "path": p.path,
-                    "itc": h.itc, "itm": h.itm, "mean_cosine": h.mean_cosine})
-            })
-            .collect();
-        let key = if args.query.image.is_some() { "image" } else { "text" };
-        let object =
-            serde_json::json!({"query": {key: query.shown()}, "pictures": index.len(), "results": hits});
-        output::print(&format!("{object}\n"))?;
+        output::print(&format!("{}\n", in_json(query, index, hits)))?;
         return Ok(());
     }
     let number = |x: Option<f32>| x.map_or("-".into(), |v| format!("{v:.4}"));
@@ -259,6 +249,18 @@ fn show(args: &QueryArgs, query: &Query, index: &Index, hits: &[query::Found]) -
     }
     output::print(&table)?;
     Ok(())
+}
+
+/// What was found as one JSON object; `place` is where a picture stands in the index.
+pub fn in_json(query: &Query, index: &Index, hits: &[query::Found]) -> serde_json::Value {
+    let hit = |(i, h): (usize, &query::Found)| {
+        let p = index.picture(h.picture);
+        serde_json::json!({"rank": i + 1, "image": p.name, "path": p.path, "place": h.picture,
+            "itc": h.itc, "itm": h.itm, "mean_cosine": h.mean_cosine})
+    };
+    let hits: Vec<_> = hits.iter().enumerate().map(hit).collect();
+    let key = if query.path().is_some() { "image" } else { "text" };
+    serde_json::json!({"query": {key: query.shown()}, "pictures": index.len(), "results": hits})
 }
 
 fn write_page(path: &Path, query: &Query, index: &Index, hits: &[query::Found]) -> Result<()> {

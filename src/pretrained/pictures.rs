@@ -29,10 +29,20 @@ pub fn turn(model: &Pretrained) -> Turn {
 
 /// Resizes a picture that is decoded.
 pub fn seen(model: &Pretrained, photo: &Photo) -> Result<Seen> {
+    Seen::of(model, &resized(model, photo)?)
+}
+
+/// A picture at the size the model sees it in.
+pub fn resized(model: &Pretrained, photo: &Photo) -> Result<vision::Picture> {
     let side = model.model.config.image_size;
-    let picture = photo.resized(&photo.whole(), side, side, Resampling::Exact)?;
-    let identity = identity_of(&picture);
-    Ok(Seen { pixels: model.pixels(&[picture])?, identity })
+    photo.resized(&photo.whole(), side, side, Resampling::Exact)
+}
+
+impl Seen {
+    /// Of a picture at the model's size.
+    pub fn of(model: &Pretrained, picture: &vision::Picture) -> Result<Seen> {
+        Ok(Seen { pixels: model.pixels(std::slice::from_ref(picture))?, identity: identity_of(picture) })
+    }
 }
 
 fn identity_of(picture: &vision::Picture) -> u32 {

@@ -4,9 +4,12 @@
 //! (by its content security policy) to load or run anything that is not in it.
 
 mod chart;
+mod curves;
 mod page;
 mod samples;
 
+pub use chart::Look;
+pub use curves::curves;
 pub use page::page;
 pub use samples::{Group, Sample, read as read_samples};
 
@@ -14,10 +17,16 @@ use crate::train::log::LOG;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 const OPERATION: &str = "report";
+/// Bytes of a log read at a time.
+const PIECE: usize = 1 << 20;
+
+/// A text of the page in the reader's language, by its English.
+pub type Words = fn(&'static str) -> &'static str;
 
 /// Numbers of one kind of line (`step` or `evaluation`) by name, in the order of steps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,12 +43,27 @@ impl Curves {
         self.get(name).last().copied()
     }
 
+    /// A line of the log. One of a step that was there already means that the run was resumed before it.
     fn add(&mut self, line: &Value) {
         let Some(step) = line.get("step").and_then(Value::as_f64) else { return };
+        if self.last("step").is_some_and(|(last, _)| last >= step) {
+            self.of.values_mut().for_each(|points| points.retain(|p| p.0 < step));
+        }
         let time = line.get("time").and_then(Value::as_object).into_iter().flatten();
         let numbers = line.as_object().into_iter().flatten().chain(time);
         for (name, value) in numbers.filter_map(|(n, v)| Some((n, v.as_f64()?))) {
             self.of.entry(name.clone()).or_default().push((step, value));
+        }
+    }
+
+    /// Halves curves of more than `most` points: each two become their mean.
+    fn thin(&mut self, most: usize) {
+        for points in self.of.values_mut().filter(|p| p.len() > most.max(2)) {
+            let mean = |p: &[(f64, f64)]| {
+                let n = p.len() as f64;
+                (p.iter().map(|p| p.0).sum::<f64>() / n, p.iter().map(|p| p.1).sum::<f64>() / n)
+            };
+            *points = points.chunks(2).map(mean).collect();
         }
     }
 }
@@ -53,30 +77,137 @@ pub struct Story {
     pub settings: String,
     /// Unusable pictures and why.
     pub bad: Vec<(String, String)>,
+    /// Captions of a micro-batch, and words of the vocabulary, where the run's folder says them.
+    pub batch: Option<f64>,
+    pub vocabulary: Option<f64>,
 }
 
 impl Story {
     pub fn read(run: &Path) -> Result<Story> {
+        let mut log = Log::open(run, usize::MAX)?;
+        log.read()?;
+        if log.story.steps.of.is_empty() {
+            return Err(Error::file(OPERATION, run.join(LOG), "a log with at least one step", "none"));
+        }
+        Ok(log.story)
+    }
+
+    fn about(run: &Path) -> Story {
+        let settings = std::fs::read_to_string(run.join("config.yaml")).unwrap_or_default();
+        let number = |text: &str| text.trim().parse::<f64>().ok().filter(|n| *n >= 2.0);
+        let batch = settings.lines().find_map(|line| number(line.strip_prefix("batch:")?));
+        let config = std::fs::read(run.join("model/config.json")).unwrap_or_default();
+        let config: Option<Value> = serde_json::from_slice(&config).ok();
+        let vocabulary = config.and_then(|c| c.get("vocab")?.as_f64()).filter(|n| *n >= 2.0);
+        let bad = crate::train::run::read_bad(&run.join(crate::train::run::BAD)).into_iter().collect();
+        let name = run.display().to_string();
+        Story { name, settings, bad, batch, vocabulary, ..Story::default() }
+    }
+}
+
+/// The log of a run, read as far as it goes, and on when more was written.
+pub struct Log {
+    run: PathBuf,
+    file: File,
+    /// Bytes read: all of them are whole lines.
+    read: u64,
+    /// Points kept of a curve, about.
+    most: usize,
+    pub story: Story,
+}
+
+impl Log {
+    pub fn open(run: &Path, most: usize) -> Result<Log> {
         let path = run.join(LOG);
         let failed = |e: std::io::Error| {
             Error::io(OPERATION, &path, &e).fix("give the folder of a run, the --out of qformer train")
         };
-        let file = std::fs::File::open(&path).map_err(failed)?;
-        let mut story = Story { name: run.display().to_string(), ..Story::default() };
-        for line in BufReader::new(file).lines() {
-            // A line that was cut off by a crash says nothing.
-            let Ok(line) = serde_json::from_str::<Value>(&line.map_err(failed)?) else { continue };
-            match line.get("kind").and_then(Value::as_str) {
-                Some("step") => story.steps.add(&line),
-                Some("evaluation") => story.evaluations.add(&line),
-                _ => {}
+        let file = File::open(&path).map_err(failed)?;
+        Ok(Log { run: run.to_owned(), file, read: 0, most, story: Story::about(run) })
+    }
+
+    /// Reads what is new; false if nothing is.
+    pub fn read(&mut self) -> Result<bool> {
+        let path = self.run.join(LOG);
+        let failed = |e: std::io::Error| Error::io(OPERATION, &path, &e);
+        let before = self.read;
+        let mut rest = Vec::new();
+        loop {
+            let length = self.file.metadata().map_err(failed)?.len();
+            if length < self.read {
+                // Cut off, as the run was resumed: from the beginning.
+                (self.read, self.story) = (0, Story::about(&self.run));
+                rest.clear();
+            }
+            let start = self.read + rest.len() as u64;
+            self.file.seek(SeekFrom::Start(start)).map_err(failed)?;
+            let n = (&self.file).take(PIECE as u64).read_to_end(&mut rest).map_err(failed)?;
+            let whole = rest.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+            rest[..whole].split(|b| *b == b'\n').for_each(|line| self.line(line));
+            rest.drain(..whole);
+            self.read += whole as u64;
+            if n == 0 {
+                return Ok(self.read != before);
             }
         }
-        if story.steps.of.is_empty() {
-            return Err(Error::file(OPERATION, &path, "a log with at least one step", "none"));
+    }
+
+    /// A line that was cut off by a crash says nothing.
+    fn line(&mut self, line: &[u8]) {
+        let Ok(line) = serde_json::from_slice::<Value>(line) else { return };
+        let curves = match line.get("kind").and_then(Value::as_str) {
+            Some("step") => &mut self.story.steps,
+            Some("evaluation") => &mut self.story.evaluations,
+            _ => return,
+        };
+        curves.add(&line);
+        curves.thin(self.most);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn step(n: u32, loss: f64) -> String {
+        format!("{{\"kind\":\"step\",\"step\":{n},\"loss\":{loss},\"time\":{{\"waiting\":0.5}}}}\n")
+    }
+
+    #[test]
+    fn a_log_is_read_while_it_grows_and_again_after_it_was_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(LOG);
+        std::fs::write(&path, step(1, 4.0) + "{\"kind\":\"st").unwrap();
+        std::fs::write(dir.path().join("config.yaml"), "seed: 1\nbatch: 8\n").unwrap();
+        let mut log = Log::open(dir.path(), 100).unwrap();
+        assert!(log.read().unwrap() && !log.read().unwrap());
+        assert_eq!(log.story.steps.get("loss"), [(1.0, 4.0)]);
+        assert_eq!((log.story.batch, log.story.vocabulary), (Some(8.0), None));
+        let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(format!("ep\",\"step\":2,\"loss\":3}}\n{}", step(3, 2.0)).as_bytes()).unwrap();
+        assert!(log.read().unwrap());
+        assert_eq!(log.story.steps.get("loss"), [(1.0, 4.0), (2.0, 3.0), (3.0, 2.0)]);
+        // Resumed from step 1.
+        std::fs::write(&path, step(1, 4.0) + &step(2, 9.0)).unwrap();
+        log.read().unwrap();
+        assert_eq!(log.story.steps.get("loss"), [(1.0, 4.0), (2.0, 9.0)]);
+        // Written over between two looks, and longer than before.
+        let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all((step(2, 7.0) + &step(3, 6.0)).as_bytes()).unwrap();
+        log.read().unwrap();
+        assert_eq!(log.story.steps.get("loss"), [(1.0, 4.0), (2.0, 7.0), (3.0, 6.0)]);
+    }
+
+    #[test]
+    fn long_curves_are_halved_and_not_lost() {
+        let mut curves = Curves::default();
+        for n in 1..=1000 {
+            curves.add(&serde_json::json!({"step": n, "loss": 3.0}));
+            curves.thin(100);
         }
-        story.settings = std::fs::read_to_string(run.join("config.yaml")).unwrap_or_default();
-        story.bad = crate::train::run::read_bad(&run.join(crate::train::run::BAD)).into_iter().collect();
-        Ok(story)
+        let loss = curves.get("loss");
+        assert!((50..=100).contains(&loss.len()) && loss.iter().all(|p| p.1 == 3.0), "{}", loss.len());
+        assert!(loss[0].0 < 20.0 && loss[loss.len() - 1].0 == 1000.0);
     }
 }

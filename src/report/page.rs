@@ -1,8 +1,7 @@
 //! The page itself.
 
-use super::chart::{Series, chart};
-use super::{Curves, Group, Sample, Story};
-use crate::results::{data, escape};
+use super::{Curves, Group, Look, Sample, Story, curves};
+use crate::results::{STYLE, data, escape};
 use crate::terminal::duration;
 use std::fmt::Write;
 use std::time::Duration;
@@ -11,85 +10,97 @@ const HEAD: &str = "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\"
     <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n\
     <meta name=\"viewport\" content=\"width=device-width\">\n";
 
-const STYLE: &str = "
+const BASE: &str = "
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; }
 body { margin: 2rem auto; max-width: 78rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin-top: 2rem; }
-.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(30rem, 1fr)); }
-svg { width: 100%; border: 1px solid #8884; border-radius: .5rem; }
-svg text { font-size: 12px; fill: currentColor; }
-svg .title { font-weight: 600; font-size: 13px; }
-svg .y, svg .legend { text-anchor: end; }
-svg .x { text-anchor: middle; }
-.grid { stroke: #8883; fill: none; }
-.line { fill: none; stroke-width: 1.6; stroke: var(--c); }
-.dashed { stroke-dasharray: 4 3; }
-.dot { fill: var(--c); }
-svg .legend { fill: var(--c); font-weight: 600; }
-.c0 { --c: #3b82f6; } .c1 { --c: #ef8a17; } .c2 { --c: #16a34a; } .c3 { --c: #c026d3; } .c4 { --c: #888; }
-table { border-collapse: collapse; } td { padding: .15rem 1rem .15rem 0; }
+h2 { font-size: 1.1rem; margin-top: 2rem; overflow-wrap: anywhere; }
+table { border-collapse: collapse; display: block; overflow-x: auto; } td, th { padding: .15rem 1rem .15rem 0; text-align: left; font-weight: 400; }
 pre { overflow-x: auto; background: #8882; padding: 1rem; border-radius: .5rem; }
-ol { list-style: none; padding: 0; display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); }
-li { border: 1px solid #8884; border-radius: .5rem; padding: .7rem; overflow-wrap: anywhere; }
-li img, .gone { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: #8882; border-radius: .3rem; }
-li small { opacity: .7; display: block; }
 ";
 
-/// The whole page of a run.
-pub fn page(story: &Story, groups: &[Group]) -> String {
+const LOOK: Look = Look { smoothing: 0.0, words: |text| text };
+
+/// The whole page of a run, or of several beside each other; the first is the one that pictures belong to.
+pub fn page(stories: &[&Story], groups: &[Group]) -> String {
     let mut html = String::new();
-    let title = escape(&story.name);
+    let names: Vec<String> = stories.iter().map(|s| escape(&s.name)).collect();
+    let title = names.join(", ");
     // Writing to a string does not fail.
     let _ = write!(
         html,
-        "{HEAD}<title>{title} - qformer report</title>\n<style>{STYLE}</style>\n<h1>{title}</h1>\n"
+        "{HEAD}<title>{title} - qformer report</title>\n<style>{BASE}{STYLE}</style>\n<h1>{title}</h1>\n"
     );
-    html += &summary(story);
-    let _ = write!(html, "<h2>Curves, by step</h2>\n<div class=\"charts\">\n{}</div>\n", charts(story));
+    html += &summary(stories);
     for group in groups.iter().filter(|g| !g.samples.is_empty()) {
-        let _ = writeln!(html, "<h2>{}</h2>\n<ol>", escape(&group.title));
+        let _ = writeln!(html, "<h2>{}</h2>\n<ol class=\"pictures\">", escape(&group.title));
         group.samples.iter().for_each(|s| html += &sample(s));
         html += "</ol>\n";
     }
+    let _ = write!(html, "<h2>Curves, by step</h2>\n{}", curves(stories, LOOK));
+    for (story, name) in stories.iter().zip(&names) {
+        let of = if stories.len() > 1 { format!(" of {name}") } else { String::new() };
+        html += &details(story, &of);
+    }
+    html + "</html>\n"
+}
+
+fn details(story: &Story, of: &str) -> String {
+    let mut html = String::new();
     if !story.settings.is_empty() {
-        let _ = write!(html, "<h2>Settings</h2>\n<pre>{}</pre>\n", escape(&story.settings));
+        let _ = write!(html, "<h2>Settings{of}</h2>\n<pre>{}</pre>\n", escape(&story.settings));
     }
     if !story.bad.is_empty() {
-        let _ = writeln!(html, "<h2>Pictures that could not be used ({})</h2>\n<table>", story.bad.len());
+        let _ = writeln!(html, "<h2>Pictures that could not be used{of} ({})</h2>\n<table>", story.bad.len());
         for (picture, reason) in story.bad.iter().take(200) {
             let _ = writeln!(html, "<tr><td>{}<td>{}", escape(picture), escape(reason));
         }
         html += "</table>\n";
     }
-    html + "</html>\n"
+    html
 }
 
-fn summary(story: &Story) -> String {
-    let (steps, evaluations) = (&story.steps, &story.evaluations);
-    let mut rows: Vec<(&str, String)> = Vec::new();
-    let mut add = |name, text: Option<String>| rows.extend(text.map(|t| (name, t)));
-    add("steps", steps.last("loss").map(|(step, _)| format!("{step:.0}")));
-    let losses = ["loss", "itc", "itm", "lm"].map(|n| steps.last(n).map_or(f64::NAN, |l| l.1));
-    let [loss, itc, itm, lm] = losses;
-    add("last loss", Some(format!("{loss:.3} (itc {itc:.3}, itm {itm:.3}, lm {lm:.3})")));
-    let best = evaluations.get("loss").iter().min_by(|a, b| a.1.total_cmp(&b.1));
-    add("best validation loss", best.map(|(step, loss)| format!("{loss:.3} at step {step:.0}")));
-    let recall = |n| evaluations.last(n).map(|(_, r)| format!("{:.1} %", 100.0 * r));
-    add("recall@1, text to image", recall("recall_text_to_image"));
-    add("recall@1, image to text", recall("recall_image_to_text"));
-    let rates = steps.get("samples_per_second");
-    let mean = rates.iter().map(|r| r.1).sum::<f64>() / rates.len().max(1) as f64;
-    add("samples a second", (!rates.is_empty()).then(|| format!("{mean:.1} on average")));
-    add(
-        "from first to last step",
-        span(steps).map(|s| duration(Duration::try_from_secs_f64(s).unwrap_or_default())),
-    );
+/// A row for each number, a column for each run.
+fn summary(stories: &[&Story]) -> String {
+    let columns: Vec<Vec<(&str, Option<String>)>> = stories.iter().map(|s| numbers(s)).collect();
     let mut html = "<table>\n".to_string();
-    for (name, text) in rows {
-        let _ = writeln!(html, "<tr><td>{name}<td>{text}");
+    if stories.len() > 1 {
+        let names = stories.iter().map(|s| format!("<th scope=\"col\">{}", escape(&s.name)));
+        let _ = writeln!(html, "<tr><td>{}", names.collect::<String>());
+    }
+    for (i, (name, _)) in columns.first().into_iter().flatten().enumerate() {
+        let cells: Vec<Option<&str>> = columns.iter().map(|c| c.get(i)?.1.as_deref()).collect();
+        if cells.iter().any(Option::is_some) {
+            let cells = cells.into_iter().map(|c| format!("<td>{}", c.unwrap_or("-")));
+            let _ = writeln!(html, "<tr><th scope=\"row\">{name}{}", cells.collect::<String>());
+        }
     }
     html + "</table>\n"
+}
+
+fn numbers(story: &Story) -> Vec<(&'static str, Option<String>)> {
+    let (steps, evaluations) = (&story.steps, &story.evaluations);
+    let losses = ["loss", "itc", "itm", "lm"].map(|n| steps.last(n).map_or(f64::NAN, |l| l.1));
+    let [loss, itc, itm, lm] = losses;
+    let best = evaluations.get("loss").iter().min_by(|a, b| a.1.total_cmp(&b.1));
+    let among = evaluations
+        .last("pictures")
+        .map_or(String::new(), |(_, n)| format!(" among {n:.0} validation pictures"));
+    let recall = |n| evaluations.last(n).map(|(_, r)| format!("{:.1} %{among}", 100.0 * r));
+    let rates = steps.get("samples_per_second");
+    let mean = rates.iter().map(|r| r.1).sum::<f64>() / rates.len().max(1) as f64;
+    vec![
+        ("steps", steps.last("loss").map(|(step, _)| format!("{step:.0}"))),
+        ("last loss", Some(format!("{loss:.3} (itc {itc:.3}, itm {itm:.3}, lm {lm:.3})"))),
+        ("best validation loss", best.map(|(step, loss)| format!("{loss:.3} at step {step:.0}"))),
+        ("recall@1, text to image, by itc alone", recall("recall_text_to_image")),
+        ("recall@1, image to text, by itc alone", recall("recall_image_to_text")),
+        ("samples a second", (!rates.is_empty()).then(|| format!("{mean:.1} on average"))),
+        (
+            "from first to last step",
+            span(steps).map(|s| duration(Duration::try_from_secs_f64(s).unwrap_or_default())),
+        ),
+    ]
 }
 
 /// Seconds between the first and the last step.
@@ -98,41 +109,18 @@ fn span(steps: &Curves) -> Option<f64> {
     Some(at.last()?.1 - at.first()?.1)
 }
 
-fn charts(story: &Story) -> String {
-    let line = |name, of: &'static str| Series { name, points: story.steps.get(of), dots: false };
-    let dots = |name, of: &'static str| Series { name, points: story.evaluations.get(of), dots: true };
-    [
-        chart("loss", &[line("total", "loss"), dots("validation", "loss")]),
-        chart("the three losses", &[line("itc", "itc"), line("itm", "itm"), line("lm", "lm")]),
-        chart(
-            "accuracy: contrastive",
-            &[
-                line("text to image", "accuracy_text_to_image"),
-                line("image to text", "accuracy_image_to_text"),
-                dots("recall@1 t2i", "recall_text_to_image"),
-                dots("recall@1 i2t", "recall_image_to_text"),
-            ],
-        ),
-        chart(
-            "accuracy: matching and captions",
-            &[line("matching", "accuracy_matching"), line("next token", "accuracy_next_token")],
-        ),
-        chart("learning rate", &[line("", "learning_rate")]),
-        chart("temperature", &[line("", "temperature")]),
-        chart("gradient norm", &[line("", "gradient_norm")]),
-        chart("samples a second", &[line("", "samples_per_second")]),
-        chart("share of time waiting for data", &[line("", "waiting")]),
-    ]
-    .concat()
-}
-
 fn sample(s: &Sample) -> String {
     let picture = match &s.thumbnail {
         Ok(jpeg) => format!("<img src=\"{}\" alt=\"\" loading=\"lazy\">", data(jpeg)),
         Err(why) => format!("<div class=\"gone\">{}</div>", escape(why)),
     };
     let captions: Vec<String> = s.captions.iter().map(|c| escape(c)).collect();
-    format!("<li>{picture}{}<small>{}</small></li>\n", captions.join("<br>"), escape(&s.name))
+    let class = if s.right { " class=\"right\"" } else { "" };
+    let captions = captions.join("<br>");
+    format!(
+        "<li{class}>{picture}<span lang=\"ja\">{captions}</span><small>{}</small></li>\n",
+        escape(&s.name)
+    )
 }
 
 #[cfg(test)]
@@ -146,10 +134,20 @@ mod tests {
         story.bad.push((hostile.into(), hostile.into()));
         story.steps.of.insert("loss".into(), vec![(1.0, 2.0)]);
         let samples = vec![
-            Sample { name: hostile.into(), captions: vec![hostile.into()], thumbnail: Err(hostile.into()) },
-            Sample { name: "b".into(), captions: vec!["猫".into()], thumbnail: Ok(vec![0xff, 0xd8]) },
+            Sample {
+                name: hostile.into(),
+                captions: vec![hostile.into()],
+                thumbnail: Err(hostile.into()),
+                right: false,
+            },
+            Sample {
+                name: "b".into(),
+                captions: vec!["猫".into()],
+                thumbnail: Ok(vec![0xff, 0xd8]),
+                right: true,
+            },
         ];
-        let html = page(&story, &[Group { title: hostile.into(), samples }]);
+        let html = page(&[&story], &[Group { title: hostile.into(), samples }]);
         assert!(!html.contains("<script") && !html.contains('\u{1}'), "{html}");
         assert_eq!(html.matches("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;\u{fffd}").count(), 9);
         assert!(html.contains("data:image/jpeg;base64,/9g=") && html.contains("猫"));

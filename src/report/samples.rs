@@ -16,13 +16,15 @@ pub struct Sample {
     pub name: String,
     pub captions: Vec<String>,
     pub thumbnail: Result<Vec<u8>, String>,
+    /// Marked: of pictures that a search found, the one it should find.
+    pub right: bool,
 }
 
 impl Sample {
     /// A picture file with what was said of it.
     pub fn new(name: String, captions: Vec<String>, path: &Path) -> Sample {
         let thumbnail = Photo::open(path, Turn::Upright).and_then(|p| vision::thumbnail(&p, SIDE));
-        Sample { name, captions, thumbnail: thumbnail.map_err(|e| e.to_string()) }
+        Sample { name, captions, thumbnail: thumbnail.map_err(|e| e.to_string()), right: false }
     }
 }
 
@@ -62,7 +64,7 @@ fn sample(entry: &Value, images: Option<&Path>) -> Option<Sample> {
     };
     Some(match place(&name, images) {
         Ok(path) => Sample::new(name, captions, &path),
-        Err(why) => Sample { name, captions, thumbnail: Err(why) },
+        Err(why) => Sample { name, captions, thumbnail: Err(why), right: false },
     })
 }
 

@@ -12,6 +12,9 @@ pub use captions::{Captioned, Format, Rated, csv_header, parse, render};
 pub use page::{Hit, data, escape, page};
 pub use sidecar::SideCars;
 
+/// How charts and small pictures look, on every page.
+pub const STYLE: &str = include_str!("style.css");
+
 /// Text without the spaces between Japanese words, as Japanese is written; spaces between two other words stay.
 pub fn join_japanese(text: &str) -> String {
     let mut joined = String::with_capacity(text.len());

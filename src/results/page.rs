@@ -23,11 +23,15 @@ pub fn page(query: &str, shown: Option<&[u8]>, about: &str, hits: &[Hit]) -> Str
     let mut html = String::new();
     let title = escape(query);
     // Writing to a string does not fail.
-    let _ = write!(html, "{HEAD}<title>{title} - qformer search</title>\n<style>{STYLE}</style>\n<h1>");
+    let _ = write!(
+        html,
+        "{HEAD}<title>{title} - qformer search</title>\n<style>{BASE}{}</style>\n<h1>",
+        super::STYLE
+    );
     if let Some(jpeg) = shown {
         let _ = write!(html, "<img class=\"query\" src=\"{}\" alt=\"\"> ", data(jpeg));
     }
-    let _ = writeln!(html, "{title}</h1>\n<p>{}</p>\n<ol>", escape(about));
+    let _ = writeln!(html, "{title}</h1>\n<p>{}</p>\n<ol class=\"pictures\">", escape(about));
     for (rank, hit) in hits.iter().enumerate() {
         let (name, link) = (escape(&hit.name), escape(&file_link(&hit.path)));
         let picture = match &hit.thumbnail {
@@ -49,13 +53,10 @@ const HEAD: &str = "<!doctype html>\n<html lang=\"ja\">\n<meta charset=\"utf-8\"
     <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n\
     <meta name=\"viewport\" content=\"width=device-width\">\n";
 
-const STYLE: &str = "
+const BASE: &str = "
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; }
 body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
 h1 { font-size: 1.6rem; overflow-wrap: anywhere; }
-ol { list-style: none; padding: 0; display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); }
-li { border: 1px solid #8884; border-radius: .5rem; padding: .7rem; }
-li img, .gone { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: #8882; border-radius: .3rem; display: grid; place-items: center; }
 .query { height: 6rem; vertical-align: middle; border-radius: .3rem; }
 b { display: block; margin: .5rem 0; font-weight: 600; overflow-wrap: anywhere; }
 table { width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }

@@ -5,6 +5,7 @@ pub mod add;
 pub mod gallery;
 pub mod index;
 pub mod query;
+pub mod scan;
 
 pub use index::Index;
 pub use query::{Found, Query, Rank, Ranked, search};

@@ -1,10 +1,11 @@
 //! One search in an index: all pictures by `itc`, then the best of them by what the model sees in each together with the text.
 
 use super::index::{self, Index};
+use super::scan::{self, Scored};
 use crate::data::Image;
 use crate::model::{Images, mean_cosine};
 use crate::pretrained::Pretrained;
-use crate::pretrained::pictures::{look, see, seen, turn};
+use crate::pretrained::pictures::{Seen, look, see, seen, turn};
 use crate::pretrained::scores::{Scores, Texts, scores};
 use crate::tensor::Tensor;
 use crate::vision::Photo;
@@ -13,17 +14,19 @@ use std::path::{Path, PathBuf};
 
 /// What the pictures that are looked at again are ranked by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum, serde::Deserialize))]
 pub enum Rank {
     /// itm + itc, as LAVIS's retrieval
-    #[cfg_attr(feature = "cli", value(name = "itm+itc"))]
+    #[cfg_attr(feature = "cli", value(name = "itm+itc"), serde(rename = "itm+itc"))]
     ItmPlusItc,
     /// By the matching head.
+    #[cfg_attr(feature = "cli", serde(rename = "itm"))]
     Itm,
     /// By the largest cosine.
+    #[cfg_attr(feature = "cli", serde(rename = "itc"))]
     Itc,
     /// mean_cosine, as BLIP2-Japanese
-    #[cfg_attr(feature = "cli", value(name = "mean_cosine"))]
+    #[cfg_attr(feature = "cli", value(name = "mean_cosine"), serde(rename = "mean_cosine"))]
     MeanCosine,
 }
 
@@ -66,7 +69,12 @@ impl Query {
 
     /// Looks for pictures like this one.
     pub fn of_picture(model: &Pretrained, path: &Path) -> Result<Query> {
-        let features = look(model, &[&see(model, &Image::File(path.to_owned()))?])?.remove(0);
+        Query::of_seen(model, path, &see(model, &Image::File(path.to_owned()))?)
+    }
+
+    /// A picture that was decoded already; `path` is what it is called.
+    pub fn of_seen(model: &Pretrained, path: &Path, seen: &Seen) -> Result<Query> {
+        let features = look(model, &[seen])?.remove(0);
         Ok(Query::Picture { path: path.to_owned(), name: path.display().to_string(), features })
     }
 
@@ -139,16 +147,23 @@ impl Found {
 /// What a search found.
 #[derive(Debug)]
 pub struct Ranked {
-    /// All pictures, best first: those looked at again before the others.
+    /// The best of all pictures, best first: those looked at again before the others.
     pub found: Vec<Found>,
     /// Pictures that should have been looked at again but were gone or changed.
     pub unread: Vec<Error>,
 }
 
-/// Ranks all pictures of an index by itc, then the best `rerank` of them by `rank`.
-pub fn search(model: &Pretrained, index: &Index, query: &Query, rerank: usize, rank: Rank) -> Result<Ranked> {
-    let mut found = by_itc(model, index, query)?;
-    sort(&mut found, Rank::Itc);
+/// The `top_k` best pictures: the best `rerank` by itc looked at again, then the others.
+pub fn search(
+    model: &Pretrained,
+    index: &Index,
+    query: &Query,
+    (rerank, rank): (usize, Rank),
+    top_k: usize,
+) -> Result<Ranked> {
+    let best = scan::best(&model.model, index, query.rows(), rerank.max(top_k))?;
+    let found = |s: Scored| Found { picture: s.picture, itc: s.itc, itm: None, mean_cosine: None };
+    let mut found: Vec<Found> = best.into_iter().map(found).collect();
     let mut rest = found.split_off(rerank.min(found.len()));
     let (mut again, mut unread) = (Vec::with_capacity(found.len()), Vec::new());
     for f in found {
@@ -163,31 +178,13 @@ pub fn search(model: &Pretrained, index: &Index, query: &Query, rerank: usize, r
     sort(&mut again, rank);
     sort(&mut rest, Rank::Itc);
     again.extend(rest);
+    again.truncate(top_k);
     Ok(Ranked { found: again, unread })
 }
 
 /// Largest first, ties in the order of the index.
 fn sort(found: &mut [Found], rank: Rank) {
     found.sort_by(|a, b| b.value(rank).total_cmp(&a.value(rank)).then(a.picture.cmp(&b.picture)));
-}
-
-fn by_itc(model: &Pretrained, index: &Index, query: &Query) -> Result<Vec<Found>> {
-    let config = &model.model.config;
-    let size = config.num_query * config.embed_dim;
-    let rows = query.rows();
-    let count = rows.rows().0;
-    let mut found = Vec::with_capacity(index.len());
-    for number in index.parts() {
-        let part = index.part(number)?;
-        let n = part.features.len() / size;
-        let features = Tensor::new(part.features, &[n * config.num_query, config.embed_dim])?;
-        let scores = model.model.itc_scores(&features, rows)?.to_f32()?;
-        found.extend(part.pictures.iter().map(|(row, picture)| {
-            let itc = scores[row * count..][..count].iter().sum::<f32>() / count as f32;
-            Found { picture: *picture, itc, itm: None, mean_cosine: None }
-        }));
-    }
-    Ok(found)
 }
 
 /// The features of a picture of the index, if its file is as it was.

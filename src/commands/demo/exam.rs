@@ -100,7 +100,8 @@ impl Exam<'_> {
         let answer = &self.answers[place];
         let hit = |(rank, (other, score)): (usize, &(usize, f64))| {
             let verdict = if *other == place { "the right one" } else { "another" };
-            self.sample(*other, vec![format!("{}. {verdict}", rank + 1), format!("itm + itc {score:.3}")])
+            let lines = vec![format!("{}. {verdict}", rank + 1), format!("itm + itc {score:.3}")];
+            Sample { right: *other == place, ..self.sample(*other, lines) }
         };
         let samples = answer.found.iter().take(FINDS).enumerate().map(hit).collect();
         Group { title: format!("Search: {}", self.tests[place].scene.caption()), samples }

@@ -6,16 +6,20 @@
 //! features), so parts and lists of different times cannot be mixed up. The list is replaced whole, after the parts it names.
 //! So whatever stops the program, the index is the last list written and all its parts; what came after is computed again.
 //!
+//! Beside each part lie its features in 16 bits ([`halves`]), which a search goes through.
+//!
 //! An index that is built anew has its list in `rebuild.json` until it is complete and takes the old one's name.
 //!
 //! One writer at a time (a lock); a reader opens all parts of a list at once and keeps them, whatever a writer does then.
 //! Pictures of the same bytes share a row, so a picture that was moved or copied is not computed again.
 
+mod halves;
 mod list;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub use halves::Halves;
 pub use store::Part;
 
 use crate::files::{self, Disk};
@@ -27,6 +31,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const LOCK: &str = "index.lock";
 
@@ -91,7 +96,10 @@ pub struct Index {
     pending: Vec<f32>,
     /// Of a reader: the parts.
     files: BTreeMap<u32, File>,
-    _lock: Option<Box<dyn Any + Send>>,
+    /// Of a reader: parts in 16 bits, as far as they were opened.
+    halves: Mutex<BTreeMap<u32, Option<Arc<Halves>>>>,
+    /// Behind a mutex, as an index may be read on several threads.
+    _lock: Option<Mutex<Box<dyn Any + Send>>>,
 }
 
 /// How a picture whose bytes are known came to be in the index.
@@ -104,6 +112,11 @@ pub enum Adopted {
 }
 
 impl Index {
+    /// When the index in a folder was last written.
+    pub fn written(folder: &Path) -> Option<std::time::SystemTime> {
+        std::fs::metadata(folder.join(LIST)).ok()?.modified().ok()
+    }
+
     /// Opens an index to search in it.
     pub fn read(folder: &Path) -> Result<Index> {
         let mut list = list::read(folder, LIST)?;
@@ -159,7 +172,7 @@ impl Index {
             Some(current) => Index::of(folder, current, LIST),
         };
         index.list.next = index.list.next.max(next);
-        index._lock = Some(lock);
+        index._lock = Some(Mutex::new(lock));
         // A list that nobody continues is removed; the numbers of its parts stay used.
         if !there || rebuild || names.iter().any(|n| n == REBUILD) {
             index.write_list(disk)?;
@@ -178,6 +191,7 @@ impl Index {
             by_hash: HashMap::new(),
             pending: Vec::new(),
             files: BTreeMap::new(),
+            halves: Mutex::default(),
             _lock: None,
         };
         index.find_places();
@@ -357,11 +371,59 @@ impl Index {
         let rows = self.pending.len() / self.row_size();
         let (path, model) = (self.part_path(number), &self.list.identity.model);
         let key = store::write(disk, &path, &self.shape(rows), &self.pending, model)?;
+        halves::write(disk, &halves::path_of(&self.folder, number), &self.shape(rows), &self.pending, &key)?;
         self.pending.clear();
         self.list.next += 1;
         self.list.parts.insert(number, Listed::Keyed { rows: rows as u32, key });
         self.list.pictures.iter_mut().filter(|e| e.part == 0).for_each(|e| e.part = number);
         Ok(())
+    }
+
+    /// Every part with its rows and the places of their pictures.
+    pub fn places(&self) -> BTreeMap<u32, Vec<(usize, usize)>> {
+        let mut places: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
+        for (i, e) in self.list.pictures.iter().enumerate() {
+            places.entry(e.part).or_default().push((e.row as usize, i));
+        }
+        places
+    }
+
+    /// A part in 16 bits, checked when it is first asked for; `None` if there is none.
+    pub fn halves(&self, number: u32) -> Result<Option<Arc<Halves>>> {
+        let mut opened = self.halves.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = opened.get(&number) {
+            return Ok(known.clone());
+        }
+        let listed = self.list.parts.get(&number);
+        let key = listed.and_then(|l| Some((l.rows() as usize, l.key()?)));
+        let halves = match key {
+            Some((rows, key)) => {
+                halves::open(&halves::path_of(&self.folder, number), &self.shape(rows), key)?.map(Arc::new)
+            }
+            None => None,
+        };
+        opened.insert(number, halves.clone());
+        Ok(halves)
+    }
+
+    /// The features [Q,E] of one row of a part.
+    pub fn row(&self, number: u32, row: usize) -> Result<Vec<f32>> {
+        let path = self.part_path(number);
+        let size = self.row_size();
+        let features = match self.files.get(&number) {
+            Some(file) => store::row(file, &path, size, row)?,
+            None => store::row(&store::open(&path)?, &path, size, row)?,
+        };
+        if let Some(halves) = self.halves(number)? {
+            let mut known = vec![0; size];
+            halves.read(row, &mut known)?;
+            let rounded = features.iter().map(|x| half::f16::from_f32(*x).to_bits());
+            if !rounded.eq(known) {
+                return Err(Error::file("read index", &path, "the features of its 16 bits", "others")
+                    .fix("the file was damaged or changed: make the index anew in another folder"));
+            }
+        }
+        Ok(features)
     }
 
     /// The numbers of the parts there are.
@@ -399,7 +461,8 @@ impl Index {
         let failed = |e| files::write_error("tidy index", &self.folder, &e);
         let lists = || std::iter::once(&self.list).chain(&self.published);
         for name in files::retry(|| disk.list(&self.folder)).map_err(failed)? {
-            let part = part_number(&name).is_some_and(|n| lists().all(|l| !l.parts.contains_key(&n)));
+            let number = part_number(&name).or_else(|| halves::number_of(&name));
+            let part = number.is_some_and(|n| lists().all(|l| !l.parts.contains_key(&n)));
             if part || name == REBUILD && self.name != REBUILD {
                 files::retry(|| disk.remove(&self.folder.join(&name))).map_err(failed)?;
             }

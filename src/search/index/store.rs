@@ -40,6 +40,18 @@ pub(super) fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Error::io("read index", path, &e))
 }
 
+/// One row of the only array of a part, of `size` numbers.
+pub(super) fn row(file: &File, path: &Path, size: usize, row: usize) -> Result<Vec<f32>> {
+    use std::os::unix::fs::FileExt;
+    let failed = |e| Error::io("read index", path, &e);
+    let mut header = [0; 8];
+    file.read_exact_at(&mut header, 0).map_err(failed)?;
+    let mut bytes = vec![0; size * 4];
+    let at = (8u64.saturating_add(u64::from_le_bytes(header))).saturating_add((row * size * 4) as u64);
+    file.read_exact_at(&mut bytes, at).map_err(failed)?;
+    Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+}
+
 /// Exactly an array of this shape, finite, and of this model and key if they are known.
 pub(super) fn read(
     mut file: &File,

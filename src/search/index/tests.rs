@@ -59,7 +59,7 @@ fn pictures_are_added_replaced_forgotten_and_tidied() {
     assert_eq!(contents(&folder), expected(&[(2, 9), (3, 3)]));
     let mut names = RealDisk.list(&folder).unwrap();
     names.sort();
-    assert_eq!(names, ["index.json", "index.lock", "part-000003.safetensors"]);
+    assert_eq!(names, ["half-000003.f16", "index.json", "index.lock", "part-000003.safetensors"]);
 }
 
 #[test]
@@ -210,4 +210,45 @@ fn pictures_of_known_bytes_share_a_row() {
     index.save(&RealDisk).unwrap();
     drop(index);
     assert_eq!(contents(dir.path()), expected(&[(2, 2), (7, 5), (8, 1)]));
+}
+
+#[test]
+fn halves_are_those_of_their_part_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::own(&RealDisk, dir.path(), &identity("a"), false).unwrap();
+    (1..=3).for_each(|n| index.add(picture(n), &features(n)).unwrap());
+    index.save(&RealDisk).unwrap();
+    drop(index);
+    let open = || Index::read(dir.path()).unwrap();
+    let halves = open().halves(1).unwrap().unwrap();
+    let want: Vec<u16> = (1..=3).flat_map(features).map(|x| half::f16::from_f32(x).to_bits()).collect();
+    let mut numbers = vec![0; 18];
+    halves.read(0, &mut numbers).unwrap();
+    assert_eq!((numbers, halves.rows), (want, 3));
+    // The largest row is 3.375, 3.5, 3.625.
+    assert!((halves.norm - (3.375f64.powi(2) + 3.5f64.powi(2) + 3.625f64.powi(2)).sqrt()).abs() < 1e-12);
+    assert_eq!(open().row(1, 1).unwrap(), features(2));
+    let path = dir.path().join("half-000001.f16");
+    let good = std::fs::read(&path).unwrap();
+    for end in 0..good.len() {
+        std::fs::write(&path, &good[..end]).unwrap();
+        assert!(open().halves(1).is_err(), "cut at {end}");
+    }
+    for at in (good.len() - 36..good.len()).step_by(5) {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(&path, bad).unwrap();
+        assert!(open().halves(1).is_err(), "changed at {at}");
+    }
+    // A part that does not round to its halves.
+    std::fs::write(&path, &good).unwrap();
+    let part = dir.path().join("part-000001.safetensors");
+    let mut bad = std::fs::read(&part).unwrap();
+    let last = bad.len() - 2;
+    bad[last] ^= 0x40;
+    std::fs::write(&part, bad).unwrap();
+    assert!(open().row(1, 2).is_err() && open().row(1, 0).is_ok());
+    // An index of before has none.
+    std::fs::remove_file(&path).unwrap();
+    assert!(open().halves(1).unwrap().is_none());
 }

@@ -1,0 +1,119 @@
+//! Load: slow clients, many at once, clients that vanish, and ten thousand requests with flat memory.
+
+use super::client::{Answer, Served, form};
+use super::commands::Place;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Resident memory in kB.
+fn memory(id: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// `count` requests, `at_once` at a time; returns how many were answered by 200 and by 503. Everything else is a failure.
+fn ask(server: &Served, place: &Place, count: usize, at_once: usize) -> (usize, usize) {
+    let bytes = std::fs::read(place.path("p/p01.png")).unwrap();
+    let body = form(&[("num_beams", "1"), ("max_length", "12")], Some(("a.png", &bytes)));
+    let (next, good, busy) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while next.fetch_add(1, Ordering::Relaxed) < count {
+                    let answer = server.post("/v1/caption", &body);
+                    match answer.status {
+                        200 => good.fetch_add(1, Ordering::Relaxed),
+                        503 => {
+                            assert!(answer.header("retry-after").is_some());
+                            busy.fetch_add(1, Ordering::Relaxed)
+                        }
+                        other => panic!("{other}: {}", answer.text()),
+                    };
+                }
+            });
+        }
+    });
+    (good.into_inner(), busy.into_inner())
+}
+
+#[test]
+fn two_hundred_at_once_are_answered_or_told_to_come_again() {
+    let place = Place::new(61);
+    place.pictures("p", 2);
+    let server = Served::start(&place, &[]);
+    let (good, busy) = ask(&server, &place, 200, 200);
+    assert!(good >= 64 && good + busy == 200, "{good} answered, {busy} told to come again");
+    let metrics = server.get("/metrics").text();
+    assert!(metrics.contains("qformer_requests_total{path=\"/v1/caption\",status=\"200\"}"), "{metrics}");
+}
+
+#[test]
+fn connections_are_bounded() {
+    let place = Place::new(62);
+    let server = Served::start(&place, &[]);
+    let held: Vec<_> = (0..1024).map(|_| server.connect()).collect();
+    // One of them asks last, so that all were taken in before.
+    std::thread::sleep(Duration::from_millis(500));
+    let answer = server.get("/health");
+    assert_eq!((answer.status, answer.header("retry-after").as_deref()), (503, Some("1")));
+    drop(held);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(server.get("/health").status, 200);
+}
+
+#[test]
+fn ten_thousand_requests_leave_memory_as_it_was() {
+    if std::env::var_os("QFORMER_LONG").is_none() {
+        eprintln!("SKIPPED: the load test takes minutes (QFORMER_LONG=1)");
+        return;
+    }
+    let place = Place::new(63);
+    place.pictures("p", 2);
+    let mut server = Served::start(&place, &[]);
+    let ended = AtomicBool::new(false);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        // 500 clients that send a byte a second.
+        scope.spawn(|| {
+            let head = format!("POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nX: {}", "a".repeat(4000));
+            let mut slow: Vec<_> = (0..500).map(|_| (server.connect(), 0)).collect();
+            while !ended.load(Ordering::Relaxed) {
+                for (stream, sent) in &mut slow {
+                    if stream.write_all(&head.as_bytes()[*sent..=*sent]).is_err() {
+                        // Closed, as it should be: another comes.
+                        (*stream, *sent) = (server.connect(), 0);
+                    }
+                    *sent = (*sent + 1) % head.len();
+                }
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        });
+        // Clients that vanish in the middle.
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                let mut stream = server.connect();
+                let _ = stream.write_all(
+                    b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n\r\nxx",
+                );
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let (mut good, mut busy) = ask(&server, &place, 1000, 20);
+        let first = memory(server.id());
+        let rest = ask(&server, &place, 9000, 200);
+        (good, busy) = (good + rest.0, busy + rest.1);
+        let last = memory(server.id());
+        ended.store(true, Ordering::Relaxed);
+        let seconds = begun.elapsed().as_secs_f64();
+        println!(
+            "{good} answered, {busy} told to come again in {seconds:.0} s; {first} kB after 1,000, {last} kB at the end"
+        );
+        assert_eq!(good + busy, 10_000);
+        assert!(last <= 1.02 * first, "{first} kB, then {last} kB");
+    });
+    server.signal("TERM");
+    assert_eq!(server.wait(), 143);
+    let _ = Answer::read;
+}
