@@ -92,7 +92,7 @@ impl Fault {
                     Kind::Argument => (StatusCode::BAD_REQUEST, "argument"),
                     Kind::File | Kind::Data => (StatusCode::UNPROCESSABLE_ENTITY, "file"),
                     Kind::NonFinite => (StatusCode::INTERNAL_SERVER_ERROR, "not finite"),
-                    Kind::Device => (StatusCode::INTERNAL_SERVER_ERROR, "device"),
+                    Kind::Device | Kind::Memory => (StatusCode::INTERNAL_SERVER_ERROR, "device"),
                     Kind::Write | Kind::Parity | Kind::Signal(_) => {
                         (StatusCode::INTERNAL_SERVER_ERROR, "server")
                     }
