@@ -1,59 +1,32 @@
 #!/usr/bin/env bash
-# Everything that is shown on a GPU, in one run: every kernel, every operation and the whole step against the CPU's definitions, the
-# recorded cases in f32, f16 and bf16, the times of the kernels, a training step and captioning beside PyTorch. Adds a section to
-# benches/RESULTS.md.
+# Everything that is shown on a GPU, in one run of at most 8 minutes: each part has a limit of its own, the most important come first, and
+# what is there is written after every part, so that a run that is cut off leaves what it found. Adds a section to benches/RESULTS.md.
 #
-#     benches/gpu.sh PEERS CASES [PYTHON]
+#     benches/gpu.sh CASES [PEERS] [PYTHON]
 #
-# PEERS is the folder with torch_stage1.py, CASES one with recorded cases, PYTHON an interpreter that has torch (default python3).
-# QFORMER and TESTS name the binary and the test binaries (ops, gpu, kernels) where they were built elsewhere; without them cargo
-# builds both:
+# CASES is a folder of recorded cases, PEERS one with torch_stage1.py (without it there is no baseline), PYTHON an interpreter that has
+# torch (default python3). QFORMER and TESTS name the binary and the test binaries (ops, gpu, kernels) where they were built elsewhere;
+# without them cargo builds both first, which is not counted:
 #     cargo build --release --features cuda,host-kernels
 #     cargo test --release --features cuda,host-kernels --no-run --test ops --test gpu --test kernels
-# BATCH (128), STEPS (20), ROUNDS (2), OUT (a folder for the raw lines). DEVICE=host CONFIG=tiny BATCH=2 STEPS=1 is a rehearsal without
-# a GPU. Goes on after a failure and says at the end what failed. cuBLASLt may be the one that came with torch.
+# BATCH (128), STEPS (20), OUT (a folder for the raw lines), SECONDS_IN_ALL (480), DATA (a folder with images/ and captions.json: training and
+# captions from files), FIRST (a script that measures what matmuls and power do; it gets the binary). DEVICE=host CONFIG=tiny BATCH=2 STEPS=1
+# is a rehearsal without a GPU. Goes on after a failure and says at the end what failed and what was left out for time.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-peers=${1:?"usage: benches/gpu.sh PEERS CASES [PYTHON]"}
-cases=${2:?"usage: benches/gpu.sh PEERS CASES [PYTHON]"}
+cases=${1:?"usage: benches/gpu.sh CASES [PEERS] [PYTHON]"}
+peers=${2:-}
 python=${3:-python3}
 batch=${BATCH:-128}
 steps=${STEPS:-20}
-rounds=${ROUNDS:-2}
 device=${DEVICE:-cuda}
 config=${CONFIG:-full}
+limit=${SECONDS_IN_ALL:-480}
 peer_config=$config # the peer knows full, base and heads
 [ "$config" != tiny ] || peer_config=heads
 out=${OUT:-$(mktemp -d)}
 mkdir -p "$out"
-failed=()
-note() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
-try() { # NAME COMMAND...: its output goes to $out/NAME.log, the end of it to the screen
-    local name=$1
-    shift
-    timeout "${LIMIT:-300}" "$@" 2>&1 | tee "$out/$name.log" | tail -n 15
-    [ "${PIPESTATUS[0]}" -eq 0 ] || failed+=("$name")
-}
-one() { # BINARY TEST: in a process of its own, as a fault of one kernel ends a process's use of the GPU
-    local log=$out/test-$(basename "$1")-${2//::/.}.log
-    if QFORMER_TEST_DEVICE=$device timeout 120 "$1" --exact "$2" --test-threads 1 >"$log" 2>&1; then
-        local left_out # what a test says of itself: all of it, or some of its cases
-        left_out=$(grep -m1 -oE '(SKIPPED|NOT TESTED).*' "$log")
-        case $left_out in
-        SKIPPED*) echo "skipped $2: $left_out" ;;
-        *) echo "ok $2${left_out:+ ($left_out)}" ;;
-        esac
-        rm "$log"
-    else
-        echo "FAILED $2: $(grep -m1 -A3 panicked "$log" | tr '\n' ' ')"
-    fi
-}
-export -f one
-export out device
-lt=$("$python" -c 'import glob, os, sysconfig
-found = sorted(glob.glob(sysconfig.get_path("purelib") + "/nvidia/**/libcublasLt.so.13", recursive=True))
-print(os.path.dirname(found[0]) if found else "")')
-[ -z "$lt" ] || export LD_LIBRARY_PATH="$lt${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+failed=() left_out=()
 
 if [ -z "${QFORMER:-}" ]; then
     cargo build --release --features cuda,host-kernels || exit 1
@@ -66,51 +39,107 @@ for line in sys.stdin:
     r = json.loads(line)
     if r.get("profile", {}).get("test") and r.get("executable"): print(r["executable"])') || exit 1
 fi
+lt=$("$python" -c 'import glob, os, sysconfig
+found = sorted(glob.glob(sysconfig.get_path("purelib") + "/nvidia/**/libcublasLt.so.13", recursive=True))
+print(os.path.dirname(found[0]) if found else "")')
+[ -z "$lt" ] || export LD_LIBRARY_PATH="$lt${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
-note "the GPU"
-[ "$device" = cuda ] || echo "no GPU: $device" >"$out/gpu.txt"
-[ "$device" != cuda ] || nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader | tee "$out/gpu.txt"
+cp benches/RESULTS.md "$out/before.md"
+begun=$SECONDS
+left() { echo $((limit - SECONDS + begun)); }
+results() { # what is there so far, behind what was there before
+    "$python" benches/gpu_table.py "$out" "$batch" >"$out/table.md" && cat "$out/before.md" "$out/table.md" >benches/RESULTS.md
+}
+try() { # NAME SECONDS COMMAND...: its output goes to $out/NAME.log, the end of it to the screen
+    local name=$1 most=$2 rest
+    shift 2
+    rest=$(left)
+    if [ "$rest" -lt 5 ]; then
+        left_out+=("$name")
+        return
+    fi
+    [ "$most" -lt "$rest" ] || most=$rest
+    printf '\n== %s (%ss left)\n' "$name" "$rest"
+    timeout "$most" "$@" 2>&1 | tee "$out/$name.log" | tail -n 8
+    [ "${PIPESTATUS[0]}" -eq 0 ] || failed+=("$name")
+    results
+}
+bench() { # NAME SECONDS ARGUMENTS...
+    local name=$1 most=$2
+    shift 2
+    try "$name" "$most" "$QFORMER" bench "$@" --config "$config" --device "$device" --json
+}
+one() { # BINARY TEST: in a process of its own, as a fault of one kernel ends a process's use of the GPU
+    local log=$out/test-$(basename "$1")-${2//::/.}.log
+    if QFORMER_TEST_DEVICE=$device timeout 60 "$1" --exact "$2" --test-threads 1 >"$log" 2>&1; then
+        local skipped # what a test says of itself: all of it, or some of its cases
+        skipped=$(grep -m1 -oE '(SKIPPED|NOT TESTED).*' "$log")
+        case $skipped in
+        SKIPPED*) echo "skipped $2: $skipped" ;;
+        *) echo "ok $2${skipped:+ ($skipped)}" ;;
+        esac
+        rm "$log"
+    else
+        echo "FAILED $2: $(grep -m1 -A3 panicked "$log" | tr '\n' ' ')"
+    fi
+}
+export -f one
+export out device
+all_tests() {
+    for test in $TESTS; do
+        "$test" --list 2>/dev/null | sed -n "s|: test\$||p" | sed "s|^|$test |"
+    done | xargs -P "$(nproc)" -L 1 bash -c 'one "$0" "$1"' >"$out/tests.txt"
+    grep -c ^ok "$out/tests.txt" | sed 's/$/ tests passed/'
+    ! grep ^FAILED "$out/tests.txt"
+}
+export -f all_tests
+export TESTS
 
-note "kernels, operations and the whole step against the CPU"
-for test in $TESTS; do
-    "$test" --list 2>/dev/null | sed -n "s|: test\$||p" | sed "s|^|$test |"
-done | xargs -P "$(nproc)" -L 1 bash -c 'one "$0" "$1"' >"$out/tests.txt"
-grep -c ^ok "$out/tests.txt" | sed 's/$/ tests passed/'
-grep -c ^skipped "$out/tests.txt" | sed 's/$/ skipped: they are about the emulator/'
-grep 'NOT TESTED' "$out/tests.txt"
-if grep ^FAILED "$out/tests.txt"; then failed+=(tests); fi
+if [ "$device" = cuda ]; then
+    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader >"$out/gpu.txt"
+    nvidia-smi --query-gpu=timestamp,power.draw.instant,clocks.sm,clocks_event_reasons.sw_power_cap,temperature.gpu --format=csv,noheader -lms 100 \
+        >"$out/power.csv" &
+    power=$!
+    trap 'kill "$power" 2>/dev/null' EXIT
+else
+    echo "no GPU: $device" >"$out/gpu.txt"
+fi
 
-note "recorded cases"
+try tests 100 bash -c all_tests
 for dtype in f32 f16 bf16; do
-    try "parity-$dtype" "$QFORMER" parity --device "$device" --dtype $dtype --quiet "$cases"/*.safetensors
+    try "parity-$dtype" 30 "$QFORMER" parity --device "$device" --dtype $dtype --quiet "$cases"/*.safetensors
 done
-
-note "kernels"
-try kernels "$QFORMER" bench kernels --device "$device" --config "$config" --batch "$batch" --steps 10 --json
-try kernels-torch "$python" "$peers/torch_stage1.py" kernels --batch "$batch"
-
-note "a training step, in turns"
-for round in $(seq "$rounds"); do
-    for dtype in bf16 bf16-vit f16; do
-        try "step-$dtype-$round" "$QFORMER" bench step --config "$config" --batch "$batch" --steps "$steps" --device "$device" --dtype $dtype --json
-    done
-    try "step-bf16-vit-tanh-$round" "$QFORMER" bench step --config "$config" --batch "$batch" --steps "$steps" --device "$device" --dtype bf16-vit --vit-gelu tanh --json
-    try "step-bf16-cached-$round" "$QFORMER" bench step --config "$config" --batch "$batch" --steps "$steps" --device "$device" --dtype bf16 --cached --json
-    for mode in lavis best; do
-        try "step-torch-$mode-$round" "$python" benches/peer_gpu.py "$peers" bench --mode $mode --config "$peer_config" --batch "$batch" --steps "$steps"
-    done
-    try "step-torch-best-cached-$round" "$python" benches/peer_gpu.py "$peers" bench --mode best --cached --config "$peer_config" --batch "$batch" --steps "$steps"
+for dtype in bf16 bf16-vit f16; do
+    bench "step-$dtype-1" 30 step --batch "$batch" --steps "$steps" --dtype $dtype
 done
+bench step-bf16-vit-tanh-1 30 step --batch "$batch" --steps "$steps" --dtype bf16-vit --vit-gelu tanh
+bench step-bf16-cached-1 30 step --batch "$batch" --steps "$steps" --dtype bf16 --cached
+if [ -n "${DATA:-}" ]; then
+    from=(--captions "$DATA/captions.json" --images "$DATA/images" --batch "$batch" --steps "$steps")
+    bench train-files 40 train "${from[@]}"
+    bench train-cache 60 train "${from[@]}" --cache "$out/tokens"
+    bench train-cache-on-gpu 40 train "${from[@]}" --cache "$out/tokens" --cache-on-gpu
+    bench caption-files 40 caption --pictures "$DATA/images" --batch 64
+fi
+for n in 1 8 64 512; do
+    [ "$device" = cuda ] || [ "$n" -lt 64 ] || continue
+    bench "caption-$n" 20 caption --batch "$n" --steps 5
+done
+try profile 30 "$QFORMER" bench step --config "$config" --batch "$batch" --steps 2 --device "$device" --dtype bf16 --profile
+bench kernels 40 kernels --batch "$batch" --steps 10
+if [ -n "$peers" ]; then
+    for mode in best lavis; do
+        try "step-torch-$mode-1" 60 "$python" benches/peer_gpu.py "$peers" bench --mode $mode --config "$peer_config" --batch "$batch" --steps "$steps"
+    done
+    try caption-torch 40 "$python" "$peers/torch_stage1.py" caption
+    try kernels-torch 40 "$python" "$peers/torch_stage1.py" kernels --batch "$batch"
+fi
+if [ -n "${FIRST:-}" ]; then
+    OUT="$out/first" try first 360 bash "$FIRST" "$QFORMER"
+fi
 
-note "a step kernel by kernel"
-try profile "$QFORMER" bench step --config "$config" --batch "$batch" --steps 3 --device "$device" --dtype bf16 --profile
-
-note "captioning"
-try caption "$QFORMER" bench caption --config "$config" --batch 1 --device "$device" --steps 10 --json
-try caption-torch "$python" "$peers/torch_stage1.py" caption
-
-"$python" benches/gpu_table.py "$out" "$batch" | tee "$out/table.md" >>benches/RESULTS.md
 cat "$out/table.md"
+[ ${#left_out[@]} -eq 0 ] || echo "left out, as the time was over: ${left_out[*]}"
 if [ ${#failed[@]} -gt 0 ]; then
     echo "FAILED: ${failed[*]} (logs in $out)"
     exit 1

@@ -2,9 +2,10 @@
 // math      g' = unscale g;  m += (g' - m) c1;  v = v b2 + g'^2 c2;  c1 = 1 - b1, c2 = 1 - b2, rounded once;
 //           p = p keep - size (m / (sqrt(v) / root + eps)),  keep = 1 - lr wd where `decay`, else 1,
 //           size = lr / (1 - b1^t),  root = sqrt(1 - b2^t);   copy = p rounded to T
-//           total: the sum of g^2 over everything, not finite if one g is not
+//           total: the sum of g^2 over everything, not finite if one g is not, or if the loss is not
+//           where total is there and not finite, adamw changes nothing
 // shapes    slots [S]: a parameter each: its p, m, v, g (f32), copy (T, or null), length, decay
-//           chunks [K] of int2 {slot, number of the chunk in it}: 2048 elements each    partial [K] f32   total [1] f32
+//           chunks [K] of int2 {slot, number of the chunk in it}: 2048 elements each    partial [K] f32   total [1] f32   loss [1] f32 or null
 // launch    adamw_{f32,f16,bf16} and adamw_norm: grid K, block 256.   adamw_norm_sum: grid 1, block 256.   dynamic shared 0
 // requires  no divisibility or alignment
 // numerics  in f32, as torch.optim.AdamW; sums in a fixed order
@@ -60,7 +61,8 @@ template <class T> DEV void step(const Slot<T> *slots, const int2 *chunks, const
 
 #define ADAMW(NAME, T)                                                                                                     \
     DEV_KERNEL(adamw_##NAME, 256, 0, const Slot<T> *slots, const int2 *chunks, float size, float root, float c1, float b2, \
-               float c2, float eps, float keep, float unscale) {                                                           \
+               float c2, float eps, float keep, float unscale, const float *total) {                                       \
+        if (total && !(*total < dev::infinity())) return;                                                                  \
         step(slots, chunks, Hyper{size, root, c1, b2, c2, eps, keep, unscale});                                            \
     }
 ADAMW(f32, float)
@@ -79,10 +81,10 @@ DEV_KERNEL(adamw_norm, 256, 0, const Slot<float> *slots, const int2 *chunks, flo
     sum = dev::block_sum(sum, sums_s);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
-DEV_KERNEL(adamw_norm_sum, 256, 0, const float *partial, float *total, int K) {
+DEV_KERNEL(adamw_norm_sum, 256, 0, const float *partial, float *total, int K, const float *loss) {
     DEV_SHARED(float, sums_s, [32]);
     float sum = 0.f;
     for (int i = int(threadIdx.x); i < K; i += 256) sum += partial[i];
     sum = dev::block_sum(sum, sums_s);
-    if (threadIdx.x == 0) *total = sum;
+    if (threadIdx.x == 0) *total = loss && !(fabsf(*loss) < dev::infinity()) ? dev::infinity() : sum;
 }

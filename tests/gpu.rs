@@ -5,8 +5,14 @@
 #[path = "gpu/arrays.rs"]
 mod arrays;
 #[cfg(feature = "host-kernels")]
+#[path = "gpu/chunks.rs"]
+mod chunks;
+#[cfg(feature = "host-kernels")]
 #[path = "gpu/counted.rs"]
 mod counted;
+#[cfg(feature = "host-kernels")]
+#[path = "gpu/feed.rs"]
+mod feed;
 #[path = "gpu/memory.rs"]
 mod memory;
 #[path = "gpu/plan.rs"]
@@ -15,6 +21,9 @@ mod plan;
 #[path = "gpu/step.rs"]
 mod step;
 mod tiny;
+#[cfg(feature = "host-kernels")]
+#[path = "gpu/update.rs"]
+mod update;
 
 #[cfg(feature = "host-kernels")]
 use qformer::nn::Precision;

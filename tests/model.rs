@@ -3,6 +3,8 @@
 
 #[path = "model/accumulation.rs"]
 mod accumulation;
+#[path = "model/chunks.rs"]
+mod chunks;
 #[path = "model/gradients.rs"]
 mod gradients;
 #[path = "model/negatives.rs"]

@@ -12,8 +12,7 @@ use crate::files::{self, RealDisk};
 use crate::model::{AnswerProfile, GenerateOptions};
 use crate::pretrained::pictures::{self, Seen};
 use crate::pretrained::{Caption, Pretrained};
-use crate::tensor::Tensor;
-use crate::{Error, Kind, Result, ops};
+use crate::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use unicode_normalization::UnicodeNormalization;
@@ -97,14 +96,7 @@ pub fn answers(
     prompts: &[String],
     how: &How,
 ) -> Result<Vec<Vec<Caption>>> {
-    let pixels: Vec<&Tensor> = seen.iter().map(|s| &s.pixels).collect();
-    let [_, planes, h, w] = pixels.first().map_or([0; 4], |p| {
-        let sizes = p.shape();
-        let sizes = sizes.sizes();
-        [0, 1, 2, 3].map(|i| sizes.get(i).copied().unwrap_or(0))
-    });
-    let rows = pixels.iter().map(|p| p.reshape(&[1, planes * h * w])).collect::<Result<Vec<_>>>()?;
-    let all = ops::concat_rows(&rows.iter().collect::<Vec<_>>())?.reshape(&[seen.len(), planes, h, w])?;
+    let all = pictures::planes(model, &seen.iter().collect::<Vec<_>>())?;
     let identities: Vec<u32> = seen.iter().map(|s| s.identity).collect();
     model.answer(&all, prompts, (&how.options, how.profile), &identities)
 }

@@ -119,8 +119,10 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let loading = model.clone();
     let load = move |p: &Picture| pictures::see(&loading, &p.image);
-    let mut stream = Stream::start((OPERATION, "captioning"), todo, &args.model.run, load)?;
-    let done = caption_all(&model, &mut stream, &mut outputs, &how, args.spaces);
+    let mut stream =
+        Stream::start((OPERATION, "captioning"), (todo, model.params.device()), &args.model.run, load)?;
+    let wanted = Wanted { how: &how, rated: outputs.rated(), spaces: args.spaces, alone: found.single };
+    let done = caption_all(&model, &mut stream, &mut outputs, &wanted);
     // Nothing is begun by a model that computes nothing.
     if outputs.written() == 0 && matches!(&done, Err(e) if e.kind() == Kind::NonFinite) {
         return done;
@@ -142,12 +144,11 @@ fn caption_all(
     model: &Pretrained,
     stream: &mut Stream<Seen>,
     outputs: &mut Outputs,
-    how: &How,
-    spaces: Spaces,
+    wanted: &Wanted,
 ) -> Result<()> {
     while let Some(batch) = stream.next()? {
         let (places, seen): (Vec<usize>, Vec<Seen>) = batch.into_iter().unzip();
-        let captions = caption(model, &seen, how, outputs.rated(), spaces)?;
+        let captions = caption(model, &seen, wanted)?;
         for (place, captions) in places.into_iter().zip(captions) {
             let put = outputs.put(stream.picture(place), captions);
             outputs.notes().for_each(|note| stream.warn(note));
@@ -162,14 +163,19 @@ fn caption_all(
     Ok(())
 }
 
-/// The captions of pictures; scored only if asked, as it takes two more passes.
-pub fn caption(
-    model: &Pretrained,
-    seen: &[Seen],
-    how: &How,
-    rated: bool,
-    spaces: Spaces,
-) -> Result<Vec<Vec<Rated>>> {
+/// Which captions are wanted.
+pub struct Wanted<'a> {
+    pub how: &'a How,
+    /// Scored, which takes two more passes.
+    pub rated: bool,
+    pub spaces: Spaces,
+    /// The picture is all there is.
+    pub alone: bool,
+}
+
+/// The captions of pictures.
+pub fn caption(model: &Pretrained, seen: &[Seen], wanted: &Wanted) -> Result<Vec<Vec<Rated>>> {
+    let Wanted { how, rated, spaces, alone } = *wanted;
     if how.second {
         let prompts = vec![how.prompt.clone(); seen.len()];
         let plain = |c: crate::pretrained::Caption| Rated {
@@ -181,7 +187,10 @@ pub fn caption(
         let all = answer::answers(model, seen, &prompts, how)?;
         return Ok(all.into_iter().map(|captions| captions.into_iter().map(plain).collect()).collect());
     }
-    let images = pictures::look(model, &seen.iter().collect::<Vec<_>>())?;
+    let images = match seen {
+        [one] if alone => vec![pictures::look_alone(model, one)?],
+        _ => pictures::look(model, &seen.iter().collect::<Vec<_>>())?,
+    };
     let identities: Vec<u32> = seen.iter().map(|s| s.identity).collect();
     let captions = model.caption(&Images::stack(&images)?, &how.options, &identities)?;
     let longest = model.model.config.max_txt_len;

@@ -6,7 +6,7 @@ use crate::console::signals::Stop;
 use crate::data::{Loader, Options, Order};
 use crate::nn::{self, Gelu, Precision};
 use crate::pretrained::{self, Opening, Pretrained};
-use crate::tensor::Device;
+use crate::tensor::{Chunk, Device};
 use crate::terminal::note;
 use crate::{Error, Kind, Result};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub struct ModelArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub place: PlaceArgs,
-    /// Pictures computed together; results do not depend on it
+    /// Pictures computed together (on a GPU rounded up to a multiple of 32); results do not depend on it
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Running")]
     pub batch: u32,
     /// No progress on standard error
@@ -140,10 +140,10 @@ pub struct Stream<T> {
 }
 
 impl<T: Send + 'static> Stream<T> {
-    /// `what` is being done; `load` runs on the threads.
+    /// `what` is being done with pictures by a model there; `load` runs on the threads.
     pub fn start(
         (operation, what): (&'static str, &'static str),
-        pictures: Vec<Picture>,
+        (pictures, device): (Vec<Picture>, &Device),
         run: &RunArgs,
         load: impl Fn(&Picture) -> Result<T> + Send + Sync + 'static,
     ) -> Result<Stream<T>> {
@@ -153,7 +153,8 @@ impl<T: Send + 'static> Stream<T> {
         let mut stream =
             Stream { operation, loader: None, pictures: pictures.clone(), told: 0, progress, stop };
         if !pictures.is_empty() {
-            let order = Arc::new(Order::in_turn(run.batch as usize, pictures.len())?);
+            let batch = Chunk::of(device).whole(run.batch as usize);
+            let order = Arc::new(Order::in_turn(batch, pictures.len())?);
             let default = Options::default();
             let workers = default.workers.min(pictures.len());
             let options = Options { workers, bad_share: 1.0, ..default };

@@ -1,7 +1,7 @@
 //! `qformer evaluate`: how well a model captions and searches, or how good given captions are.
 
 use super::answer::{self, Asked, How};
-use super::caption::{Spaces, caption};
+use super::caption::{Spaces, Wanted, caption};
 use super::engine::{self, RunArgs, Stream};
 use super::evaluation;
 use super::generation::Generation;
@@ -10,7 +10,6 @@ use super::output;
 use crate::console::progress::Progress;
 use crate::data::{Dataset, Sample};
 use crate::metrics::{self, Case, Recall};
-use crate::model::Images;
 use crate::pretrained::Pretrained;
 use crate::pretrained::pictures::{self, Seen};
 use crate::pretrained::scores::Texts;
@@ -244,7 +243,8 @@ fn of_model(args: &Args, folder: &Path, captions: &Path, images: &Path) -> Resul
     let pictures = data.samples.iter().map(picture).collect();
     let loading = model.clone();
     let load = move |p: &Picture| pictures::see(&loading, &p.image);
-    let mut stream = Stream::start((OPERATION, "evaluating"), pictures, &args.run, load)?;
+    let mut stream =
+        Stream::start((OPERATION, "evaluating"), (pictures, model.params.device()), &args.run, load)?;
     let mut seen = look_at_all(args, &model, &mut stream, &how)?;
     let stopped = stream.stopped();
     let (_, end) = stream.end(false, 0, "nothing was measured");
@@ -284,16 +284,17 @@ fn look_at_all(args: &Args, model: &Pretrained, stream: &mut Stream<Seen>, how: 
     while let Some(batch) = stream.next()? {
         let (places, seen): (Vec<usize>, Vec<Seen>) = batch.into_iter().unzip();
         if let Some(gallery) = &mut walked.gallery {
-            let images = seen.iter().map(|s| gallery.add(model, s)).collect::<Result<Vec<Images>>>()?;
+            let images = gallery.add(model, &seen.iter().collect::<Vec<_>>())?;
             if args.only.is_none() {
                 let identities: Vec<u32> = seen.iter().map(|s| s.identity).collect();
-                let best = model.caption(&Images::stack(&images)?, &how.options, &identities)?;
+                let best = model.caption(&images, &how.options, &identities)?;
                 walked
                     .captions
                     .extend(best.into_iter().map(|c| c.into_iter().next().map_or(String::new(), |c| c.text)));
             }
         } else {
-            let best = caption(model, &seen, how, false, Spaces::Keep)?;
+            let wanted = Wanted { how, rated: false, spaces: Spaces::Keep, alone: false };
+            let best = caption(model, &seen, &wanted)?;
             walked
                 .captions
                 .extend(best.into_iter().map(|c| c.into_iter().next().map_or(String::new(), |c| c.caption)));

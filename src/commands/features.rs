@@ -3,9 +3,10 @@
 use super::engine::{self, ModelArgs, Stream};
 use super::inputs::{Inputs, Picture};
 use crate::files::{self, Disk, RealDisk};
+use crate::model::Images;
 use crate::nn::Pass;
 use crate::pretrained::Pretrained;
-use crate::pretrained::pictures;
+use crate::pretrained::pictures::{self, Seen};
 use crate::results::{Array, Spool, write_npy, write_safetensors};
 use crate::terminal::note;
 use crate::weights::Weights;
@@ -157,7 +158,9 @@ pub fn as_safetensors(
         None => (of_texts(model, texts, scratch)?, serde_json::json!(texts)),
         Some((name, seen)) => {
             let mut all = OfPictures::new(model, texts, scratch)?;
-            all.add(model, name, seen)?;
+            for image in pictures::look(model, &[seen])? {
+                all.add(model, name, &image)?;
+            }
             (all.arrays, serde_json::Value::Array(all.names))
         }
     };
@@ -198,10 +201,20 @@ fn of_pictures(args: &Args, texts: &[String], npy: bool) -> Result<()> {
     let mut all = OfPictures::new(&model, texts, folder)?;
     let loading = model.clone();
     let load = move |p: &Picture| pictures::see(&loading, &p.image);
-    let mut stream = Stream::start((OPERATION, "computing features"), found.pictures, &args.model.run, load)?;
+    let mut stream = Stream::start(
+        (OPERATION, "computing features"),
+        (found.pictures, model.params.device()),
+        &args.model.run,
+        load,
+    )?;
     while let Some(batch) = stream.next()? {
-        for (place, seen) in batch {
-            all.add(&model, &stream.picture(place).name, &seen)?;
+        let (places, seen): (Vec<usize>, Vec<Seen>) = batch.into_iter().unzip();
+        let images = match &seen[..] {
+            [one] if found.single => vec![pictures::look_alone(&model, one)?],
+            _ => pictures::look(&model, &seen.iter().collect::<Vec<_>>())?,
+        };
+        for (place, image) in places.into_iter().zip(images) {
+            all.add(&model, &stream.picture(place).name, &image)?;
             stream.done(1);
         }
     }
@@ -240,8 +253,7 @@ impl OfPictures {
         Ok(OfPictures { arrays, names: Vec::new(), texts: texts.to_vec(), ids })
     }
 
-    fn add(&mut self, model: &Pretrained, name: &str, seen: &pictures::Seen) -> Result<()> {
-        let image = pictures::look(model, &[seen])?.remove(0);
+    fn add(&mut self, model: &Pretrained, name: &str, image: &Images) -> Result<()> {
         if self.texts.is_empty() {
             self.arrays[0].2.push(&image.embeds.to_f32()?)?;
             self.arrays[1].2.push(&image.proj.to_f32()?)?;
@@ -250,7 +262,7 @@ impl OfPictures {
         let pass = Pass::inference(&model.params).batch_invariant();
         for (some, said) in self.ids.chunks(64).zip(self.texts.chunks(64)) {
             let pairs: Vec<(usize, usize)> = (0..some.len()).map(|t| (0, t)).collect();
-            self.arrays[0].2.push(&model.model.match_pairs(&pass, &image, some, &pairs)?.hidden.to_f32()?)?;
+            self.arrays[0].2.push(&model.model.match_pairs(&pass, image, some, &pairs)?.hidden.to_f32()?)?;
             self.names.extend(said.iter().map(|text| serde_json::json!([name, text])));
         }
         Ok(())

@@ -149,7 +149,7 @@ fn make(args: &IndexArgs) -> Result<()> {
     let loading = model.clone();
     let load = move |p: &Picture| add::read(&loading, (&p.name, &p.path), &known);
     let nothing = todo.is_empty() && forgotten == 0;
-    let mut stream = Stream::start((OPERATION, "indexing"), todo, run, load)?;
+    let mut stream = Stream::start((OPERATION, "indexing"), (todo, model.params.device()), run, load)?;
     let added = add_all(&model, &mut stream, &mut index);
     if !nothing {
         index.save(&RealDisk)?;
@@ -179,8 +179,9 @@ fn make(args: &IndexArgs) -> Result<()> {
 fn add_all(model: &Pretrained, stream: &mut Stream<Read>, index: &mut Index) -> Result<Added> {
     let mut added = Added::default();
     while let Some(batch) = stream.next()? {
+        let mut features = add::look_at_new(model, batch.iter().map(|(_, read)| read))?;
         for (_, read) in batch {
-            added.take(model, index, read)?;
+            added.take(model, index, read, &mut features)?;
             stream.done(1);
         }
         if index.full() {

@@ -2,7 +2,7 @@
 //! `features`, made by the same functions.
 
 use super::answer::How;
-use super::caption::{self, Spaces};
+use super::caption::{self, Spaces, Wanted};
 use super::engine::{self, ModelArgs};
 use super::features;
 use super::generation::Generation;
@@ -175,7 +175,8 @@ impl Held {
             second: false,
         };
         let seen = asked.iter().map(|s| Seen::of(&self.model, &s.picture)).collect::<Result<Vec<_>>>()?;
-        let captions = |seen: &[Seen]| caption::caption(&self.model, seen, &how, true, spaces);
+        let wanted = Wanted { how: &how, rated: true, spaces, alone: false };
+        let captions = |seen: &[Seen]| caption::caption(&self.model, seen, &wanted);
         let line = |shown: &Shown, captions: Vec<Rated>| {
             let captioned = Captioned { image: shown.name.clone(), captions };
             render(&captioned, Format::JsonLines, false).map(|line| Answer::Json(line + "\n"))

@@ -180,6 +180,29 @@ mod tests {
         assert!(refused((3, 1), (2, 1), 2));
     }
 
+    /// Pictures are computed together on the strength of it (`model::chunks`, which says of which sizes it holds).
+    #[test]
+    fn a_row_has_the_same_bits_beside_other_rows() {
+        for (rows, n, k) in [(65, 64, 1536), (257, 64, 1408), (17, 65, 1537), (17, 16, 512), (197, 7, 6144)] {
+            let number = |i: usize| ((i * 7919 + 13) % 4001) as f32 / 2000.0 - 1.0;
+            let a: Vec<f32> = (0..6 * rows * k).map(number).collect();
+            let b: Vec<f32> = (0..n * k).map(|i| number(i + 5)).collect();
+            let product = |from: usize, m: usize, parallel: bool| {
+                let mut c = vec![0.5; m * n];
+                let (a, b) = (View::rows(&a[from * k..], k), View::rows(&b, k).transposed());
+                gemm((m, n, k), 1.0, a, b, 1.0, &mut c, n, parallel);
+                c
+            };
+            let together = product(0, 6 * rows, true);
+            for i in 0..6 {
+                let own = &together[i * rows * n..][..rows * n];
+                assert!(product(i * rows, rows, i % 2 == 0) == own, "rows {i} of {rows} x {n} x {k}");
+            }
+            let some = product(rows, 3 * rows, true);
+            assert!(some == together[rows * n..4 * rows * n], "three of {rows} x {n} x {k}");
+        }
+    }
+
     #[test]
     fn a_stride_that_is_never_used_may_be_anything() {
         let (a, b, mut c) = ([1.0, 2.0], [3.0, 4.0], [0.0f64]);

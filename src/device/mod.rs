@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod cards;
+mod chunk;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -15,6 +16,7 @@ mod real;
 pub mod running;
 pub mod setup;
 
+pub use chunk::Chunk;
 pub use real::{DType, Real};
 
 use crate::{Error, Result};

@@ -11,6 +11,7 @@ use crate::nn::Pass;
 use crate::ops;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
+use std::ops::Range;
 
 /// A text's hidden rows [L,C] and their normalised projections [L,E].
 pub struct TextFeatures {
@@ -43,7 +44,28 @@ pub struct Images {
 }
 
 impl Images {
-    /// Several, one after the other.
+    /// Some of them, on the same memory.
+    pub fn part(&self, range: Range<usize>) -> Result<Images> {
+        let rows = |x: &Tensor| {
+            let each = x.rows().0.checked_div(self.count).unwrap_or(0);
+            x.slice_rows(range.start * each..range.end * each)
+        };
+        let pair = |(k, v): &(Tensor, Tensor)| Ok((rows(k)?, rows(v)?));
+        Ok(Images {
+            count: range.len(),
+            embeds: rows(&self.embeds)?,
+            proj: rows(&self.proj)?,
+            keys: self.keys.iter().map(|k| k.as_ref().map(pair).transpose()).collect::<Result<_>>()?,
+            past: self.past.iter().map(pair).collect::<Result<_>>()?,
+        })
+    }
+
+    /// One by one, on the same memory.
+    pub fn each(&self) -> Result<Vec<Images>> {
+        (0..self.count).map(|i| self.part(i..i + 1)).collect()
+    }
+
+    /// Several, one after the other; on the memory that they have where they lie so.
     pub fn stack(parts: &[Images]) -> Result<Images> {
         let rows = |pick: &dyn Fn(&Images) -> Option<&Tensor>| -> Result<Tensor> {
             ops::concat_rows(&parts.iter().filter_map(pick).collect::<Vec<_>>())
@@ -74,19 +96,6 @@ impl Images {
 }
 
 impl Model {
-    /// Mode image, from pictures [B,3,S,S]. Each is computed alone, so that no image's numbers depend on the others.
-    pub fn image_features(&self, pass: &Pass, image: &Tensor) -> Result<Images> {
-        let &[count, planes, h, w] = image.shape().sizes() else {
-            return Err(Error::argument("image features", "image", "[B, 3, S, S]", image.shape()));
-        };
-        let pixels = image.reshape(&[count, planes * h * w])?;
-        let one = |i: usize| {
-            let picture = pixels.slice_rows(i..i + 1)?.reshape(&[1, planes, h, w])?;
-            self.image_features_of(pass, &self.vit_tokens(pass, &picture, |_, _| {})?)
-        };
-        Images::stack(&(0..count).map(one).collect::<Result<Vec<_>>>()?)
-    }
-
     /// Mode image, from ViT tokens [B*N,W].
     pub fn image_features_of(&self, pass: &Pass, tokens: &Tensor) -> Result<Images> {
         let (n, width) = (self.config.image_tokens(), self.config.vit_width);

@@ -1,6 +1,7 @@
 //! The model: configuration, image encoder, Q-Former over packed rows, and what is computed with them.
 
 mod beams;
+mod chunks;
 mod config;
 mod features;
 mod generate;

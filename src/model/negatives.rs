@@ -56,9 +56,9 @@ impl NegativeWeights<'_> {
             }
             Sampling::Draw { seed, step, site } => {
                 let stream = |own| Stream { seed, step, site: site.wrapping_add(own) };
-                let draw = |sim, own| ops::sample_negatives(sim, self.ids, stream(own));
-                let image = draw(self.t2i, sites::NEGATIVE_IMAGES)?;
-                Ok(Negatives { image, text: draw(self.i2t, sites::NEGATIVE_TEXTS)? })
+                let streams = [sites::NEGATIVE_IMAGES, sites::NEGATIVE_TEXTS].map(stream);
+                let [image, text] = ops::sample_negatives_twice([self.t2i, self.i2t], self.ids, streams)?;
+                Ok(Negatives { image, text })
             }
         }
     }

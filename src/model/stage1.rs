@@ -10,7 +10,7 @@ use super::qformer::{ImageKeys, ImageTokens};
 use super::{Layout, Model, sites};
 use crate::nn::Pass;
 use crate::ops::{self, Right, Targets};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Storage, Tensor};
 use crate::{Error, Result};
 
 /// Label smoothing of the contrastive and the captioning loss.
@@ -115,7 +115,7 @@ pub struct Outputs {
 }
 
 /// Right answers: text to image, image to text, matching, next token.
-pub struct Accuracy(pub(super) [Right; 4]);
+pub struct Accuracy(pub(crate) [Right; 4]);
 
 impl Accuracy {
     /// Their shares.
@@ -163,7 +163,10 @@ impl Model {
     ) -> Result<Tensor> {
         match image {
             Image::Pixels(pixels) => self.vit_tokens(pass, pixels, each),
-            Image::Tokens(tokens) => pass.here(tokens),
+            Image::Tokens(tokens) => match tokens.array() {
+                Some(a) if a.storage() != Storage::F32 => tokens.to(pass.params().device(), Storage::F32),
+                _ => pass.here(tokens),
+            },
         }
     }
 

@@ -19,8 +19,6 @@ pub struct Vit {
 struct Block {
     norm1: LayerNorm,
     qkv: Id,
-    q_bias: Id,
-    v_bias: Id,
     proj: Linear,
     norm2: LayerNorm,
     fc1: Linear,
@@ -80,11 +78,13 @@ fn per_image(images: usize, tokens: usize) -> Result<Arc<Segments>> {
 impl Block {
     fn new(b: &mut Builder, c: &Config, name: &str) -> Block {
         let w = c.vit_width;
+        let norm1 = b.norm(&format!("{name}.norm1"), w, 1e-6);
+        let qkv = b.dense(format!("{name}.attn.qkv.weight"), &[3 * w, w], Init::Normal(0.02));
+        let biases = ["q_bias", "v_bias"]
+            .map(|bias| b.dense(format!("{name}.attn.{bias}"), &[w], Init::Constant(0.0)));
         Block {
-            norm1: b.norm(&format!("{name}.norm1"), w, 1e-6),
-            qkv: b.dense(format!("{name}.attn.qkv.weight"), &[3 * w, w], Init::Normal(0.02)),
-            q_bias: b.dense(format!("{name}.attn.q_bias"), &[w], Init::Constant(0.0)),
-            v_bias: b.dense(format!("{name}.attn.v_bias"), &[w], Init::Constant(0.0)),
+            norm1,
+            qkv: b.qkv(qkv, biases),
             proj: b.linear(&format!("{name}.attn.proj"), w, w),
             norm2: b.norm(&format!("{name}.norm2"), w, 1e-6),
             fc1: b.linear(&format!("{name}.mlp.fc1"), w, c.vit_mlp),
@@ -102,20 +102,12 @@ impl Block {
         heads: usize,
     ) -> Result<Tensor> {
         let w = x.rows().1;
-        let qkv = pass.linear_with(n, self.qkv, &self.qkv_bias(pass, w)?)?;
+        let qkv = pass.linear_qkv(n, self.qkv)?;
         let [q, k, v] = [0, 1, 2].map(|i| Heads { tensor: &qkv, column: i * w });
         let scale = ((w / heads) as f64).powf(-0.5);
         let y = ops::attention([q, k, v], segments, heads, scale, None)?;
         let (sum, n) = self.norm2.between(pass, &self.proj.forward(pass, &y)?, x)?;
         *x = sum;
         self.fc2.forward(pass, &pass.vit_gelu(&n, &self.fc1)?)
-    }
-
-    /// Keys have no bias.
-    fn qkv_bias(&self, pass: &Pass, w: usize) -> Result<Tensor> {
-        let [q, v] = [self.q_bias, self.v_bias].map(|id| pass.param(id).reshape(&[w, 1]));
-        let (q, v) = (q?, v?);
-        let none = ops::scale(&q.detach(), 0.0)?;
-        ops::concat_rows(&[&q, &none, &v])?.reshape(&[3 * w])
     }
 }

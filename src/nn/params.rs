@@ -1,5 +1,6 @@
 //! The numbers of a model's parameters, on whatever device they are.
 
+use super::pass::with_keys;
 use super::{Id, Precision, Spec, initial};
 use crate::tensor::{DType, Device, HalfMatrix, Storage, Tensor};
 use crate::{Error, Result};
@@ -30,6 +31,8 @@ struct Slot {
     copy: Option<Tensor>,
     /// Of a copy whose rows are no multiple of 8, as a vocabulary's: the same memory with rows of zeros up to one.
     padded: Option<Tensor>,
+    /// On a GPU, of a frozen weight of queries, keys and values: the bias of all three.
+    qkv_bias: Option<Tensor>,
     /// Of a frozen value that is stored on a GPU in fewer bits than it came in.
     original: Option<Value>,
 }
@@ -50,7 +53,7 @@ impl Slot {
             Value::Tensor(t) => (t.detach(), None),
             Value::Half(half) => (Tensor::zeros(DType::F32, &[0]), Some(half)),
         };
-        Slot { value, half, copy: None, padded: None, original: None }
+        Slot { value, half, copy: None, padded: None, qkv_bias: None, original: None }
     }
 
     /// A value on a device, with what matmuls use there.
@@ -146,6 +149,7 @@ impl Params {
         self.precision = if device.keeps_storages() { precision } else { Precision::F32 };
         self.device = device.clone();
         self.put_beside()?;
+        self.join_biases()?;
         Ok(self)
     }
 
@@ -161,9 +165,33 @@ impl Params {
         Ok(())
     }
 
+    /// Makes the biases of frozen layers of queries, keys and values, once for all passes.
+    fn join_biases(&mut self) -> Result<()> {
+        if !self.device.keeps_storages() {
+            return Ok(());
+        }
+        for i in 0..self.specs.len() {
+            let Some(biases) = self.specs[i].qkv else { continue };
+            if biases.iter().any(|id| self.specs[id.0].trained) {
+                continue;
+            }
+            let [q, v] = biases.map(|id| &self.slots[id.0].value);
+            self.slots[i].qkv_bias = Some(with_keys(q, v)?);
+        }
+        Ok(())
+    }
+
+    /// The bias of a frozen layer of queries, keys and values, where there is one that was made once.
+    pub fn qkv_bias(&self, weight: Id) -> Option<&Tensor> {
+        self.slots[weight.0].qkv_bias.as_ref()
+    }
+
     /// These parameters, on their memory, for another stream of the device. Of use where nothing is trained, since what trains works on its own.
     pub fn on(&self, device: &Device) -> Params {
-        let slot = |s: &Slot| Slot::of(Value::Tensor(s.value.on(device)));
+        let slot = |s: &Slot| Slot {
+            qkv_bias: s.qkv_bias.as_ref().map(|bias| bias.on(device)),
+            ..Slot::of(Value::Tensor(s.value.on(device)))
+        };
         Params {
             specs: self.specs.clone(),
             slots: self.slots.iter().map(slot).collect(),
@@ -191,6 +219,7 @@ impl Params {
         let precision = if device.keeps_storages() { precision } else { Precision::F32 };
         let mut all = Params { specs, slots, device: device.clone(), precision };
         all.put_beside()?;
+        all.join_biases()?;
         Ok(all)
     }
 
@@ -278,7 +307,8 @@ impl Params {
             // In its place, which may be beside others.
             copy.overwrite(&slot.value.like(copy)?)?;
         }
-        Ok(())
+        let joined = |spec: &Spec| spec.qkv.is_some_and(|biases| biases.contains(&id));
+        if self.specs.iter().any(joined) { self.join_biases() } else { Ok(()) }
     }
 
     /// The trained parameters, for a step of the optimizer.

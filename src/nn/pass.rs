@@ -1,9 +1,9 @@
 //! One use of the parameters, and the layers made of them.
 
 use super::{Id, Params};
-use crate::Result;
 use crate::ops::{self, Cache, Gelu, Options, Weight};
 use crate::tensor::{Dropout, Storage, Stream, Tape, Tensor};
+use crate::{Error, Result};
 use std::cell::RefCell;
 use std::collections::HashSet;
 
@@ -55,7 +55,7 @@ impl<'a> Pass<'a> {
     }
 
     /// For decoding: dense layers whose sums do not depend on the number of rows ([`Options::batch_invariant`]). Layers in half
-    /// precision, the image encoder's, are not: they are given one picture at a time.
+    /// precision, the image encoder's, are not: they are given chunks of one size.
     #[must_use]
     pub fn batch_invariant(mut self) -> Self {
         self.batch_invariant = true;
@@ -143,6 +143,17 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// The dense layer of queries, keys and values, whose keys have no bias: from what was made once where it is frozen.
+    pub fn linear_qkv(&self, x: &Tensor, weight: Id) -> Result<Tensor> {
+        if let Some(bias) = self.params.qkv_bias(weight) {
+            return self.linear_with(x, weight, bias);
+        }
+        let Some([q, v]) = self.params.specs()[weight.0].qkv else {
+            return Err(Error::argument("linear", "bias", "those of queries and values", "none"));
+        };
+        self.linear_with(x, weight, &with_keys(&self.param(q), &self.param(v))?)
+    }
+
     /// A dense layer whose bias is computed.
     pub fn linear_with(&self, x: &Tensor, weight: Id, bias: &Tensor) -> Result<Tensor> {
         if let Some(weight) = self.params.half(weight) {
@@ -206,6 +217,14 @@ impl<'a> Pass<'a> {
         debug_assert!(self.drawn.borrow_mut().insert(stream.site), "two dropouts draw from site {site}");
         Some(Dropout { p, stream })
     }
+}
+
+/// Biases of queries and values with the keys', which is 0, between them [3W].
+pub(super) fn with_keys(q: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let w = q.len();
+    let (q, v) = (q.reshape(&[w, 1])?, v.reshape(&[w, 1])?);
+    let none = ops::scale(&q.detach(), 0.0)?;
+    ops::concat_rows(&[&q, &none, &v])?.reshape(&[3 * w])
 }
 
 /// A dense layer, y = x weight^T + bias.

@@ -34,6 +34,8 @@ pub struct Spec {
     pub decays: bool,
     /// The first of three, declared to lie side by side on a GPU: all of them.
     pub beside: Option<[Id; 3]>,
+    /// Of a weight of queries, keys and values: the biases of queries and of values.
+    pub qkv: Option<[Id; 2]>,
 }
 
 /// Collects specifications while a model is laid out.
@@ -60,7 +62,17 @@ impl Builder {
     pub fn param(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Id {
         let (name, shape) = (name.into(), shape.to_vec());
         let (trained, part, decays) = (self.trained, self.part, shape.len() >= 2);
-        self.specs.push(Spec { name, shape, init, trained, dense: false, part, decays, beside: None });
+        self.specs.push(Spec {
+            name,
+            shape,
+            init,
+            trained,
+            dense: false,
+            part,
+            decays,
+            beside: None,
+            qkv: None,
+        });
         Id(self.specs.len() - 1)
     }
 
@@ -76,6 +88,12 @@ impl Builder {
         for ids in [layers.map(|l| l.weight), layers.map(|l| l.bias)] {
             self.specs[ids[0].0].beside = Some(ids);
         }
+    }
+
+    /// Queries, keys and values in one layer, whose keys have no bias: its weight.
+    pub fn qkv(&mut self, weight: Id, biases: [Id; 2]) -> Id {
+        self.specs[weight.0].qkv = Some(biases);
+        weight
     }
 
     /// As BERT begins a dense layer.

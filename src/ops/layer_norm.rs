@@ -298,6 +298,10 @@ impl OnGpu {
 impl Found {
     fn add_affine(&self, grads: &mut Grads, [w, b]: [usize; 2], c: usize) -> Result<()> {
         let Some(sums) = &self.affine else { return Ok(()) };
+        // Those of another use lie side by side, too: one addition.
+        if let Some(both) = grads.both([w, b]).filter(|both| both.storage() == Storage::F32) {
+            return both.add(sums);
+        }
         grads.add_array(w, sums.part(0..c)?)?;
         grads.add_array(b, sums.part(c..2 * c)?)
     }

@@ -33,7 +33,7 @@ mod silu_mul;
 mod top_k;
 
 pub use crate::device::attention::Segment;
-pub use adamw::{AdamWStep, Parameter, adamw, gradient_norm};
+pub use adamw::{AdamWStep, AdamWTables, Parameter, Squares, adamw, gradient_norm};
 pub use add::add;
 pub use attend_rows::{Lists, attend_rows};
 pub use attention::{Grouped, Heads, attention, grouped_attention};
@@ -53,7 +53,7 @@ pub use relu::relu;
 pub use rms_norm::rms_norm;
 pub use rotary::{Rotary, rotary};
 pub use rows::{concat_rows, gather_rows, put_rows, transpose, with_room};
-pub use sample_negatives::{negative_weights, sample_negatives};
+pub use sample_negatives::{negative_weights, sample_negatives, sample_negatives_twice};
 pub use scale::{divide, scale};
 pub use segments::Segments;
 pub use silu_mul::silu_mul;

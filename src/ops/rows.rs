@@ -51,7 +51,8 @@ pub fn gather_rows(x: &Tensor, index: &[u32]) -> Result<Tensor> {
 }
 
 /// Parts one under the other: y `[sum of rows, C]`; dpart = its rows of dy. All have C columns and one dtype; on a GPU y is stored as
-/// they are, or in f32 where they differ. An error if there are none.
+/// they are, or in f32 where they differ. Constants that lie one after the other in the same memory stay there. An error if
+/// there are none.
 ///
 /// Source: `torch.cat`.
 pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
@@ -68,6 +69,10 @@ pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
     let filled: Vec<&&Tensor> = parts.iter().filter(|p| !p.is_empty()).collect();
     if let ([only], false) = (&filled[..], parts.iter().any(|p| p.tracked())) {
         return only.reshape(&[only.rows().0, c]);
+    }
+    let runs = runs(parts);
+    if runs.len() < parts.len() {
+        return concat_rows(&runs.iter().collect::<Vec<_>>());
     }
     if first.array().is_some() {
         return concat_on_gpu(parts, c);
@@ -91,6 +96,18 @@ pub fn concat_rows(parts: &[&Tensor]) -> Result<Tensor> {
             Ok(())
         })
     })
+}
+
+/// The parts, those joined that lie one after the other in the same memory.
+fn runs(parts: &[&Tensor]) -> Vec<Tensor> {
+    let mut runs: Vec<Tensor> = Vec::with_capacity(parts.len());
+    for part in parts {
+        match runs.last_mut().and_then(|last| Some((last.joined(part)?, last))) {
+            Some((both, last)) => *last = both,
+            None => runs.push((*part).clone()),
+        }
+    }
+    runs
 }
 
 fn concat_on_gpu(parts: &[&Tensor], c: usize) -> Result<Tensor> {

@@ -21,17 +21,38 @@ const SAME: f64 = -10000.0;
 ///
 /// Source: LAVIS, `Blip2Qformer.forward` (`torch.multinomial` draws there).
 pub fn sample_negatives(sim: &Tensor, ids: Option<&[i64]>, stream: Stream) -> Result<Vec<u32>> {
-    let n = sim.rows().0;
-    if let Some([array]) = arrays(OP, [sim])? {
-        let picked = picks(&array, n, ids, stream)?;
-        let own = array.gpu().computes().then(|| picked.into_iter().map(u32::try_from).collect());
-        match own {
-            Some(std::result::Result::<Vec<u32>, _>::Ok(picked)) => return Ok(picked),
-            None if n > 1 => return Ok(evenly(n, stream)),
-            _ => {} // a row has nothing to draw from: the loop below says why
-        }
+    let [picked] = sample_all([sim], ids, [stream])?;
+    Ok(picked)
+}
+
+/// [`sample_negatives`] of two matrices of the same ids, each by a stream of its own. A GPU is waited for once.
+pub fn sample_negatives_twice(
+    sims: [&Tensor; 2],
+    ids: Option<&[i64]>,
+    streams: [Stream; 2],
+) -> Result<[Vec<u32>; 2]> {
+    sample_all(sims, ids, streams)
+}
+
+fn sample_all<const N: usize>(
+    sims: [&Tensor; N],
+    ids: Option<&[i64]>,
+    streams: [Stream; N],
+) -> Result<[Vec<u32>; N]> {
+    let picked = match arrays(OP, sims)? {
+        Some(arrays) => on_gpu(&arrays, ids, streams)?,
+        None => [const { None }; N],
+    };
+    let mut all = [const { Vec::new() }; N];
+    for (((all, picked), sim), stream) in all.iter_mut().zip(picked).zip(sims).zip(streams) {
+        let (n, computes) = (sim.rows().0, sim.array().is_none_or(|sim| sim.gpu().computes()));
+        *all = match picked {
+            Some(picked) => picked,
+            None if !computes && n > 1 => evenly(n, stream),
+            None => draw_rows(&negative_weights(sim, ids)?, n, stream)?,
+        };
     }
-    draw_rows(&negative_weights(sim, ids)?, n, stream)
+    Ok(all)
 }
 
 /// A plan has no similarities: what equal ones would draw, in as many steps as there are rows.
@@ -43,17 +64,31 @@ fn evenly(n: usize, stream: Stream) -> Vec<u32> {
     (0..n).map(pick).collect()
 }
 
-/// What the kernel draws; -1 where a row has nothing to draw from.
-fn picks(sim: &Array, n: usize, ids: Option<&[i64]>, stream: Stream) -> Result<Vec<i32>> {
-    let gpu = sim.gpu();
-    let array = sim.cast(OP, Storage::F32)?;
+/// None where a row has nothing to draw from - the loop below says why - and in a plan.
+fn on_gpu<const N: usize>(
+    sims: &[Array; N],
+    ids: Option<&[i64]>,
+    streams: [Stream; N],
+) -> Result<[Option<Vec<u32>>; N]> {
+    let mut found = [const { None }; N];
+    let Some(gpu) = sims.first().map(|sim| sim.gpu().clone()) else { return Ok(found) };
     let ids = ids.map(|ids| gpu.upload(OP, Storage::I32, ids)).transpose()?;
-    let picked = gpu.array(OP, Storage::I32, n)?;
-    let (seed, site, step) = (stream.seed, stream.site, stream.step);
-    let args = crate::args![&array, ids.as_ref(), &picked, int(n), seed, site, step];
-    // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
-    unsafe { gpu.launch("sample_negatives_f32", (n, 1), (32, 1), 0, args) }?;
-    picked.read::<i32>()
+    let mut drawn = Vec::with_capacity(N);
+    for (sim, stream) in sims.iter().zip(streams) {
+        let (array, n) = (sim.cast(OP, Storage::F32)?, sim.len().isqrt());
+        let picked = gpu.array(OP, Storage::I32, n)?;
+        let (seed, site, step) = (stream.seed, stream.site, stream.step);
+        let args = crate::args![&array, ids.as_ref(), &picked, int(n), seed, site, step];
+        // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
+        unsafe { gpu.launch("sample_negatives_f32", (n, 1), (32, 1), 0, args) }?;
+        drawn.push(picked);
+    }
+    // Indices are small enough for f32; -1 is where nothing can be drawn.
+    for (found, picked) in found.iter_mut().zip(Array::read_together(&drawn)?) {
+        let possible = gpu.computes() && picked.iter().all(|i| *i >= 0.0);
+        *found = possible.then(|| picked.into_iter().map(|i| i as u32).collect());
+    }
+    Ok(found)
 }
 
 /// The weights of the draws `[n,n]`, row by row.

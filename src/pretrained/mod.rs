@@ -201,7 +201,7 @@ impl Pretrained {
         Tensor::new(planes, &[pictures.len(), 3, s, s])
     }
 
-    /// Features of pictures.
+    /// Features of pictures: of each the same beside any others.
     pub fn images(&self, pictures: &[Picture]) -> Result<Images> {
         self.model.image_features(&Pass::inference(&self.params), &self.pixels(pictures)?)
     }

@@ -1,18 +1,19 @@
-//! Pictures as a model sees them. Every picture's features are computed alone: a picture gets the same numbers, bit for bit, in
-//! any batch.
+//! Pictures as a model sees them. They go through the image encoder in chunks of one size ([`crate::tensor::Chunk`]): a picture
+//! gets the same numbers, bit for bit, beside any others.
 
 use super::Pretrained;
-use crate::Result;
 use crate::data::Image;
 use crate::model::Images;
 use crate::nn::Pass;
+use crate::ops;
 use crate::tensor::Tensor;
-use crate::vision::{self, Photo, Resampling, Turn};
+use crate::vision::{self, Normalise, Photo, Resampling, Turn};
+use crate::{Error, Result};
 
 /// A picture as the model sees it.
 pub struct Seen {
-    /// [1,3,S,S]
-    pub pixels: Tensor,
+    /// `[S, S, 3]`
+    pub rgb: Vec<u8>,
     /// Of the pixels: tells pictures apart where numbers are drawn, wherever the file lies.
     pub identity: u32,
 }
@@ -41,7 +42,12 @@ pub fn resized(model: &Pretrained, photo: &Photo) -> Result<vision::Picture> {
 impl Seen {
     /// Of a picture at the model's size.
     pub fn of(model: &Pretrained, picture: &vision::Picture) -> Result<Seen> {
-        Ok(Seen { pixels: model.pixels(std::slice::from_ref(picture))?, identity: identity_of(picture) })
+        let side = model.model.config.image_size;
+        if (picture.width, picture.height) != (side, side) {
+            let got = format!("{} x {}", picture.width, picture.height);
+            return Err(Error::argument("picture", "size", format!("{side} x {side}"), got));
+        }
+        Ok(Seen { rgb: picture.rgb.clone(), identity: identity_of(picture) })
     }
 }
 
@@ -52,10 +58,25 @@ fn identity_of(picture: &vision::Picture) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// The features of pictures, each computed alone.
+/// The features of pictures, one by one; of each the same beside any others.
 pub fn look(model: &Pretrained, seen: &[&Seen]) -> Result<Vec<Images>> {
-    let pass = Pass::inference(&model.params);
-    seen.iter().map(|s| model.model.image_features(&pass, &s.pixels)).collect()
+    if seen.is_empty() {
+        return Ok(Vec::new());
+    }
+    model.model.image_features(&Pass::inference(&model.params), &planes(model, seen)?)?.each()
+}
+
+/// The features of a picture that is all there is: as fast as the device can. On a GPU its last bits may be others than
+/// [`look`]'s.
+pub fn look_alone(model: &Pretrained, seen: &Seen) -> Result<Images> {
+    model.model.image_features_alone(&Pass::inference(&model.params), &planes(model, &[seen])?)
+}
+
+/// Normalised planes [B,3,S,S] where the model is.
+pub fn planes(model: &Pretrained, seen: &[&Seen]) -> Result<Tensor> {
+    let Normalise { mean, std } = Normalise::default();
+    let bytes: Vec<u8> = seen.iter().flat_map(|s| s.rgb.iter().copied()).collect();
+    ops::pixel_planes(model.params.device(), &bytes, model.model.config.image_size, mean, std)
 }
 
 #[cfg(test)]

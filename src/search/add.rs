@@ -1,4 +1,5 @@
-//! Adding pictures to an index: what threads do for each ([`read`]), and what the index's owner makes of it ([`Added::take`]).
+//! Adding pictures to an index: what threads do for each ([`read`]), and what the index's owner makes of it: it looks at the new
+//! ones of a batch together ([`look_at_new`]), and takes them in ([`Added::take`]).
 //! Pictures that are there unchanged are not read; those that were moved or copied keep their features.
 
 use super::index::{Adopted, Index, Picture};
@@ -93,8 +94,14 @@ pub fn read(model: &Pretrained, (name, path): (&str, &Path), known: &Known) -> R
 }
 
 impl Added {
-    /// Takes what was read of a picture into the index.
-    pub fn take(&mut self, model: &Pretrained, index: &mut Index, read: Read) -> Result<()> {
+    /// Takes what was read of a picture into the index; `new` gives the features of new ones in turn.
+    pub fn take(
+        &mut self,
+        model: &Pretrained,
+        index: &mut Index,
+        read: Read,
+        new: &mut impl Iterator<Item = Vec<f32>>,
+    ) -> Result<()> {
         match read {
             Read::Same(picture) => index.touch(&picture),
             Read::Known(picture) => match index.adopt(&picture, |p| !Path::new(&p.path).exists()) {
@@ -104,12 +111,17 @@ impl Added {
                 None => {
                     let photo = Photo::open(&picture.path, turn(model))?;
                     let picture = Picture { hash: photo.hash().to_hex().to_string(), ..picture };
-                    add(model, index, picture, &seen(model, &photo)?)?;
+                    for features in features(model, &[&seen(model, &photo)?])? {
+                        index.add(picture.clone(), &features)?;
+                    }
                     self.new += 1;
                 }
             },
-            Read::New(picture, seen) => {
-                add(model, index, picture, &seen)?;
+            Read::New(picture, _) => {
+                let features = new.next().ok_or_else(|| {
+                    Error::argument("search index", "features", "those of every new picture", "fewer")
+                })?;
+                index.add(picture, &features)?;
                 self.new += 1;
             }
         }
@@ -117,7 +129,16 @@ impl Added {
     }
 }
 
-fn add(model: &Pretrained, index: &mut Index, picture: Picture, seen: &Seen) -> Result<()> {
-    let features = look(model, &[seen])?.remove(0).proj.to_f32()?;
-    index.add(picture, &features)
+/// The features of the new ones among pictures that were read, in their order.
+pub fn look_at_new<'a>(
+    model: &Pretrained,
+    read: impl Iterator<Item = &'a Read>,
+) -> Result<std::vec::IntoIter<Vec<f32>>> {
+    let new = read.filter_map(|read| if let Read::New(_, seen) = read { Some(seen) } else { None });
+    Ok(features(model, &new.collect::<Vec<_>>())?.into_iter())
+}
+
+/// The features of pictures as an index keeps them.
+fn features(model: &Pretrained, seen: &[&Seen]) -> Result<Vec<Vec<f32>>> {
+    look(model, seen)?.iter().map(|image| image.proj.to_f32()).collect()
 }

@@ -4,9 +4,9 @@
 use crate::model::{Images, Retrieval, retrieval_scores};
 use crate::nn::Pass;
 use crate::pretrained::Pretrained;
-use crate::pretrained::pictures::Seen;
+use crate::pretrained::pictures::{self, Seen};
 use crate::pretrained::scores::Texts;
-use crate::tensor::Tensor;
+use crate::tensor::{Chunk, Tensor};
 use crate::{Error, Kind, Result};
 use std::collections::HashMap;
 use std::fs::File;
@@ -37,15 +37,18 @@ impl Gallery {
         Ok(Gallery { tokens, size, proj: Vec::new(), count: 0 })
     }
 
-    /// Takes a picture in; returns its features.
-    pub fn add(&mut self, model: &Pretrained, seen: &Seen) -> Result<Images> {
-        let pass = Pass::inference(&model.params);
-        let tokens = model.model.vit_tokens(&pass, &seen.pixels, |_, _| {})?;
-        let images = model.model.image_features_of(&pass, &tokens)?;
-        self.tokens.write_all(bytemuck::cast_slice(&tokens.to_f32()?)).map_err(|e| failed(&e))?;
-        self.proj.extend(images.proj.to_f32()?);
-        self.count += 1;
-        Ok(images)
+    /// Takes pictures in; returns their features.
+    pub fn add(&mut self, model: &Pretrained, seen: &[&Seen]) -> Result<Images> {
+        let (pass, m) = (Pass::inference(&model.params), &model.model);
+        let mut parts = Vec::new();
+        for some in seen.chunks(Chunk::of(model.params.device()).pictures) {
+            let (tokens, images) = m.tokens_and_features(&pass, &pictures::planes(model, some)?)?;
+            self.tokens.write_all(bytemuck::cast_slice(&tokens.to_f32()?)).map_err(|e| failed(&e))?;
+            self.proj.extend(images.proj.to_f32()?);
+            self.count += some.len();
+            parts.push(images);
+        }
+        Images::stack(&parts)
     }
 
     /// The features of a picture again.

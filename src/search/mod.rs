@@ -37,9 +37,10 @@ impl Index {
         for some in todo.chunks(AT_ONCE) {
             let read = |path: &&PathBuf| add::read(model, (&path.display().to_string(), path), &known);
             let read: Vec<Result<add::Read>> = some.par_iter().map(read).collect();
+            let mut new = add::look_at_new(model, read.iter().filter_map(|read| read.as_ref().ok()))?;
             for (path, read) in some.iter().zip(read) {
                 match read {
-                    Ok(read) => added.take(model, &mut index, read)?,
+                    Ok(read) => added.take(model, &mut index, read, &mut new)?,
                     Err(e) => skipped(path, e),
                 }
             }

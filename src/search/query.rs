@@ -7,9 +7,10 @@ use crate::model::{Images, mean_cosine};
 use crate::pretrained::Pretrained;
 use crate::pretrained::pictures::{Seen, look, see, seen, turn};
 use crate::pretrained::scores::{Scores, Texts, scores};
-use crate::tensor::Tensor;
+use crate::tensor::{Chunk, Tensor};
 use crate::vision::Photo;
 use crate::{Error, Result};
+use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 
 /// What the pictures that are looked at again are ranked by.
@@ -74,6 +75,7 @@ impl Query {
 
     /// A picture that was decoded already; `path` is what it is called.
     pub fn of_seen(model: &Pretrained, path: &Path, seen: &Seen) -> Result<Query> {
+        // As the pictures of an index are, which it is compared with.
         let features = look(model, &[seen])?.remove(0);
         Ok(Query::Picture { path: path.to_owned(), name: path.display().to_string(), features })
     }
@@ -166,12 +168,23 @@ pub fn search(
     let mut found: Vec<Found> = best.into_iter().map(found).collect();
     let mut rest = found.split_off(rerank.min(found.len()));
     let (mut again, mut unread) = (Vec::with_capacity(found.len()), Vec::new());
-    for f in found {
-        match picture(model, index.picture(f.picture)) {
-            Ok(image) => again.push(Found { picture: f.picture, ..query.scores(model, &image, f.itc)? }),
-            Err(e) => {
-                unread.push(e);
-                rest.push(f);
+    for some in found.chunks(Chunk::of(model.params.device()).pictures) {
+        let known: Vec<_> = some.iter().map(|f| (*f, index.picture(f.picture))).collect();
+        let read: Vec<(Found, Result<Seen>)> =
+            known.par_iter().map(|(f, known)| (*f, see_again(model, known))).collect();
+        let good: Vec<&Seen> = read.iter().filter_map(|(_, seen)| seen.as_ref().ok()).collect();
+        let mut images = look(model, &good)?.into_iter();
+        for (f, seen) in read {
+            match seen.map(|_| images.next()) {
+                Ok(image) => {
+                    if let Some(image) = image {
+                        again.push(Found { picture: f.picture, ..query.scores(model, &image, f.itc)? });
+                    }
+                }
+                Err(e) => {
+                    unread.push(e);
+                    rest.push(f);
+                }
             }
         }
     }
@@ -187,12 +200,12 @@ fn sort(found: &mut [Found], rank: Rank) {
     found.sort_by(|a, b| b.value(rank).total_cmp(&a.value(rank)).then(a.picture.cmp(&b.picture)));
 }
 
-/// The features of a picture of the index, if its file is as it was.
-fn picture(model: &Pretrained, known: &index::Picture) -> Result<Images> {
+/// A picture of the index, if its file is as it was.
+fn see_again(model: &Pretrained, known: &index::Picture) -> Result<Seen> {
     let photo = Photo::open(&known.path, turn(model))?;
     if photo.hash().to_hex().as_str() != known.hash {
         return Err(Error::file("search", &known.path, "the picture as it was indexed", "another")
             .fix("run `search index` again"));
     }
-    Ok(look(model, &[&seen(model, &photo)?])?.remove(0))
+    seen(model, &photo)
 }

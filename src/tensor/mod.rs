@@ -5,15 +5,17 @@
 //! what arithmetic there is in, however it is stored; its elements are read through [`Tensor::to_f32`] and the like.
 
 mod dropout;
+mod feed;
 mod half;
 mod place;
 mod stored;
 mod tape;
 
-pub use crate::device::gpu::{Array, Gpu, Storage};
-pub use crate::device::{DType, Device, Real};
+pub use crate::device::gpu::{Array, Flight, Gpu, Mark, Slot, Slots, Storage};
+pub use crate::device::{Chunk, DType, Device, Real};
 pub use crate::random::Stream;
 pub use dropout::Dropout;
+pub use feed::Feed;
 pub use half::HalfMatrix;
 pub use tape::{Gradients, Grads, Tape, constant, constant_tensor, record, record_tensor, watch_non_finite};
 

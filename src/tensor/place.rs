@@ -1,8 +1,9 @@
 //! Where tensors lie: on which device, in which storage, beside which others. Rooms above the operations place tensors by
 //! these, and so need not know what devices there are.
 
-use super::{Buffer, DType, Device, HalfMatrix, Storage, Tensor};
-use crate::Result;
+use super::{Buffer, DType, Device, HalfMatrix, Real, Shape, Storage, Tensor};
+use crate::{Error, Result, on};
+use std::sync::Arc;
 
 impl Tensor {
     /// Zeros on a device: stored as told on a GPU, in f32 on the CPU.
@@ -21,6 +22,35 @@ impl Tensor {
             Device::Gpu(_) if self.array().is_none() => self.to(device, Storage::F32),
             _ => Ok(self.clone()),
         }
+    }
+
+    /// This tensor of rows with rows of zeros behind it, `rows` of them all in all; a constant.
+    pub fn with_zero_rows(&self, rows: usize) -> Result<Tensor> {
+        let (own, columns) = self.rows();
+        if rows < own {
+            return Err(Error::argument("with_zero_rows", "rows", format!("at least {own}"), rows));
+        }
+        let Some(from) = self.array() else {
+            return on!(self.dtype(), T => {
+                let mut values = self.data::<T>().to_vec();
+                values.resize(rows * columns, T::ZERO);
+                Tensor::new(values, &[rows, columns])
+            });
+        };
+        let all = from.gpu().array("with_zero_rows", from.storage(), rows * columns)?;
+        all.part(0..from.len())?.copy_from(&from)?;
+        all.part(from.len()..all.len())?.zero()?;
+        Tensor::of_array(all, &[rows, columns])
+    }
+
+    /// This constant and the next one as rows of one, if they lie one after the other in the same memory.
+    pub fn joined(&self, next: &Tensor) -> Option<Tensor> {
+        let (own, columns) = self.rows();
+        let (more, same) = next.rows();
+        let follows = Arc::ptr_eq(&self.buffer, &next.buffer) && self.start + self.len() == next.start;
+        let constants = !self.tracked() && !next.tracked();
+        let shape = Shape::new(&[own + more, columns]);
+        (follows && constants && same == columns).then(|| Tensor { shape, ..self.clone() })
     }
 
     /// This tensor, on its memory, for another stream of its device (see [`Device::side`]), without history.

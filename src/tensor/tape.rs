@@ -273,6 +273,21 @@ impl Grads<'_> {
         Ok(())
     }
 
+    /// The gradients of inputs i and j on a GPU as one, for adding in place: where there are both, one after the other in memory that
+    /// nobody else sees.
+    pub fn both(&mut self, [i, j]: [usize; 2]) -> Option<Array> {
+        let have = |slot: &Option<Buffer>| match slot {
+            Some(Buffer::Gpu(have)) if have.seen_by() == 2 => Some(have.part(0..have.len())),
+            _ => None,
+        };
+        let first = have(self.slot(i)?.0)?.ok()?;
+        // The first part is one more who sees it.
+        match self.slot(j)?.0 {
+            Some(Buffer::Gpu(second)) if second.seen_by() == 3 => first.joined(second),
+            _ => None,
+        }
+    }
+
     /// How the gradient of input i is stored; None if nobody asks for it.
     pub fn storage(&self, i: usize) -> Option<Storage> {
         self.inputs.get(i).copied().flatten().and_then(|id| self.values[id].storage)

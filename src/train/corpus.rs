@@ -2,7 +2,7 @@
 //!
 //! A sample depends on (seed, micro-batch, index) alone: crop and flip are drawn from them, never from a thread's state.
 
-use super::cache::{Cache, Source, View};
+use super::cache::{Cache, Record, Source, View};
 use super::config::{Config, DataSource};
 use super::trainer::Micro;
 use crate::data::random::Draws;
@@ -142,15 +142,22 @@ impl Corpus {
     }
 }
 
+/// What is seen of a sample.
+pub enum Seen {
+    /// `[S, S, 3]`
+    Pixels(Vec<u8>),
+    /// What the cache holds instead.
+    Kept(Record),
+    /// That, damaged: its number and its picture's view, to compute it again.
+    Damaged(usize, View),
+}
+
 /// One sample as the trainer takes it.
 pub struct Item {
-    /// `[S, S, 3]`, or what the cache holds instead.
-    pub image: Vec<u8>,
+    pub image: Seen,
     pub text: Vec<u32>,
     pub image_id: i64,
     pub name: String,
-    /// Where the cache's record is damaged: its number and its picture's view, to compute it again.
-    damaged: Option<(usize, View)>,
 }
 
 /// Turns entries of a corpus into samples.
@@ -175,31 +182,31 @@ impl Loading {
         let entry = self.corpus.get(index).ok_or_else(|| {
             Error::new(Kind::Argument, "load samples").about("index").expected("one of the data").got(index)
         })?;
-        let (image, damaged) = match &self.cache {
+        let image = match &self.cache {
             Some(cache) => {
                 let view = cache.choose(self.seed, micro, index);
                 let record = entry.picture * cache.views() + view;
                 let named = |e: Error| e.about(entry.sample.image().path().display().to_string());
                 match cache.load(record).map_err(named)? {
-                    Some(tokens) => (tokens, None),
-                    None => (Vec::new(), Some((record, self.view(entry.picture, view)?))),
+                    Some(kept) => Seen::Kept(kept),
+                    None => Seen::Damaged(record, self.view(entry.picture, view)?),
                 }
             }
             None => {
                 let photo = entry.sample.image().photo(self.turn)?;
-                (self.pixels(&photo, [SITE_CROP, micro as u32, index as u32])?, None)
+                Seen::Pixels(self.pixels(&photo, [SITE_CROP, micro as u32, index as u32])?)
             }
         };
         let text = (self.tokenize)(entry.caption);
-        Ok(Item { image, text, image_id: entry.image_id, name: entry.sample.name.clone(), damaged })
+        Ok(Item { image, text, image_id: entry.image_id, name: entry.sample.name.clone() })
     }
 
     /// Computes the tokens of a batch's damaged records again; returns the names of their pictures.
     pub fn repair(&self, batch: &mut Batch<Item>, encoder: (&Model, &Params)) -> Result<Vec<String>> {
         let mut again = Vec::new();
         for item in &mut batch.items {
-            if let (Some(cache), Some((record, view))) = (&self.cache, item.damaged.take()) {
-                item.image = cache.repair(record, &view, self, encoder)?;
+            if let (Some(cache), Seen::Damaged(record, view)) = (&self.cache, &item.image) {
+                item.image = Seen::Kept(cache.record_of(&cache.repair(*record, view, self, encoder)?)?);
                 again.push(item.name.clone());
             }
         }
@@ -249,18 +256,28 @@ impl Loading {
 
     /// A batch of samples as one micro-batch.
     pub fn micro(&self, batch: Batch<Item>) -> Result<Micro> {
-        let bytes = batch.items.iter().map(|item| item.image.len()).sum();
-        let mut images: Vec<u8> = Vec::with_capacity(bytes);
+        let (mut pixels, mut records) = (Vec::new(), Vec::new());
         let (mut text, mut ids, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for item in batch.items {
-            images.extend_from_slice(&item.image);
+            match item.image {
+                Seen::Pixels(own) => pixels.extend_from_slice(&own),
+                Seen::Kept(record) => records.push(record),
+                Seen::Damaged(..) => {
+                    return Err(Error::argument(
+                        "train",
+                        "batch",
+                        "records that were repaired",
+                        "a damaged one",
+                    ));
+                }
+            }
             text.push(item.text);
             ids.push(item.image_id);
             names.push(item.name);
         }
         let image = match &self.cache {
-            Some(cache) => model::Image::Tokens(cache.tensor(&self.device, &images)?),
-            None => model::Image::Pixels(self.planes(&images)?),
+            Some(cache) => model::Image::Tokens(cache.tensor(records)?),
+            None => model::Image::Pixels(self.planes(&pixels)?),
         };
         Ok(Micro { image, text, image_id: Some(ids), names })
     }

@@ -5,8 +5,8 @@
 //! the blocks at lr d^(L + 1); everything else at lr.
 
 use crate::nn::{Id, Params};
-use crate::ops::{self, AdamWStep, Parameter};
-use crate::tensor::{Buffer, Gradients};
+use crate::ops::{AdamWStep, AdamWTables, Parameter, Squares};
+use crate::tensor::{Buffer, Gradients, Tensor};
 use crate::{Error, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,6 +44,7 @@ pub struct AdamW {
     /// Steps taken.
     pub steps: u64,
     pub moments: Vec<Moments>,
+    tables: AdamWTables,
 }
 
 impl AdamW {
@@ -71,12 +72,36 @@ impl AdamW {
             let zeros = || value.zeros_beside("AdamW");
             Ok(Moments { id, exp_avg: zeros()?, exp_avg_sq: zeros()?, scale })
         });
-        Ok(AdamW { hyper, steps: 0, moments: moments.collect::<Result<_>>()? })
+        Ok(AdamW {
+            hyper,
+            steps: 0,
+            moments: moments.collect::<Result<_>>()?,
+            tables: AdamWTables::default(),
+        })
+    }
+
+    /// The squares of gradients, and on a GPU whether the loss is finite ([`AdamWTables::squares`]).
+    pub fn squares(&mut self, grads: &Gradients, loss: Option<&Tensor>) -> Result<Squares> {
+        let all: Vec<&Buffer> = grads.keys().filter_map(|key| grads.get(key)).collect();
+        self.tables.squares(&all, loss)
     }
 
     /// One step with gradients multiplied by `unscale`; parameters without a gradient stay as they are.
     /// The gradients are consumed.
     pub fn step(&mut self, params: &mut Params, grads: &mut Gradients, lr: f64, unscale: f64) -> Result<()> {
+        self.step_if(params, grads, (lr, unscale), None)?;
+        grads.clear();
+        Ok(())
+    }
+
+    /// The same; but nothing changes where the squares are on a GPU and turn out not to be finite. Then call [`AdamW::undo`].
+    pub fn step_if(
+        &mut self,
+        params: &mut Params,
+        grads: &Gradients,
+        (lr, unscale): (f64, f64),
+        squares: Option<&Squares>,
+    ) -> Result<()> {
         if !(lr.is_finite() && lr >= 0.0) {
             return Err(Error::argument("AdamW", "learning rate", "a finite number, at least 0", lr));
         }
@@ -98,9 +123,11 @@ impl AdamW {
                 })
             })
             .collect();
-        ops::adamw(&mut all, &by)?;
-        drop(all);
-        grads.clear();
-        Ok(())
+        self.tables.step(&mut all, &by, squares)
+    }
+
+    /// A step that changed nothing is none.
+    pub fn undo(&mut self) {
+        self.steps -= 1;
     }
 }

@@ -111,6 +111,9 @@ impl Going<'_> {
                 Ok(micro) => micro,
                 Err(e) => return Err(self.after_bad_data(e, &loader, watch)),
             };
+            if let Some(cache) = &self.run.loading.cache {
+                cache.settle()?;
+            }
             // A GPU prefetches the next step's image tokens while it trains on these.
             let ahead = self.trainer.params.device().has_streams();
             if ahead && self.trainer.step + 1 < last {

@@ -320,6 +320,9 @@ impl Job {
         if ahead != [0; 2] {
             trainer.open_ahead(ahead)?;
         }
+        if config.cache_on_gpu && !device.has_streams() {
+            return Err(Error::argument("train", "cache_on_gpu", "a GPU", "the CPU").fix("leave it out"));
+        }
         let cache = config.cache().map(|settings| {
             Cache::open(&settings, &config, &corpus, &trainer.model.config, &identity.frozen)
         });
@@ -389,7 +392,7 @@ fn check_length(config: &Config, length: Length, again: bool) -> Result<()> {
 
 /// Fills a cache, from which training then loads.
 fn cached(
-    cache: Cache,
+    mut cache: Cache,
     config: &Config,
     loading: Arc<Loading>,
     trainer: &Trainer,
@@ -407,6 +410,13 @@ fn cached(
         all - missing
     ));
     let how = (config.batch, config.loading());
-    cache.fill(&loading, (&trainer.model, &trainer.params), how, watch)?;
+    let encoder = (&trainer.model, &trainer.params);
+    cache.fill(&loading, encoder, how, watch)?;
+    if cache.missing().is_empty() {
+        cache.attach(&loading.device, config.cache_on_gpu, |cache, record| {
+            let view = loading.view(record / cache.views(), record % cache.views())?;
+            cache.repair(record, &view, &loading, encoder)
+        })?;
+    }
     Ok(Arc::new(Loading { cache: Some(Arc::new(cache)), ..Loading::clone(&loading) }))
 }

@@ -11,7 +11,7 @@ use crate::model::sites::micro_batch;
 use crate::model::{Batch, Model, NegativeWeights, Profile, Sampling};
 use crate::nn::{DropoutPlan, Params, Pass};
 use crate::ops::{self, Right};
-use crate::tensor::{Gradients, Tape, Tensor};
+use crate::tensor::{Array, Gradients, Tape, Tensor};
 use crate::{Error, Result};
 
 /// Losses (total, ITC, ITM, LM) and accuracies of a step.
@@ -19,6 +19,68 @@ use crate::{Error, Result};
 pub struct StepLosses {
     pub losses: [f64; 4],
     pub accuracy: [f64; 4],
+}
+
+/// Losses and accuracies of a step's parts, each with its weight, before anybody has waited for them.
+#[derive(Default)]
+pub struct Unread(Vec<Part>);
+
+/// Total (None: the sum of the others), ITC, ITM and LM; and the right answers.
+struct Part {
+    share: f64,
+    losses: [Option<Tensor>; 4],
+    right: [Option<Right>; 4],
+}
+
+impl Unread {
+    /// The sum of all losses that gradients are of, on a GPU; not finite if one of them is not.
+    pub fn total(&self) -> Result<Option<Tensor>> {
+        let all = self.0.iter().flat_map(|p| match &p.losses {
+            [Some(total), ..] => vec![total.detach()],
+            [None, parts @ ..] => parts.iter().flatten().map(Tensor::detach).collect(),
+        });
+        let mut sum: Option<Tensor> = None;
+        for loss in all.filter(|loss| loss.array().is_some()) {
+            sum = Some(match sum {
+                Some(sum) => ops::add(&sum, &loss)?,
+                None => loss,
+            });
+        }
+        Ok(sum)
+    }
+
+    /// What they are.
+    pub fn losses(&self) -> Result<StepLosses> {
+        Ok(self.read(&[])?.0)
+    }
+
+    /// The same, and the values of more tensors of one element. A GPU is waited for once.
+    pub fn read(&self, more: &[&Tensor]) -> Result<(StepLosses, Vec<f64>)> {
+        let tensors = || self.0.iter().flat_map(|p| p.losses.iter().flatten()).chain(more.iter().copied());
+        let flags = self.0.iter().flat_map(|p| p.right.iter().flatten()).filter_map(|r| r.flags().cloned());
+        let arrays: Vec<Array> = tensors().filter_map(Tensor::array).chain(flags).collect();
+        let mut values = Array::read_together(&arrays)?.into_iter();
+        let numbers: Vec<f64> = tensors()
+            .map(|t| match t.array() {
+                Some(_) => Ok(values.next().and_then(|v| v.first().copied()).map_or(f64::NAN, f64::from)),
+                None => t.item(),
+            })
+            .collect::<Result<_>>()?;
+        let (mut numbers, mut sum) = (numbers.into_iter(), StepLosses::default());
+        for part in &self.0 {
+            let [total, own @ ..] =
+                part.losses.each_ref().map(|loss| loss.as_ref().and_then(|_| numbers.next()));
+            let total = total.unwrap_or_else(|| own.iter().flatten().sum());
+            let [itc, itm, lm] = own.map(|loss| loss.unwrap_or(0.0));
+            let right = part.right.each_ref().map(|right| match right {
+                Some(right) if right.flags().is_some() => right.share_of(&values.next().unwrap_or_default()),
+                Some(right) => right.share_of(&[]),
+                None => 0.0,
+            });
+            sum.add(part.share, [total, itc, itm, lm], right);
+        }
+        Ok((sum, numbers.collect()))
+    }
 }
 
 /// What every micro-batch of a step shares.
@@ -40,8 +102,8 @@ impl Model {
         batches: &[Batch],
         plan: StepPlan,
         grads: &mut Gradients,
-    ) -> Result<StepLosses> {
-        let (share, mut sum) = (1.0 / batches.len() as f64, StepLosses::default());
+    ) -> Result<Unread> {
+        let (share, mut sum) = (1.0 / batches.len() as f64, Unread::default());
         for (i, batch) in batches.iter().enumerate() {
             self.micro_step(params, batch, plan, (share, micro_batch(i)), grads, &mut sum)?;
         }
@@ -56,22 +118,22 @@ impl Model {
         plan: StepPlan,
         (share, site): (f64, u32),
         grads: &mut Gradients,
-        sum: &mut StepLosses,
+        sum: &mut Unread,
     ) -> Result<()> {
         let tape = Tape::new();
         let pass = Pass::training(params, &tape, plan.drop).at_site(site);
         if self.llm().is_some() {
             let loss = self.stage2(&pass, batch, None)?;
             tape.backward(&loss, share * plan.scale, grads)?;
-            let loss = loss.item()?;
-            sum.add(share, [loss, 0.0, 0.0, loss], [0.0; 4]);
+            let losses = [Some(loss.detach()), None, None, Some(loss.detach())];
+            sum.0.push(Part { share, losses, right: [const { None }; 4] });
             return Ok(());
         }
         let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
         let out = self.stage1(&pass, batch, plan.profile, sampling, None)?;
         tape.backward(&out.loss, share * plan.scale, grads)?;
-        let losses = [out.loss.item()?, out.itc.item()?, out.itm.item()?, out.lm.item()?];
-        sum.add(share, losses, out.accuracy.shares()?);
+        let losses = [&out.loss, &out.itc, &out.itm, &out.lm].map(|loss| Some(loss.detach()));
+        sum.0.push(Part { share, losses, right: out.accuracy.0.map(Some) });
         Ok(())
     }
 
@@ -82,7 +144,7 @@ impl Model {
         batches: &[Batch],
         plan: StepPlan,
         grads: &mut Gradients,
-    ) -> Result<StepLosses> {
+    ) -> Result<Unread> {
         if self.trains_vit() {
             return Err(Error::argument(
                 "train",
@@ -101,7 +163,7 @@ impl Model {
             features.push(self.contrastive_features(&pass, &merged)?);
         }
         let itc = self.joint_contrastive(params, batches, &features, plan, grads)?;
-        let (share, mut sum) = (1.0 / batches.len() as f64, StepLosses::default());
+        let (share, mut sum) = (1.0 / batches.len() as f64, Unread::default());
         for (i, (batch, tokens)) in batches.iter().zip(&tokens).enumerate() {
             let (tape, site) = (Tape::new(), micro_batch(i));
             let pass = Pass::training(params, &tape, plan.drop).at_site(site);
@@ -117,13 +179,12 @@ impl Model {
             let seed = pass.here(&Tensor::of(both.dtype(), &[share * plan.scale], &[])?)?;
             let (image_grad, text_grad) = itc.gradients[i].clone();
             tape.backward_from(&[(&both, seed), (&image, image_grad), (&text, text_grad)], grads)?;
-            let (m, l) = (itm.loss.item()?, lm.item()?);
-            sum.add(share, [m + l, 0.0, m, l], [0.0, 0.0, itm.right.share()?, lm_right.share()?]);
+            let losses = [None, None, Some(itm.loss.detach()), Some(lm.detach())];
+            sum.0.push(Part { share, losses, right: [None, None, Some(itm.right), Some(lm_right)] });
         }
-        sum.losses[0] += itc.loss;
-        sum.losses[1] = itc.loss;
-        let [a, b] = itc.right.each_ref().map(Right::share);
-        (sum.accuracy[0], sum.accuracy[1]) = (a?, b?);
+        let [a, b] = itc.right.map(Some);
+        let losses = [None, Some(itc.loss), None, None];
+        sum.0.push(Part { share: 1.0, losses, right: [a, b, None, None] });
         Ok(sum)
     }
 
@@ -165,12 +226,12 @@ impl Model {
             gradients.push((part(&image, at[0], i)?, part(&text, at[1], t)?));
             at = [at[0] + i.rows().0, at[1] + t.rows().0];
         }
-        Ok(Joint { loss: itc.item()?, right, gradients })
+        Ok(Joint { loss: itc.detach(), right, gradients })
     }
 }
 
 struct Joint {
-    loss: f64,
+    loss: Tensor,
     right: [Right; 2],
     gradients: Vec<(Tensor, Tensor)>,
 }

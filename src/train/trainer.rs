@@ -5,10 +5,10 @@
 
 use super::optimizer::{AdamW, Hyper};
 use super::schedule::Schedule;
-use super::step::{StepLosses, StepPlan};
+use super::step::{StepLosses, StepPlan, Unread};
 use crate::model::{Batch, Image, Model, Profile, Sampling, sites};
 use crate::nn::{DropoutPlan, Id, Params, Pass};
-use crate::ops;
+use crate::ops::Squares;
 use crate::tensor::{Buffer, Device, Gradients, Storage, Tensor, watch_non_finite};
 use crate::{Error, Kind, Result};
 
@@ -220,25 +220,21 @@ impl Trainer {
         } else {
             self.model.step_separate(&self.params, &batches, plan, &mut grads)
         };
-        let losses = match losses {
-            Ok(l) if l.losses.iter().all(|x| x.is_finite()) => l,
+        let unread = match losses {
+            Ok(unread) => unread,
             Err(e) if e.kind() != Kind::NonFinite => return Err(e),
-            _ => return Err(self.non_finite("loss", &grads, &batches, micro, plan)),
+            Err(_) => return Err(self.non_finite("loss", &grads, &batches, micro, plan)),
         };
-        let gradient_norm = self.norm(&grads)? / self.scale.scale;
+        let lr = self.options.schedule.lr(self.step, self.options.steps_per_epoch);
+        let (losses, gradient_norm, temperature) = self.update(&unread, &grads, lr)?;
+        if !losses.losses.iter().all(|x| x.is_finite()) {
+            return Err(self.non_finite("loss", &grads, &batches, micro, plan));
+        }
         if !gradient_norm.is_finite() && !self.scale.enabled {
             return Err(self.non_finite("gradient", &grads, &batches, micro, plan));
         }
-        let lr = self.options.schedule.lr(self.step, self.options.steps_per_epoch);
-        let unscale = 1.0 / self.scale.scale;
         let applied = self.scale.update(gradient_norm.is_finite());
-        if applied {
-            self.torn = true;
-            self.optimizer.step(&mut self.params, &mut grads, lr, unscale)?;
-            self.torn = false;
-        }
         self.step += 1;
-        let temperature = self.params.find("temp").map_or(Ok(f64::NAN), |id| self.params.get(id).item())?;
         Ok(StepReport { step: self.step, lr, losses, gradient_norm, temperature, applied })
     }
 
@@ -252,9 +248,34 @@ impl Trainer {
         self.ahead = None;
     }
 
-    fn norm(&self, grads: &Gradients) -> Result<f64> {
-        let all: Vec<&Buffer> = grads.keys().filter_map(|key| grads.get(key)).collect();
-        ops::gradient_norm(&all)
+    /// Updates the parameters, unless a loss or a gradient is not finite; then says what losses, gradient norm and temperature
+    /// are. A GPU is asked for the update before anybody knows: it looks for itself, and is waited for once.
+    fn update(&mut self, unread: &Unread, grads: &Gradients, lr: f64) -> Result<(StepLosses, f64, f64)> {
+        let squares = self.optimizer.squares(grads, unread.total()?.as_ref())?;
+        let by = (lr, 1.0 / self.scale.scale);
+        let temp = self.params.find("temp");
+        let Squares::OnGpu(sum) = &squares else {
+            let (losses, _) = unread.read(&[])?;
+            let norm = squares.norm()? / self.scale.scale;
+            if norm.is_finite() && losses.losses.iter().all(|x| x.is_finite()) {
+                self.torn = true;
+                self.optimizer.step_if(&mut self.params, grads, by, None)?;
+                self.torn = false;
+            }
+            let temperature = temp.map_or(Ok(f64::NAN), |id| self.params.get(id).item())?;
+            return Ok((losses, norm, temperature));
+        };
+        self.torn = true;
+        self.optimizer.step_if(&mut self.params, grads, by, Some(&squares))?;
+        let more = [Some(sum), temp.map(|id| self.params.get(id))];
+        let (losses, more) = unread.read(&more.into_iter().flatten().collect::<Vec<_>>())?;
+        // What was read came behind the update.
+        self.torn = false;
+        let norm = more.first().map_or(f64::NAN, |sum| sum.sqrt()) / self.scale.scale;
+        if !norm.is_finite() {
+            self.optimizer.undo();
+        }
+        Ok((losses, norm, more.get(1).copied().unwrap_or(f64::NAN)))
     }
 
     /// Says where the first number that is not finite is: among the parameters, the pictures, the activations or the

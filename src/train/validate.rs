@@ -8,7 +8,7 @@ use super::log::{EvaluationLine, Time};
 use super::trainer::{Micro, Trainer};
 use crate::data::Batch;
 use crate::metrics;
-use crate::model::{self, Sampling, sites};
+use crate::model::{self, Images, Sampling, sites};
 use crate::nn::Pass;
 use crate::tensor::Tensor;
 use crate::{Error, Kind, Result};
@@ -38,12 +38,17 @@ pub fn evaluate(trainer: &Trainer, on: &Validation) -> Result<EvaluationLine> {
         if n < 2 {
             continue; // a matching loss needs a negative
         }
-        let some = batch_losses(trainer, &micro, sites::micro_batch(i))?;
+        let pass = Pass::inference(&trainer.params);
+        let some = if trainer.model.llm().is_some() {
+            let loss = trainer.model.stage2(&pass, &batch_of(&micro), None)?.item()?;
+            [loss, 0.0, 0.0, loss]
+        } else {
+            let (tokens, images) = trainer.model.tokens_and_features(&pass, micro.image.tensor())?;
+            features.add(trainer, &micro, images)?;
+            batch_losses(trainer, &micro, &tokens, sites::micro_batch(i))?
+        };
         losses.iter_mut().zip(some).for_each(|(sum, x)| *sum += n as f64 * x);
         pictures += n;
-        if trainer.model.llm().is_none() {
-            features.add(trainer, &micro)?;
-        }
     }
     if pictures == 0 {
         return Err(Error::new(Kind::Data, "evaluate")
@@ -78,23 +83,22 @@ fn load(on: &Validation, entries: &[usize]) -> Result<Micro> {
     on.loading.micro(Batch { step: 0, indices: entries.to_vec(), items })
 }
 
-fn batch_losses(trainer: &Trainer, micro: &Micro, site: u32) -> Result<[f64; 4]> {
+fn batch_of(micro: &Micro) -> model::Batch<'_> {
+    model::Batch { image: micro.image.clone(), text: &micro.text, image_id: micro.image_id.as_deref() }
+}
+
+fn batch_losses(trainer: &Trainer, micro: &Micro, tokens: &Tensor, site: u32) -> Result<[f64; 4]> {
     let pass = Pass::inference(&trainer.params);
-    let batch =
-        model::Batch { image: micro.image.clone(), text: &micro.text, image_id: micro.image_id.as_deref() };
-    if trainer.model.llm().is_some() {
-        let loss = trainer.model.stage2(&pass, &batch, None)?.item()?;
-        return Ok([loss, 0.0, 0.0, loss]);
-    }
     let sampling = Sampling::Draw { seed: trainer.options.seed, step: u32::MAX, site };
-    let out = trainer.model.stage1(&pass, &batch, trainer.options.profile, sampling, None)?;
+    let out =
+        trainer.model.losses(&pass, tokens, &batch_of(micro), trainer.options.profile, sampling, None)?;
     Ok([out.loss.item()?, out.itc.item()?, out.itm.item()?, out.lm.item()?])
 }
 
 impl Features {
-    fn add(&mut self, trainer: &Trainer, micro: &Micro) -> Result<()> {
+    fn add(&mut self, trainer: &Trainer, micro: &Micro, images: Images) -> Result<()> {
         let pass = Pass::inference(&trainer.params);
-        self.pictures.push(trainer.model.image_features(&pass, micro.image.tensor())?.proj);
+        self.pictures.push(images.proj);
         for text in trainer.model.text_features(&pass, &micro.text)? {
             self.texts.extend(text.proj.slice_rows(0..1)?.to_f64()?); // of [CLS]
         }

@@ -26,6 +26,8 @@ fn a_plan_counts_what_a_step_does() {
             assert_eq!(second.launches, first.launches);
             assert_eq!(second.allocations, 0, "{name}: memory was asked for in the second step");
             assert!(second.peak > 0);
+            // For the negatives, whose captions' lengths the next launches depend on, and for what a step is reported by.
+            assert_eq!(second.waits, 2, "{name}");
             second
         };
         // Negatives are drawn from similarities, which a plan has not: lengths of pairs differ, launches do not.
@@ -35,6 +37,7 @@ fn a_plan_counts_what_a_step_does() {
         };
         assert_eq!(launches(&done), launches(&planned), "{name}");
         assert_eq!((done.multiplied(), done.copies), (planned.multiplied(), planned.copies), "{name}");
+        assert_eq!(done.waits, planned.waits, "{name}");
     }
 }
 

@@ -70,7 +70,7 @@ fn step<T: Storage>(s: Schedule) -> Vec<Vec<f32>> {
     let hyper = [size, root, 1.0 - BETAS[0], BETAS[1], 1.0 - BETAS[1], EPS, 1.0 - LR * DECAY];
     let mut args = vec![Arg::from(&state.slots), (&state.chunks).into()];
     args.extend(hyper.map(|x| Arg::from(x as f32)));
-    args.push(UNSCALE.into());
+    args.extend([UNSCALE.into(), Arg::NULL]);
     run1(&format!("adamw_{}", T::NAME), state.count, 256, &args, s);
     let mut out: Vec<Vec<f32>> = vec![vec![]; 3];
     for [p, m, v, _, copy] in &state.parts {
@@ -130,7 +130,8 @@ fn gradient_norm() {
         let (partial, total) = (fresh::<f32>(state.count), fresh::<f32>(1));
         let args = [&state.slots, &state.chunks, &partial].map(Arg::from);
         run1("adamw_norm", state.count, 256, &args, s);
-        run1("adamw_norm_sum", 1, 256, &[(&partial).into(), (&total).into(), (state.count as i32).into()], s);
+        let count = Arg::from(state.count as i32);
+        run1("adamw_norm_sum", 1, 256, &[(&partial).into(), (&total).into(), count, Arg::NULL], s);
         read::<f32>(&total)[0]
     };
     let total = everywhere(|s| norm(None, s));

@@ -38,6 +38,7 @@ fn check_accumulation(joint: bool, profile: Profile) {
     } else {
         model.step_separate(&params, &batches, plan, &mut grads).unwrap()
     };
+    let losses = losses.losses().unwrap();
     // The negatives that each micro-batch drew.
     let draw = |k: usize| {
         let sampling = Sampling::Draw { seed: 6, step: 2, site: sites::micro_batch(k) };
@@ -101,8 +102,8 @@ fn one_micro_batch_is_the_same_either_way() {
             image_id: Some(&setup.ids),
         }];
         let [mut a, mut b] = [Gradients::new(), Gradients::new()];
-        let joint = setup.model.step_joint(&params, &batch, plan, &mut a).unwrap();
-        let separate = setup.model.step_separate(&params, &batch, plan, &mut b).unwrap();
+        let joint = setup.model.step_joint(&params, &batch, plan, &mut a).unwrap().losses().unwrap();
+        let separate = setup.model.step_separate(&params, &batch, plan, &mut b).unwrap().losses().unwrap();
         assert_eq!(joint.accuracy, separate.accuracy);
         for (x, y) in joint.losses.iter().zip(separate.losses) {
             assert!((x - y).abs() < 1e-12, "{joint:?} {separate:?}");
@@ -130,7 +131,7 @@ fn micro_batches_draw_masks_of_their_own() {
             true => setup.model.step_joint(&params, &batches, plan, grads),
             false => setup.model.step_separate(&params, &batches, plan, grads),
         };
-        losses.unwrap().losses[3]
+        losses.unwrap().losses().unwrap().losses[3]
     };
     for joint in [false, true] {
         assert!((captioning(joint, 1) - captioning(joint, 2)).abs() > 1e-6, "joint: {joint}");

@@ -75,6 +75,38 @@ fn tokens_that_are_kept_are_those_of_the_pictures() {
     assert_eq!(size(world.path("half/tokens")) * 2, size(world.path("kept/tokens")));
 }
 
+/// All records in a GPU's memory, from which a batch is gathered: the numbers of records that are read for every batch. A damaged one is
+/// computed again, and one that could not be used is not asked for.
+#[cfg(feature = "host-kernels")]
+#[test]
+fn kept_tokens_on_a_gpu_are_those_of_the_disk() {
+    let world = world();
+    world.write("images/05.png", "no picture");
+    let common = "train --images images --captions captions.json --start begin/model --batch 12 --epochs 1 \
+                  --set warmup_steps=2 --set bad_share=0.1 --device host --cache kept --out";
+    let common: Vec<&str> = common.split_whitespace().collect();
+    world.run(&[&common[..], &["disk"]].concat()).good();
+    let path = world.path("kept/tokens");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (record, good) = (bytes.len() / 24, bytes.clone());
+    bytes[7 * record] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    world.run(&[&common[..], &["gpu", "--set", "cache_on_gpu=true"]].concat()).good();
+    assert!(std::fs::read(&path).unwrap() == good, "the damaged record stands as it was");
+    assert_eq!(world.log("disk"), world.log("gpu"));
+    assert!(trained(&world, "disk") == trained(&world, "gpu"));
+}
+
+#[test]
+fn tokens_are_kept_on_a_gpu_where_there_is_one() {
+    let world = world();
+    let on_gpu = ["--set", "cache_on_gpu=true"];
+    run(&world, "none", &on_gpu).refused(2, &["cache_on_gpu: expected a cache, got none", "(cache)"]);
+    run(&world, "cpu", &[&on_gpu[..], &["--cache", "kept"]].concat())
+        .refused(2, &["train: cache_on_gpu: expected a GPU, got the CPU; leave it out"]);
+    assert!(!world.path("cpu").exists() && !world.path("kept").exists());
+}
+
 #[test]
 fn what_was_there_before_changes_nothing() {
     let world = world();
@@ -282,4 +314,47 @@ fn a_picture_that_cannot_be_used_does_not_keep_a_cache_from_being_shared() {
     let said = run(&world, "repaired", &more).good();
     assert!(said.errors().contains("22 of 24 are there; 1 pictures have changed"), "{}", said.errors());
     assert!(!said.errors().contains("could not be used"), "{}", said.errors());
+}
+
+fn measured(world: &World, arguments: &[&str]) -> serde_json::Value {
+    let done = world.run(&[arguments, &["--device", "cpu", "--json"]].concat()).good();
+    serde_json::from_str(&done.text()).unwrap()
+}
+
+/// Loader and model together, timed as a run is, from files and from a cache.
+#[test]
+fn steps_are_timed_with_their_loader() {
+    let world = World::new();
+    let bench = ["bench", "train", "--config", "tiny", "--batch", "6", "--steps", "3"];
+    let data = ["--captions", "captions.json", "--images", "images"];
+    let bench = [&bench[..], &data].concat();
+    let files = measured(&world, &bench);
+    let cache = measured(&world, &[&bench[..], &["--cache", "kept"]].concat());
+    assert_eq!(files["from"], "picture files");
+    assert_eq!(cache["from"], "a cache of image tokens");
+    for found in [&files, &cache] {
+        let number = |key: &str| found[key].as_f64().unwrap();
+        assert!(number("samples_per_s") > 0.0 && number("waiting") >= 0.0, "{found}");
+        assert!(number("waiting") < number("seconds"), "{found}");
+        assert!(number("batch_processor_seconds") > 0.0 && number("step_processor_seconds") > 0.0, "{found}");
+    }
+    assert!(size(world.path("kept/tokens")) > 0);
+    world
+        .run(&["bench", "train", "--config", "tiny"])
+        .refused(2, &["bench train: --captions: expected captions, and where their pictures lie, got none"]);
+}
+
+#[test]
+fn captions_of_files_are_timed_with_their_decoding() {
+    let world = World::new();
+    world.write("images/notes.txt", "no picture");
+    let bench = ["bench", "caption", "--config", "tiny", "--batch", "5", "--text", "4", "--pictures"];
+    let found = measured(&world, &[&bench[..], &["images"]].concat());
+    let counts = ["pictures", "left_out"].map(|key| found[key].as_u64());
+    assert_eq!(counts, [Some(24), Some(1)]);
+    assert!(found["samples_per_s"].as_f64().unwrap() > 0.0, "{found}");
+    std::fs::create_dir(world.path("empty")).unwrap();
+    world
+        .run(&[&bench[..], &["empty"]].concat())
+        .refused(2, &["bench: --pictures: expected a folder of pictures, got one without files"]);
 }

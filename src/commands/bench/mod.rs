@@ -4,7 +4,9 @@ mod data;
 mod kernels;
 mod llm;
 mod meter;
+mod pictures;
 mod plan;
+mod train;
 
 use super::engine::PlaceArgs;
 use super::output::say;
@@ -30,17 +32,19 @@ use std::time::Instant;
 /// reaches on the same threads in the same run, and the peak of memory.
 ///
 /// `data` reads a data set: captions a second, the peak of memory, and with --images pictures a second, read and decoded.
+/// `train` makes training steps of a data set (--captions, --images), loader and step together, from picture files or with
+/// --cache from image tokens, and says what the thread that trains waited for.
 ///
 /// `--device plan` computes nothing: it counts what a run launches, moves and holds on a GPU, and gives the roofline
 /// time on an H200; `--device plan:CARD` that of another card, which is a prediction. `kernels` times the kernels of a GPU one by one (--device cuda, or host with --config tiny): GB/s or TFLOP/s of the bytes
 /// and operations they cannot do without, and the share of that in what a copy or a large product reaches in the same run.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  qformer bench step --config base --batch 8\n  qformer bench caption --config base --batch 1 --json\n  qformer bench kernels --device cuda --batch 128\n  qformer bench step --device plan:rtx-4090 --config full --batch 25\n  qformer bench data --captions captions.json --images photos"
+    after_help = "Examples:\n  qformer bench step --config base --batch 8\n  qformer bench caption --config base --batch 1 --json\n  qformer bench kernels --device cuda --batch 128\n  qformer bench step --device plan:rtx-4090 --config full --batch 25\n  qformer bench data --captions captions.json --images photos\n  qformer bench train --config base --captions captions.json --images photos --cache tokens"
 )]
 pub struct Args {
     /// What to time
-    #[arg(value_parser = ["step", "caption", "kernels", "data"])]
+    #[arg(value_parser = ["step", "train", "caption", "kernels", "data"])]
     what: String,
     /// Sizes: tiny, heads, base (ViT-B/16 and the full Q-Former), full (BLIP-2), or a config.json
     #[arg(long, default_value = "base")]
@@ -76,12 +80,21 @@ pub struct Args {
     /// of an H200 where its figures are not known
     #[arg(long)]
     profile: bool,
-    /// In `data`: a file of captions, tar shards, parquet files or a folder
+    /// In `data` and `train`: a file of captions, tar shards, parquet files or a folder
     #[arg(long, value_name = "FILE")]
     captions: Option<PathBuf>,
-    /// In `data`: where the pictures lie
+    /// In `data` and `train`: where the pictures lie
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
+    /// In `caption`: a folder of pictures, which are decoded beside it and captioned once
+    #[arg(long, value_name = "DIR")]
+    pictures: Option<PathBuf>,
+    /// In `train`: a folder for image tokens, which are computed first and trained on instead of pictures
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// In `train` with --cache: all image tokens in the GPU's memory
+    #[arg(long)]
+    cache_on_gpu: bool,
     /// One JSON object instead of lines
     #[arg(long)]
     json: bool,
@@ -120,6 +133,8 @@ struct GpuCounts {
     launches: u64,
     products: u64,
     copies: u64,
+    /// Times the host waited for the device, once at the end of a run among them.
+    waits: u64,
     allocations: u64,
     uploaded: u64,
     downloaded: u64,
@@ -139,6 +154,12 @@ pub fn run(args: &Args) -> Result<()> {
     let place = args.place.open(|line| note!("{line}"))?;
     if args.what == "kernels" {
         return kernels::run(args, &place);
+    }
+    if let ("caption", Some(folder)) = (args.what.as_str(), &args.pictures) {
+        return pool.install(|| pictures::run(args, folder, config, &place));
+    }
+    if args.what == "train" {
+        return pool.install(|| train::run(args, config, &place));
     }
     if let Device::Gpu(gpu) = &place.0
         && !gpu.computes()
@@ -237,6 +258,15 @@ fn trainer(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(
         image_id: None,
         names: (0..args.batch).map(|i| format!("noise {i}")).collect(),
     };
+    let (mut model, specs) = match &args.llm {
+        Some(name) => Model::with_llm(config, llm::named(name)?, 0, false)?,
+        None => Model::new(config, false)?,
+    };
+    model.set_recompute(args.recompute);
+    Ok((trainer_of(model, parameters(specs, place)?)?, [micro]))
+}
+
+fn trainer_of(model: Model, params: Params) -> Result<Trainer> {
     let schedule =
         Schedule { init_lr: 1e-4, min_lr: 1e-5, warmup_lr: 1e-6, warmup_steps: 5000, max_epoch: 10 };
     let options = Options {
@@ -248,12 +278,7 @@ fn trainer(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(
         schedule,
         hyper: Hyper::default(),
     };
-    let (mut model, specs) = match &args.llm {
-        Some(name) => Model::with_llm(config, llm::named(name)?, 0, false)?,
-        None => Model::new(config, false)?,
-    };
-    model.set_recompute(args.recompute);
-    Ok((Trainer::new(model, parameters(specs, place)?, options)?, [micro]))
+    Trainer::new(model, params, options)
 }
 
 fn caption(args: &Args, config: Config, place: &(Device, Precision)) -> Result<()> {
@@ -262,26 +287,42 @@ fn caption(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(
     show(args, place, &measured, run)
 }
 
-/// A batch of noise to captions, by a model of random numbers; of zeros where nothing is computed.
+/// A model of random numbers that captions; of zeros where nothing is computed.
+struct Captioner {
+    model: Model,
+    params: Params,
+    options: GenerateOptions,
+}
+
+impl Captioner {
+    fn new(args: &Args, config: Config, place: &(Device, Precision)) -> Result<Captioner> {
+        let options = GenerateOptions {
+            num_beams: args.beams,
+            // [DEC] and the tokens: none may end early, so that every run is as long
+            max_length: args.text + 1,
+            min_length: args.text + 1,
+            ..GenerateOptions::default()
+        };
+        let (model, specs) = Model::new(config, false)?;
+        Ok(Captioner { model, params: parameters(specs, place)?, options })
+    }
+}
+
+/// A batch of noise to captions.
 fn captioning(
     args: &Args,
     config: Config,
     place: &(Device, Precision),
 ) -> Result<impl FnMut() -> Result<()> + use<>> {
-    let options = GenerateOptions {
-        num_beams: args.beams,
-        // [DEC] and the tokens: none may end early, so that every run is as long
-        max_length: args.text + 1,
-        min_length: args.text + 1,
-        ..GenerateOptions::default()
-    };
-    let image = noise(&config, args.batch)?;
-    let image = image.at(&place.0)?;
-    let (model, specs) = Model::new(config, false)?;
-    let params = parameters(specs, place)?;
+    let image = noise(&config, args.batch)?.at(&place.0)?;
+    let Captioner { model, params, options } = Captioner::new(args, config, place)?;
     let identities: Vec<u32> = (0..args.batch as u32).collect();
     Ok(move || {
-        let images = model.image_features(&Pass::inference(&params), &image)?;
+        let pass = Pass::inference(&params);
+        let images = match identities.len() {
+            1 => model.image_features_alone(&pass, &image)?,
+            _ => model.image_features(&pass, &image)?,
+        };
         model.generate(&params, &images, &options, &identities).map(drop)
     })
 }
@@ -353,6 +394,7 @@ fn per_run(c: &Counts, runs: u64) -> GpuCounts {
         launches: c.launched() / runs,
         products: c.multiplied() / runs,
         copies: c.copies / runs,
+        waits: c.waits / runs,
         allocations: c.allocations / runs,
         uploaded: c.uploaded / runs,
         downloaded: c.downloaded / runs,
@@ -383,10 +425,11 @@ fn print(m: &Measured) -> Result<()> {
     say!("  memory      {:.2} GB at its peak", m.peak_bytes as f64 / 1e9)?;
     if let Some(g) = &m.gpu {
         say!(
-            "  of a run    {} launches, {} products, {} copies, {} allocations, {} bytes up, {} down",
+            "  of a run    {} launches, {} matmuls, {} copies, {} waits, {} allocations, {} bytes up, {} down",
             g.launches,
             g.products,
             g.copies,
+            g.waits,
             g.allocations,
             g.uploaded,
             g.downloaded

@@ -39,6 +39,8 @@ struct Plan {
     launches: u64,
     products: u64,
     copies: u64,
+    /// Times the host waits for the device.
+    waits: u64,
     bytes: u64,
     flops: u64,
     peak_bytes: u64,
@@ -131,6 +133,7 @@ fn plan(
         launches: counts.launched(),
         products: counts.multiplied(),
         copies: counts.copies,
+        waits: counts.waits,
         bytes: counts.moved(),
         flops: counts.flops,
         peak_bytes: first.peak.max(counts.peak),
@@ -163,10 +166,11 @@ fn print(p: &Plan) -> Result<()> {
         say!("{:.1} ms in kernels and products", measured / 1e3)?;
     }
     say!(
-        "{} launches, {} products, {} copies; {:.2} GB moved, {:.1} TFLOP; {:.2} GB at the peak; {} allocations in the first run, {} in the second",
+        "{} launches, {} matmuls, {} copies, {} waits; {:.2} GB moved, {:.1} TFLOP; {:.2} GB at the peak; {} allocations in the first run, {} in the second",
         p.launches,
         p.products,
         p.copies,
+        p.waits,
         p.bytes as f64 / 1e9,
         p.flops as f64 / 1e12,
         p.peak_bytes as f64 / 1e9,

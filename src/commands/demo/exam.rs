@@ -5,12 +5,13 @@
 use crate::Result;
 use crate::data::Image;
 use crate::demo::Test;
-use crate::model::{GenerateOptions, Images};
+use crate::model::GenerateOptions;
 use crate::pretrained::Pretrained;
-use crate::pretrained::pictures;
+use crate::pretrained::pictures::{self, Seen};
 use crate::pretrained::scores::Texts;
 use crate::report::{Group, Sample};
 use crate::search::gallery::Gallery;
+use rayon::prelude::*;
 
 /// Pictures of a search that are ranked by itm + itc.
 const RANKED: usize = 16;
@@ -45,15 +46,13 @@ impl Answer {
 /// Captions all pictures, and searches for each among all.
 pub fn take<'a>(model: &Pretrained, tests: &'a [Test]) -> Result<Exam<'a>> {
     let mut gallery = Gallery::new(model)?;
-    let (mut images, mut identities) = (Vec::new(), Vec::new());
-    for test in tests {
-        let seen = pictures::see(model, &Image::File(test.path.clone()))?;
-        images.push(gallery.add(model, &seen)?);
-        identities.push(seen.identity);
-    }
+    let see = |test: &Test| pictures::see(model, &Image::File(test.path.clone()));
+    let seen: Vec<Seen> = tests.par_iter().map(see).collect::<Result<_>>()?;
+    let images = gallery.add(model, &seen.iter().collect::<Vec<_>>())?;
+    let identities: Vec<u32> = seen.iter().map(|s| s.identity).collect();
     // The captions are shorter than those that LAVIS asks for.
     let options = GenerateOptions { min_length: 1, ..GenerateOptions::default() };
-    let written = model.caption(&Images::stack(&images)?, &options, &identities)?;
+    let written = model.caption(&images, &options, &identities)?;
     let captions: Vec<String> = tests.iter().map(|t| t.scene.caption()).collect();
     let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
     let texts = Texts::new(model, &captions, model.model.config.max_txt_len)?;

@@ -292,12 +292,34 @@ impl Driver for Cuda {
         unsafe { cu::memcpy_htod_async(address(to), from, self.stream) }.map_err(|e| self.late("upload", e))
     }
 
+    fn pin(&self, bytes: usize) -> Result<Option<*mut c_void>> {
+        self.bind()?;
+        // SAFETY: fails where page-locked memory is refused.
+        Ok(unsafe { cu::malloc_host(bytes, 0) }.ok())
+    }
+
+    fn unpin(&self, at: *mut c_void) {
+        // SAFETY: an address that `pin` gave, freed once, when nothing copies from it.
+        let _ = self.bind().map(|()| unsafe { cu::free_host(at) });
+    }
+
+    fn upload_pinned(&self, to: *mut c_void, from: &[u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `Flight` checked the length and keeps `from` until this stream has reached what comes next.
+        unsafe { cu::memcpy_htod_async(address(to), from, self.stream) }.map_err(|e| self.late("upload", e))
+    }
+
     fn download(&self, from: *mut c_void, to: &mut [u8]) -> Result<()> {
         self.bind()?;
         // SAFETY: `Array` checked the length, and `to` lives until the copy is done.
         unsafe { cu::memcpy_dtoh_async(to, address(from), self.stream) }
             .map_err(|e| self.late("download", e))?;
         self.synchronize()
+    }
+
+    fn download_all(&self, parts: &mut [(*mut c_void, &mut [u8])]) -> Result<()> {
+        self.bind()?;
+        lock(&self.staging).download(parts, self.stream).map_err(|e| self.late("download", e))
     }
 
     fn copy(&self, from: *mut c_void, to: *mut c_void, bytes: usize) -> Result<()> {
@@ -386,6 +408,17 @@ impl Driver for Cuda {
             let waits = cu::stream::wait_event(self.stream, event, flags);
             let _ = cu::event::destroy(event);
             waits.map_err(|e| failed("wait", e))
+        }
+    }
+
+    fn reach(&self, mark: u64) -> Result<()> {
+        self.bind()?;
+        let event = mark as sys::CUevent;
+        // SAFETY: an event of `mark`, used once.
+        unsafe {
+            let reached = cu::event::synchronize(event);
+            let _ = cu::event::destroy(event);
+            reached.map_err(|e| self.late("wait for GPU", e))
         }
     }
 

@@ -1,4 +1,5 @@
-//! Uploads through page-locked memory: two buffers in turns. While one is copied to the GPU, the next upload fills the other.
+//! Copies through page-locked memory. Uploads have two buffers in turns: while one is copied to the GPU, the next upload fills
+//! the other. Small downloads have a third: all of them are asked for before the first is waited for.
 
 use super::address;
 use crate::terminal::note;
@@ -16,6 +17,8 @@ pub(super) const PIECE: usize = 32 << 20;
 pub(super) struct Staging {
     buffers: [Pinned; 2],
     next: usize,
+    /// What downloads arrive in.
+    down: Pinned,
     /// Page-locked memory was refused once.
     refused: bool,
 }
@@ -69,8 +72,50 @@ impl Staging {
         Ok(())
     }
 
+    /// Copies all parts from the GPU and waits once.
+    pub fn download(
+        &mut self,
+        parts: &mut [(*mut c_void, &mut [u8])],
+        stream: sys::CUstream,
+    ) -> Result<(), DriverError> {
+        // A part begins at a multiple of 16.
+        let room = |to: &[u8]| to.len().next_multiple_of(16);
+        let bytes: usize = parts.iter().map(|(_, to)| room(to)).sum();
+        let pinned = &mut self.down;
+        // SAFETY: the buffer is this object's, as long as `bytes` says, and nobody copies into it once this has waited; `Array`
+        // checked the lengths of the parts.
+        unsafe {
+            if !self.refused && pinned.bytes < bytes {
+                pinned.free();
+                match cu::malloc_host(bytes, 0) {
+                    Ok(at) => (pinned.at, pinned.bytes) = (at, bytes),
+                    Err(_) => self.refused = true,
+                }
+            }
+            if pinned.bytes < bytes {
+                for (from, to) in parts.iter_mut() {
+                    cu::memcpy_dtoh_async(to, address(*from), stream)?;
+                }
+                return cu::stream::synchronize(stream);
+            }
+            let mut at = pinned.at.cast::<u8>();
+            for (from, to) in parts.iter() {
+                let place = std::slice::from_raw_parts_mut(at, to.len());
+                cu::memcpy_dtoh_async(place, address(*from), stream)?;
+                at = at.add(room(to));
+            }
+            cu::stream::synchronize(stream)?;
+            let mut at = pinned.at.cast::<u8>();
+            for (_, to) in parts.iter_mut() {
+                std::ptr::copy_nonoverlapping(at, to.as_mut_ptr(), to.len());
+                at = at.add(room(to));
+            }
+        }
+        Ok(())
+    }
+
     pub fn close(&mut self) {
-        for pinned in &mut self.buffers {
+        for pinned in self.buffers.iter_mut().chain([&mut self.down]) {
             // SAFETY: as above; each buffer is freed once.
             unsafe {
                 let _ = pinned.wait();

@@ -109,6 +109,11 @@ impl Array {
         Arc::strong_count(&self.held) == 1
     }
 
+    /// How many see this memory.
+    pub fn seen_by(&self) -> usize {
+        Arc::strong_count(&self.held)
+    }
+
     /// A part, on the same memory.
     pub fn part(&self, range: Range<usize>) -> Result<Array> {
         if range.start > range.end || range.end > self.len {
@@ -157,8 +162,8 @@ impl Array {
         let mut values = vec![T::zeroed(); self.bytes() / size];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
         self.check_bytes("download", bytes.len())?;
-        self.gpu.count(|c| c.downloaded += bytes.len() as u64);
         if !bytes.is_empty() {
+            self.gpu.count(|c| (c.downloaded, c.waits) = (c.downloaded + bytes.len() as u64, c.waits + 1));
             self.gpu.driver().download(self.pointer(), bytes)?;
         }
         Ok(values)
@@ -166,13 +171,38 @@ impl Array {
 
     /// To the host, as f32.
     pub fn read_f32(&self) -> Result<Vec<f32>> {
-        Ok(match self.storage {
-            Storage::F32 => self.read::<f32>()?,
-            Storage::F16 => self.read::<half::f16>()?.iter().map(|x| x.to_f32()).collect(),
-            Storage::BF16 => self.read::<half::bf16>()?.iter().map(|x| x.to_f32()).collect(),
-            Storage::I32 => self.read::<i32>()?.iter().map(|x| *x as f32).collect(),
-            Storage::U8 => self.read::<u8>()?.iter().map(|x| f32::from(*x)).collect(),
-        })
+        Ok(self.as_f32(&self.read::<u8>()?))
+    }
+
+    /// What was read of it, as f32.
+    fn as_f32(&self, bytes: &[u8]) -> Vec<f32> {
+        use bytemuck::pod_read_unaligned as number;
+        let each = bytes.chunks_exact(self.storage.bytes());
+        match self.storage {
+            Storage::F32 => each.map(number::<f32>).collect(),
+            Storage::F16 => each.map(|x| number::<half::f16>(x).to_f32()).collect(),
+            Storage::BF16 => each.map(|x| number::<half::bf16>(x).to_f32()).collect(),
+            Storage::I32 => each.map(|x| number::<i32>(x) as f32).collect(),
+            Storage::U8 => bytes.iter().map(|x| f32::from(*x)).collect(),
+        }
+    }
+
+    /// Several of one stream to the host, as f32, with one wait for all of them.
+    pub fn read_together(arrays: &[Array]) -> Result<Vec<Vec<f32>>> {
+        let Some(first) = arrays.first() else { return Ok(Vec::new()) };
+        let gpu = &first.gpu;
+        if let Some(other) = arrays.iter().find(|a| !a.gpu.same(gpu)) {
+            return Err(Error::argument("download", "arrays", "those of one stream", other.gpu.name()));
+        }
+        let mut values: Vec<Vec<u8>> = arrays.iter().map(|a| vec![0; a.bytes()]).collect();
+        let bytes: usize = values.iter().map(Vec::len).sum();
+        if bytes > 0 {
+            gpu.count(|c| (c.downloaded, c.waits) = (c.downloaded + bytes as u64, c.waits + 1));
+            let parts = arrays.iter().zip(&mut values).map(|(a, to)| (a.pointer(), to.as_mut_slice()));
+            let mut parts: Vec<_> = parts.filter(|(_, to)| !to.is_empty()).collect();
+            gpu.driver().download_all(&mut parts)?;
+        }
+        Ok(arrays.iter().zip(&values).map(|(a, bytes)| a.as_f32(bytes)).collect())
     }
 
     /// All bytes zero.

@@ -14,6 +14,8 @@ pub struct Counts {
     pub flops: u64,
     /// Copies within the device, and memory set to zero.
     pub copies: u64,
+    /// Times the host waited for the device: for what it reads, or for everything.
+    pub waits: u64,
     /// Bytes from and to the host's memory.
     pub uploaded: u64,
     /// Bytes to the host.

@@ -74,8 +74,22 @@ pub trait Driver: Send + Sync {
     fn fresh(&self, at: *mut c_void, bytes: usize);
     /// Copies from the host.
     fn upload(&self, to: *mut c_void, from: &[u8]) -> Result<()>;
+    /// Page-locked memory of the host, which the device copies from by itself; None where there is none.
+    fn pin(&self, _bytes: usize) -> Result<Option<*mut c_void>> {
+        Ok(None)
+    }
+    /// Gives such memory back.
+    fn unpin(&self, _at: *mut c_void) {}
+    /// From page-locked memory, which stays as it is until this queue has reached what comes next: nobody waits.
+    fn upload_pinned(&self, to: *mut c_void, from: &[u8]) -> Result<()> {
+        self.upload(to, from)
+    }
     /// Copies to the host; waits for it.
     fn download(&self, from: *mut c_void, to: &mut [u8]) -> Result<()>;
+    /// Several at once, with one wait for all of them.
+    fn download_all(&self, parts: &mut [(*mut c_void, &mut [u8])]) -> Result<()> {
+        parts.iter_mut().try_for_each(|(from, to)| self.download(*from, to))
+    }
     /// Copies on the device.
     fn copy(&self, from: *mut c_void, to: *mut c_void, bytes: usize) -> Result<()>;
     /// Writes zeros.
@@ -94,6 +108,10 @@ pub trait Driver: Send + Sync {
     fn mark(&self) -> Result<u64>;
     /// What comes next in this queue waits until another one has reached that point.
     fn wait(&self, mark: u64) -> Result<()>;
+    /// Waits until a point of this queue is reached, once.
+    fn reach(&self, _mark: u64) -> Result<()> {
+        self.synchronize()
+    }
     /// A point in this queue whose time is taken, for `between`, once.
     fn stamp(&self) -> Result<u64>;
     /// Seconds from one stamp to a later one, when the device has reached both.

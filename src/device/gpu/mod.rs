@@ -14,12 +14,14 @@ pub(super) mod host;
 pub(super) mod plan;
 mod pool;
 mod product;
+mod slots;
 
 pub use array::{Array, Storage};
 pub use counts::{Counts, Launches};
 pub use driver::{Driver, Kernels, Memory, kernel_headers};
 pub use pool::Holder;
 pub use product::{Operand, Product};
+pub use slots::{Flight, Mark, Slot, Slots};
 
 use super::cards::Card;
 use super::launch::{Arg, Launch};
@@ -422,6 +424,7 @@ impl Gpu {
 
     /// Waits until everything is done; what failed meanwhile is an error here.
     pub fn synchronize(&self) -> Result<()> {
+        self.count(|c| c.waits += 1);
         self.0.driver.synchronize()
     }
 

@@ -99,11 +99,24 @@ enum Found {
 impl Right {
     /// The share of rows whose largest logit is the right one.
     pub fn share(&self) -> Result<f64> {
+        match self.flags() {
+            Some(flags) => Ok(self.share_of(&flags.read_f32()?)),
+            None => Ok(self.share_of(&[])),
+        }
+    }
+
+    /// On a GPU, of every row whether it is one, to be read with other numbers.
+    pub fn flags(&self) -> Option<&Array> {
+        if let Found::OnGpu(rows) = &self.found { Some(rows) } else { None }
+    }
+
+    /// Their share, by what was read of the flags.
+    pub fn share_of(&self, flags: &[f32]) -> f64 {
         let n = match &self.found {
             Found::Counted(n) => *n,
-            Found::OnGpu(rows) => rows.read::<i32>()?.iter().filter(|r| **r != 0).count(),
+            Found::OnGpu(_) => flags.iter().filter(|right| **right != 0.0).count(),
         };
-        Ok(n as f64 / self.rows.max(1) as f64)
+        n as f64 / self.rows.max(1) as f64
     }
 }
 

@@ -4,6 +4,7 @@ use super::{Cache, OPERATION, UNUSABLE, View};
 use crate::data::{Loader, Options, Order};
 use crate::model::Model;
 use crate::nn::{Params, Pass};
+use crate::tensor::Chunk;
 use crate::train::corpus::Loading;
 use crate::train::watch::Watch;
 use crate::{Error, Kind, Result};
@@ -48,6 +49,7 @@ impl Cache {
         watch: &mut dyn Watch,
     ) -> Result<()> {
         let missing = Arc::new(self.missing());
+        let batch = Chunk::of(&loading.device).whole(batch);
         let order = Arc::new(Order::in_turn(batch, missing.len())?);
         let (records, views, source) = (Arc::clone(&missing), self.views(), Arc::clone(loading));
         let mut loader = Loader::start(order, Options { bad_share: 1.0, ..options }, move |i, _| {
@@ -108,7 +110,7 @@ impl Cache {
         pixels: &[u8],
         (model, params): (&Model, &Params),
     ) -> Result<Vec<u8>> {
-        let tokens = model.vit_tokens(&Pass::inference(params), &loading.planes(pixels)?, |_, _| {})?;
+        let tokens = model.tokens_in_chunks(&Pass::inference(params), &loading.planes(pixels)?)?;
         tokens.stored(self.settings.storage)
     }
 }

@@ -11,9 +11,11 @@
 //! that have changed since lose their tokens, and those that could not be used are tried again. A record that a power cut
 //! took or that was damaged is found by its sum when it is read, and computed again.
 
+mod feed;
 mod fill;
 mod pictures;
 
+pub use feed::Record;
 pub use pictures::Source;
 
 pub use super::config::CacheSettings as Settings;
@@ -24,6 +26,7 @@ use crate::files::{self, Disk, RealDisk};
 use crate::model;
 use crate::tensor::{Device, Storage, Tensor};
 use crate::{Error, Kind, Result};
+use feed::Feed;
 use pictures::Sources;
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -58,6 +61,8 @@ pub struct Cache {
     changed: usize,
     /// Exclusive while anything is missing, shared from then on.
     lock: File,
+    /// To the device that trains on it.
+    feed: Option<Feed>,
 }
 
 impl Settings {
@@ -141,6 +146,7 @@ impl Cache {
             sources: Sources::open(&folder.join("pictures"), corpus.pictures(), begun)?,
             changed: 0,
             lock,
+            feed: None,
         };
         cache.follow_pictures(corpus, alone)?;
         cache.share(alone)?;
@@ -273,18 +279,58 @@ impl Cache {
         self.sizes[0] * self.sizes[1] * self.settings.storage.bytes()
     }
 
-    /// The record's bytes; `None` if it is damaged and must be computed again.
-    pub fn load(&self, record: usize) -> Result<Option<Vec<u8>>> {
-        let sum = self.sums.get(record).map_or(0, |s| s.load(Ordering::Acquire));
-        if sum == 0 || sum == UNUSABLE {
+    /// Makes ready for training on a device; with `on_gpu` all of the cache is put there. `repair` computes a damaged record again.
+    pub fn attach(
+        &mut self,
+        device: &Device,
+        on_gpu: bool,
+        repair: impl FnMut(&Cache, usize) -> Result<Vec<u8>>,
+    ) -> Result<()> {
+        let mut feed = Feed::new(device, self)?;
+        if on_gpu {
+            feed.keep_all(self, repair)?;
+        }
+        self.feed = Some(feed);
+        Ok(())
+    }
+
+    fn feed(&self) -> Result<&Feed> {
+        let none = || Error::argument(OPERATION, "device", "a cache that is ready for training", "none");
+        self.feed.as_ref().ok_or_else(none)
+    }
+
+    fn is_usable(&self, record: usize) -> bool {
+        self.sums.get(record).is_some_and(|s| !matches!(s.load(Ordering::Acquire), 0 | UNUSABLE))
+    }
+
+    /// A record for a batch; `None` if it is damaged and must be computed again.
+    pub fn load(&self, record: usize) -> Result<Option<Record>> {
+        if !self.is_usable(record) {
             let about = format!("picture {}, view {}", record / self.views(), record % self.views());
             let got = "none: the picture could not be used";
             return Err(Error::new(Kind::Data, OPERATION).about(about).expected("its tokens").got(got));
         }
-        let (mut bytes, path) = (vec![0; self.bytes()], self.settings.folder.join("tokens"));
-        let read = self.tokens.read_exact_at(&mut bytes, (record * self.bytes()) as u64);
-        read.map_err(|e| Error::io(OPERATION, path, &e))?;
-        Ok((check_sum(&bytes) == sum).then_some(bytes))
+        let feed = self.feed()?;
+        if feed.has_all() {
+            return Ok(Some(Record::Kept(record)));
+        }
+        let mut slot = feed.slot()?;
+        Ok(self.read(record, slot.bytes_mut())?.then_some(Record::Read(slot)))
+    }
+
+    /// A record that was computed again, for a batch.
+    pub fn record_of(&self, bytes: &[u8]) -> Result<Record> {
+        let mut slot = self.feed()?.slot()?;
+        slot.bytes_mut().copy_from_slice(bytes);
+        Ok(Record::Read(slot))
+    }
+
+    /// Reads a record's bytes; false if they are damaged.
+    fn read(&self, record: usize, to: &mut [u8]) -> Result<bool> {
+        let path = || self.settings.folder.join("tokens");
+        let read = self.tokens.read_exact_at(to, (record * self.bytes()) as u64);
+        read.map_err(|e| Error::io(OPERATION, path(), &e))?;
+        Ok(check_sum(to) == self.sums[record].load(Ordering::Acquire))
     }
 
     fn store(&self, record: usize, bytes: &[u8]) -> Result<()> {
@@ -300,10 +346,14 @@ impl Cache {
         Ok(())
     }
 
-    /// Tokens [B*N,W] of the records of a batch, one after the other.
-    pub fn tensor(&self, device: &Device, bytes: &[u8]) -> Result<Tensor> {
-        let [n, w] = self.sizes;
-        Tensor::of_stored(device, self.settings.storage, bytes, &[bytes.len() / self.bytes() * n, w])
+    /// Tokens [B*N,W] of the records of a batch, one after the other; they are there after [`Cache::settle`].
+    pub fn tensor(&self, records: Vec<Record>) -> Result<Tensor> {
+        self.feed()?.tokens(records)
+    }
+
+    /// What comes next on the device waits for the tokens handed out so far.
+    pub fn settle(&self) -> Result<()> {
+        self.feed.as_ref().map_or(Ok(()), Feed::settle)
     }
 
     /// Tokens that f16 has no room for, or that are no numbers, would spoil a run unnoticed.

@@ -109,6 +109,8 @@ pub struct Config {
     pub cache_views: usize,
     /// How kept tokens are stored.
     pub cache_dtype: Storage,
+    /// Whether all of them are kept in a GPU's memory, too.
+    pub cache_on_gpu: bool,
     /// Of a frozen image encoder on a GPU.
     pub vit_gelu: Gelu,
     /// Random crops and mirroring.
@@ -179,6 +181,7 @@ impl Default for Config {
             cache: None,
             cache_views: 1,
             cache_dtype: Storage::F16,
+            cache_on_gpu: false,
             vit_gelu: Gelu::Exact,
             augment: Augment::default(),
             rand_augment: None,
@@ -272,6 +275,9 @@ impl Config {
         if self.cache.is_some() && self.trains_vit() {
             let fix = "start from a model directory (start) and leave train_vit out, or leave cache out";
             wrong("cache", "a frozen image encoder", "one that is trained".into(), fix);
+        }
+        if self.cache_on_gpu && self.cache.is_none() {
+            wrong("cache_on_gpu", "a cache", "none".into(), "name its folder (cache)");
         }
         if self.vit_gelu == Gelu::Tanh && self.trains_vit() {
             let fix = "set train_vit: false (with a start directory), or vit_gelu: exact";
