@@ -37,7 +37,7 @@
 //! | [`ops`] | one file per operation, forward and backward |
 //! | `kernels` | what the benchmarks of a GPU time: operations on real shapes, with the bytes and FLOPs they need |
 //! | [`nn`] | parameters and the layers made of them |
-//! | [`model`] | the image encoder, the Q-Former, the stage-1 losses, generation |
+//! | [`model`] | the image encoder, the Q-Former, the losses of both stages, language models, generation |
 //! | [`text`] | Japanese text to ids and back, as BertJapaneseTokenizer does it; caption cleaning; tokenizers of language models |
 //! | [`vision`] | picture files to model input, as Pillow and torchvision make it |
 //! | [`data`] | captioned pictures: annotation files, the order of training, a threaded loader, checks |
