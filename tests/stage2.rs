@@ -208,9 +208,14 @@ fn trains_resumes_captions_and_answers() {
     place.ok(&["caption", "--model", "run/model", "photos", "--out", "captions-out.json", "--quiet"]);
     let found: serde_json::Value = serde_json::from_str(&place.read("captions-out.json")).unwrap();
     assert_eq!(found.as_array().unwrap().len(), 6);
-    // The same caption alone and in a batch.
-    let one = place.ok(&["caption", "--model", "run/model", "photos/p03.png", "--quiet"]);
-    assert_eq!(one.trim(), found[3]["caption"][0].as_str().unwrap().trim());
+    // The same caption alone and in a batch. A file has every character as it is; a terminal has not.
+    let alone = |model: &str, out: &str| {
+        place.ok(&["caption", "--model", model, "photos/p03.png", "--out", out, "--quiet"]);
+        let found: serde_json::Value = serde_json::from_str(&place.read(out)).unwrap();
+        found[0]["caption"].clone()
+    };
+    let one = alone("run/model", "one.json");
+    assert_eq!(one, found[3]["caption"]);
 
     let questions = r#"[{"image":"photos/p00.png","question":"何匹ですか"},{"image":"photos/p01.png","question":"何色"}]"#;
     place.write("questions.json", questions);
@@ -246,7 +251,7 @@ fn trains_resumes_captions_and_answers() {
     let back = ["convert", "lavis.pth", "--vit", "model/vit.safetensors", "--config", "sizes.json"];
     let llm = ["--llm", "llm", "--prompt", "画像の説明:", "--out", "back"];
     place.ok(&[&back[..], &llm].concat());
-    assert_eq!(place.ok(&["caption", "--model", "back", "photos/p03.png", "--quiet"]), one);
+    assert_eq!(alone("back", "back.json"), one);
     assert!(place.fails(2, &[&back[..], &["--out", "none"]].concat()).contains("--llm"));
 
     let measured =
