@@ -25,7 +25,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("results", &["files"]),
     ("demo", &["data", "vision", "files"]),
     // From here on a model meets the world.
-    ("pretrained", &["model", "nn", "tensor", "data", "text", "vision", "weights", "files"]),
+    ("pretrained", &["model", "nn", "ops", "tensor", "data", "text", "vision", "weights", "files"]),
     ("search", &["pretrained", "device", "model", "nn", "tensor", "data", "vision", "results", "files"]),
     (
         "train",

@@ -211,27 +211,6 @@ impl Gpu {
         Ok(false)
     }
 
-    /// Bytes that this queue's pool has of the driver: for small blocks, for large ones.
-    pub fn held(&self) -> [usize; 2] {
-        lock(&self.0.pool).held()
-    }
-
-    /// Asks at once for as much memory as another pool `held` in a run like the one to come. False if there is not as much.
-    pub fn reserve(&self, held: [usize; 2]) -> Result<bool> {
-        if self.is_emulated() {
-            return Ok(true); // every block is asked for
-        }
-        let mut pool = lock(&self.0.pool);
-        let have = pool.held();
-        let missing = [0, 1].map(|class| (class, held[class].saturating_sub(have[class])));
-        for (class, bytes) in missing.into_iter().filter(|(_, bytes)| *bytes > 0) {
-            if !self.segment(&mut pool, class, &[bytes])? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     fn no_memory(&self, op: &str, bytes: usize, pool: &Pool) -> Error {
         let mb = |b: u64| format!("{} MB", b.div_ceil(1 << 20));
         let top: Vec<String> =

@@ -2,6 +2,8 @@
 //! first, and neighbours that are free become one piece again. So what steps of other sizes need is found among what a larger one
 //! gave back, and after the first step of a training run the driver is not asked again.
 
+use super::{Gpu, lock};
+use crate::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,6 +13,29 @@ const SMALL: usize = 1 << 20;
 /// What is asked for at least, for small blocks and for large ones; a multiple of the second.
 const SEGMENT: [usize; 2] = [8 << 20, 64 << 20];
 const ROUND: usize = 2 << 20;
+
+impl Gpu {
+    /// Bytes that this queue's pool has of the driver: for small blocks, for large ones.
+    pub fn held(&self) -> [usize; 2] {
+        lock(&self.0.pool).held()
+    }
+
+    /// Asks at once for as much memory as another pool `held` in a run like the one to come. False if there is not as much.
+    pub fn reserve(&self, held: [usize; 2]) -> Result<bool> {
+        if self.is_emulated() {
+            return Ok(true); // every block is asked for
+        }
+        let mut pool = lock(&self.0.pool);
+        let have = pool.held();
+        let missing = [0, 1].map(|class| (class, held[class].saturating_sub(have[class])));
+        for (class, bytes) in missing.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            if !self.segment(&mut pool, class, &[bytes])? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
 
 /// A piece of the device's memory.
 pub struct Block {
