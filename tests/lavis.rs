@@ -62,6 +62,11 @@ fn retrieval_of_equal_captions_and_of_equal_pictures() {
     agrees("retrieval-pictures");
 }
 
+#[test]
+fn maps_of_attention() {
+    agrees("explain");
+}
+
 /// Activations so small that an eps decides: 1e-12 of the Q-Former, 1e-6 of the image encoder, 1e-5 of `ln_vision`.
 #[test]
 fn every_eps() {

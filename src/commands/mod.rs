@@ -11,6 +11,7 @@ mod doctor;
 mod engine;
 mod evaluate;
 mod evaluation;
+mod explain;
 mod features;
 mod generation;
 mod inputs;
@@ -50,6 +51,7 @@ enum Command {
     #[cfg(feature = "serve")]
     Serve(serve::Args),
     Features(features::Args),
+    Explain(explain::Args),
     Evaluate(evaluate::Args),
     Convert(convert::Args),
     Inspect(inspect::Args),
@@ -74,6 +76,7 @@ pub fn run(cli: Cli) -> Result<()> {
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(&args),
         Command::Features(args) => features::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),

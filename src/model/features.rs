@@ -108,7 +108,7 @@ impl Model {
         let layout = super::Layout::merged(self.sizes(), count, &[], &[], false)?;
         let x = self.qformer.embed(pass, &pass.param(self.query_tokens), count, &[], 0)?;
         let mut past = Vec::new();
-        let embeds = self.qformer.forward_with(pass, x, &layout, &keys, 0, |k, v| past.push((k, v)))?;
+        let embeds = self.qformer.forward_with(pass, x, &layout, &keys, 0, &mut past)?;
         let proj = ops::l2_normalize(&self.first()?.vision_proj.forward(pass, &embeds)?)?;
         Ok(Images { count, keys, embeds, proj, past })
     }

@@ -1,5 +1,6 @@
 //! The model: configuration, image encoder, Q-Former over packed rows, and what is computed with them.
 
+mod attended;
 mod beams;
 mod chunks;
 mod config;
@@ -18,6 +19,7 @@ mod stage1;
 mod stage2;
 mod vit;
 
+pub use attended::{Attended, Explained, Number};
 pub use beams::Hypothesis;
 pub use config::{CLS, Config, PAD, SEP};
 pub use features::{Images, ItmScores, Retrieval, TextFeatures, mean_cosine, retrieval_scores};

@@ -51,6 +51,26 @@ pub struct FeedForward {
 /// Keys and values of the images, a pair for every layer with cross-attention.
 pub type ImageKeys = Vec<Option<(Tensor, Tensor)>>;
 
+/// Sees a pass of the Q-Former go by.
+pub trait Observer {
+    /// Keys and values of a layer's self-attention.
+    fn own(&mut self, _keys: Tensor, _values: Tensor) {}
+
+    /// Queries, keys and values of a layer's cross-attention, and its result, which may be replaced.
+    fn cross(&mut self, _layer: usize, _of: [&Tensor; 3], y: Tensor) -> Result<Tensor> {
+        Ok(y)
+    }
+}
+
+impl Observer for () {}
+
+/// The keys and values of every layer's self-attention (decoding keeps them).
+impl Observer for Vec<(Tensor, Tensor)> {
+    fn own(&mut self, keys: Tensor, values: Tensor) {
+        self.push((keys, values));
+    }
+}
+
 /// Image tokens behind `ln_vision`.
 pub enum ImageTokens<'a> {
     /// Normalised rows of a frozen image encoder, without the affine part, which `norm` holds.
@@ -156,10 +176,10 @@ impl Qformer {
         images: &ImageKeys,
         site: u32,
     ) -> Result<Tensor> {
-        self.forward_with(pass, x, layout, images, site, |_, _| {})
+        self.forward_with(pass, x, layout, images, site, &mut ())
     }
 
-    /// `each` sees the keys and values of every layer's self-attention (decoding keeps them).
+    /// All layers, under the eyes of an observer.
     pub fn forward_with(
         &self,
         pass: &Pass,
@@ -167,7 +187,7 @@ impl Qformer {
         layout: &Layout,
         images: &ImageKeys,
         site: u32,
-        mut each: impl FnMut(Tensor, Tensor),
+        observer: &mut impl Observer,
     ) -> Result<Tensor> {
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {
@@ -185,7 +205,7 @@ impl Qformer {
             };
             let heads = [&q, &k, &v].map(|(tensor, column)| Heads { tensor, column: *column });
             let y = ops::attention(heads, segments, self.heads, self.scale, pass.dropout(site.attention))?;
-            each(k.0, v.0);
+            observer.own(k.0, v.0);
             let y = a.output(pass, &y, rows, site.output)?;
             let mut query = y.slice_rows(0..layout.query_rows)?;
             let text = y.slice_rows(layout.query_rows..y.rows().0)?;
@@ -197,6 +217,7 @@ impl Qformer {
                 let heads = [&q, k, v].map(|tensor| Heads { tensor, column: 0 });
                 let y =
                     ops::attention(heads, &layout.cross, self.heads, self.scale, pass.dropout(site.cross))?;
+                let y = observer.cross(i, [&q, k, v], y)?;
                 query = c.output(pass, &y, &query, site.cross_output)?;
             }
             let query = layer.query.forward(pass, &query, site.query)?;

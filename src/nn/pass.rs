@@ -30,13 +30,24 @@ pub struct Pass<'a> {
     /// The sites that dropouts have drawn from.
     drawn: RefCell<HashSet<u32>>,
     batch_invariant: bool,
+    /// The parameters are constants: only inputs are tracked.
+    inputs_only: bool,
 }
 
 impl<'a> Pass<'a> {
     /// Without a tape and without dropout.
     pub fn inference(params: &'a Params) -> Pass<'a> {
         let (leaves, drawn) = (RefCell::default(), RefCell::default());
-        Pass { params, tape: None, leaves, drop: None, site: 0, drawn, batch_invariant: false }
+        Pass {
+            params,
+            tape: None,
+            leaves,
+            drop: None,
+            site: 0,
+            drawn,
+            batch_invariant: false,
+            inputs_only: false,
+        }
     }
 
     /// Recorded on a tape, so that gradients find their way back.
@@ -47,6 +58,11 @@ impl<'a> Pass<'a> {
             leaves: RefCell::new([vec![None; params.len()], vec![None; params.len()]]),
             ..Pass::inference(params)
         }
+    }
+
+    /// An inference pass that tracks inputs ([`Pass::input`]), and no parameter.
+    pub fn observing(params: &'a Params, tape: &'a Tape) -> Pass<'a> {
+        Pass { tape: Some(tape), inputs_only: true, ..Pass::inference(params) }
     }
 
     /// A training pass without a tape: it draws the same numbers, but records nothing.
@@ -74,9 +90,9 @@ impl<'a> Pass<'a> {
         self.params
     }
 
-    /// Whether it records.
+    /// Whether gradients of parameters are recorded.
     pub fn tracks(&self) -> bool {
-        self.tape.is_some()
+        self.tape.is_some() && !self.inputs_only
     }
 
     /// The parameter, tracked if it is trained and a tape records.
@@ -94,7 +110,7 @@ impl<'a> Pass<'a> {
 
     fn leaf(&self, id: Id, value: &Tensor, which: usize) -> Tensor {
         match self.tape {
-            Some(tape) if self.params.specs()[id.0].trained => {
+            Some(tape) if !self.inputs_only && self.params.specs()[id.0].trained => {
                 let mut leaves = self.leaves.borrow_mut();
                 leaves[which][id.0].get_or_insert_with(|| tape.leaf(value, id.0)).clone()
             }

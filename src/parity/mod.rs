@@ -8,6 +8,7 @@
 mod case;
 mod compare;
 mod decode;
+mod explain;
 mod images;
 mod stage2;
 pub mod text;
@@ -82,12 +83,13 @@ fn compare_all(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         "generate" => decode::generate(case, at, report),
         "features" => decode::features(case, at, report),
         "retrieval" => decode::retrieval(case, at, report),
+        "explain" => explain::explain(case, at, report),
         "images" => images::images(case, report),
         "stage2" => stage2::stage2(case, at, report),
         "stage2_train" => stage2::train(case, at, report),
         "stage2_generate" => stage2::generate(case, at, report),
         other => {
-            let kinds = "vit, stage1, stage1_ids, train, generate, features, retrieval, images, stage2, stage2_train or \
+            let kinds = "vit, stage1, stage1_ids, train, generate, features, retrieval, explain, images, stage2, stage2_train or \
                          stage2_generate";
             Err(Error::file("parity", &case.path, format!("a case of kind {kinds}"), other))
         }

@@ -1,14 +1,16 @@
-//! What the commands write: files of captions, arrays of features, the page of a search. Plain buffers in, whole files out.
+//! What the commands write: files of captions, arrays of features, the page of a search, maps over a picture. Plain buffers in, whole files out.
 
 mod arrays;
 mod caption_file;
 mod captions;
+mod maps;
 mod page;
 mod sidecar;
 
 pub use arrays::{Array, Spool, write_npy, write_safetensors};
 pub use caption_file::CaptionFile;
 pub use captions::{Captioned, Format, Rated, csv_header, parse, render};
+pub use maps::{MapPage, Small, heat, paint};
 pub use page::{Hit, data, escape, page};
 pub use sidecar::SideCars;
 

@@ -49,11 +49,11 @@ pub fn page(query: &str, shown: Option<&[u8]>, about: &str, hits: &[Hit]) -> Str
     html
 }
 
-const HEAD: &str = "<!doctype html>\n<html lang=\"ja\">\n<meta charset=\"utf-8\">\n\
+pub(super) const HEAD: &str = "<!doctype html>\n<html lang=\"ja\">\n<meta charset=\"utf-8\">\n\
     <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n\
     <meta name=\"viewport\" content=\"width=device-width\">\n";
 
-const BASE: &str = "
+pub(super) const BASE: &str = "
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; }
 body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
 h1 { font-size: 1.6rem; overflow-wrap: anywhere; }

@@ -192,6 +192,11 @@ impl<'a> Photo<'a> {
         Ok(self.header.orientation.apply(self.squeezed(squeeze)?))
     }
 
+    /// A picture made of this one's pixels as they are stored, turned as this one is.
+    pub fn turned(&self, stored: Picture) -> Picture {
+        self.header.orientation.apply(stored)
+    }
+
     /// Decodes everything and keeps nothing: whether the file is sound.
     pub fn check(&self) -> Result<()> {
         self.each_row(|_, _| ())

@@ -326,8 +326,51 @@ def record_retrieval(r):
     r.meta = dict(k_test=k_test)
 
 
+def record_explain(r):
+    """Attention of the queries to the image and the gradient of a number with respect to it, by LAVIS's own hooks
+    (Qformer.py: save_attention, get_attention_map, get_attn_gradients): of every image with the text of its place the matching
+    logit and the similarity, of the first the log-probability of each token of its caption."""
+    m, n, F = r.model, r.args.batch, torch.nn.functional
+    r.parameters("weights")
+    image, texts = r.images(n), r.texts(n, r.c["max_txt_len"])
+    with torch.no_grad():
+        embeds = m.ln_vision(m.visual_encoder(image))
+    cross = {k: layer.crossattention.self for k, layer in enumerate(m.Qformer.bert.encoder.layer) if layer.has_cross_attention}
+    for attention in cross.values():
+        attention.save_attention = True
+
+    def note(name, value):
+        m.zero_grad()
+        value.backward()
+        r.put(f"outputs.{name}.value", value.reshape(1))
+        for k, attention in cross.items():
+            r.put(f"outputs.{name}.attention.{k}", attention.get_attention_map()[0])
+            r.put(f"outputs.{name}.gradient.{k}", attention.get_attn_gradients()[0])
+
+    for i, text in enumerate(texts):
+        ids = torch.tensor([text])
+        given = dict(encoder_hidden_states=embeds[i:i + 1], encoder_attention_mask=torch.ones(1, embeds.shape[1], dtype=torch.long), return_dict=True)
+        queries = m.query_tokens
+        mask = torch.ones(1, queries.shape[1] + len(text), dtype=torch.long)
+        both = m.Qformer.bert(ids, query_embeds=queries, attention_mask=mask, **given).last_hidden_state[:, :queries.shape[1]]
+        note(f"{i}.match", m.itm_head(both).mean(1)[0, 1])
+        with torch.no_grad():
+            own = F.normalize(m.text_proj(m.Qformer.bert(ids, attention_mask=torch.ones_like(ids), return_dict=True).last_hidden_state[:, 0]), dim=-1)
+        seen = m.Qformer.bert(query_embeds=queries, **given).last_hidden_state
+        note(f"{i}.similarity", (F.normalize(m.vision_proj(seen), dim=-1)[0] @ own[0]).max())
+        for t in range(1, len(text)) if i == 0 else ():
+            past = m.Qformer.bert(query_embeds=queries, use_cache=True, **given).past_key_values
+            read = torch.tensor([[m.tokenizer.bos_token_id] + text[1:]])
+            logits = m.Qformer(read, attention_mask=mask, past_key_values=past, return_dict=True, is_decoder=True).logits
+            note(f"{i}.token.{t}", F.log_softmax(logits[0, t - 1], dim=-1)[text[t]])
+    tokens = m.tokenizer(texts, padding="max_length", max_length=r.c["max_txt_len"])
+    for name, t in dict(image=image, **tokens).items():
+        r.put("inputs." + name, t)
+
+
 RECORD = {"vit": record_vit, "stage1": record_stage1, "stage1_ids": functools.partial(record_stage1, ids=True), "train": record_train,
-          "generate": record_generate, "features": record_features, "retrieval": record_retrieval}
+          "generate": record_generate, "features": record_features, "retrieval": record_retrieval,
+          "explain": record_explain}
 
 
 def at_least(r, least, why):

@@ -1,0 +1,216 @@
+//! `qformer explain`: where in a picture a number comes from.
+
+use super::engine::{self, ModelArgs};
+use super::output::say;
+use crate::data::Image;
+use crate::files::{self, RealDisk};
+use crate::model::{Attended, GenerateOptions, Number};
+use crate::nn::Pass;
+use crate::pretrained::Pretrained;
+use crate::results::{Array, MapPage, Small, heat, paint, write_npy};
+use crate::text::clean_caption;
+use crate::vision::{Picture, Turn, encode_png};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+const OPERATION: &str = "explain";
+/// The longer side of the picture that is painted over, in pixels.
+const SIDE: usize = 768;
+
+/// Show where in a picture a number comes from (Grad-CAM and attention maps)
+///
+/// Words never look at the picture, the query tokens do. So a map belongs to a number: the matching logit of a text (itm), its
+/// similarity (itc), or the log-probability of a word in a caption (word:N). The map is attention times the positive part of
+/// the number's gradient, as LAVIS's compute_gradcam has it, of one layer's cross-attention, averaged over heads and queries.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  qformer explain --model runs/stair photo.jpg 赤い傘をさした人 --out map.png
+  qformer explain --model runs/stair photo.jpg 二匹の犬 --of word:2 --out map.html
+  qformer explain --model runs/stair photo.jpg --layer 8 --query 3 --out map.npy")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The picture
+    #[arg(value_name = "PICTURE")]
+    picture: PathBuf,
+    /// The text; without it, the caption that the model writes
+    #[arg(value_name = "TEXT")]
+    text: Option<String>,
+    /// The number: itm, itc, or word:N, the N-th word of the text as a caption (the first is 1)
+    #[arg(long, default_value = "itm", value_name = "NUMBER")]
+    of: Of,
+    /// Layer with cross-attention, counted from 0 as in the model's files [default: the last]
+    #[arg(long, value_name = "K")]
+    layer: Option<usize>,
+    /// One query token instead of the mean of all, counted from 0
+    #[arg(long, value_name = "Q")]
+    query: Option<usize>,
+    /// File to write: .png (the map over the picture), .html (that, and the attention of each head and query) or .npy (the map's
+    /// numbers, f32, one for each patch of the picture)
+    #[arg(long, short, value_name = "FILE")]
+    out: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    Itm,
+    Itc,
+    Word(usize),
+}
+
+impl FromStr for Of {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Of, String> {
+        match (text, text.strip_prefix("word:").map(str::parse)) {
+            ("itm", _) => Ok(Of::Itm),
+            ("itc", _) => Ok(Of::Itc),
+            (_, Some(Ok(n))) if n > 0 => Ok(Of::Word(n)),
+            _ => Err("expected itm, itc or word:N with N from 1".into()),
+        }
+    }
+}
+
+/// The forms of what is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Png,
+    Html,
+    Npy,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let form = match args.out.extension().and_then(|e| e.to_str()) {
+        Some("png") => Form::Png,
+        Some("html") => Form::Html,
+        Some("npy") => Form::Npy,
+        _ => {
+            let got = args.out.display();
+            return Err(Error::argument(OPERATION, "--out", "a name ending in .png, .html or .npy", got));
+        }
+    };
+    if same_file(&args.out, &args.picture) {
+        let got = args.out.display();
+        return Err(Error::argument(OPERATION, "--out", "another file than the picture", got));
+    }
+    let model = engine::open(&args.model.model, &args.model.run)?;
+    let turn = engine::turn(&model);
+    let image = Image::File(args.picture.clone());
+    let seen = engine::see(&model, &image)?;
+    let pass = Pass::inference(&model.params);
+    let tokens = model.model.vit_tokens(&pass, &seen.pixels, |_, _| {})?;
+    let text = match &args.text {
+        Some(text) => {
+            engine::note_texts(&model, &[text], args.model.run.quiet);
+            text.clone()
+        }
+        None => {
+            let images = model.model.image_features_of(&pass, &tokens)?;
+            let captions = model.caption(&images, &GenerateOptions::default(), &[seen.identity])?;
+            let first = captions.into_iter().flatten().next();
+            first.map(|caption| caption.text).unwrap_or_default()
+        }
+    };
+    let ids = model.tokenizer.caption(&text, model.model.config.max_txt_len);
+    let (number, what) = number(&model, args.of, &text, ids.len())?;
+    let found = model.model.explain(&model.params, &tokens, &ids, &number)?;
+    let layer = layer(&found.layers, args.layer)?;
+    let map = layer.grad_cam(args.query).ok_or_else(|| {
+        let want = format!("a query token from 0 to {}", layer.queries - 1);
+        Error::argument(OPERATION, "--query", want, args.query.unwrap_or_default())
+    })?;
+    if !found.value.is_finite() || map.iter().any(|v| !v.is_finite()) {
+        return Err(Error::new(crate::Kind::NonFinite, OPERATION)
+            .expected("finite numbers")
+            .got("one that is not")
+            .fix("take an earlier checkpoint"));
+    }
+    let line = format!("{what} of {text:?}: {:.4}, layer {}", found.value, layer.layer);
+    let config = &model.model.config;
+    let side = config.image_size / config.patch_size;
+    files::make_folders(&RealDisk, files::folder_of(&args.out))?;
+    match form {
+        Form::Npy => write_npy(&RealDisk, &args.out, Array::new(&[side, side], &map))?,
+        Form::Png => save(&args.out, &over(&image, turn, side, Some(&map))?)?,
+        Form::Html => {
+            let queries = args.query.map_or("mean of all queries".into(), |q| format!("query {q}"));
+            let about = vec![line.clone(), format!("Grad-CAM: attention times positive gradient, {queries}")];
+            let page = MapPage {
+                title: text.clone(),
+                about,
+                pictures: vec![
+                    Small { name: what.clone(), png: over(&image, turn, side, Some(&map))? },
+                    Small { name: "picture".into(), png: over(&image, turn, side, None)? },
+                ],
+                heads: small(layer.heads, side, |i| layer.map(Some(i), args.query))?,
+                queries: small(layer.queries, side, |i| layer.map(None, Some(i)))?,
+            };
+            save(&args.out, page.html().as_bytes())?;
+        }
+    }
+    say!("{line}")
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// The number that is meant, and its name.
+fn number(model: &Pretrained, of: Of, text: &str, tokens: usize) -> Result<(Number, String)> {
+    let n = match of {
+        Of::Itm => return Ok((Number::Match, "itm".into())),
+        Of::Itc => return Ok((Number::Similarity, "itc".into())),
+        Of::Word(n) => n,
+    };
+    let words = model.tokenizer.words(&clean_caption(text));
+    let mut ids = Vec::new();
+    // Token 0 is [CLS], the last one [SEP]: what is cut off has no log-probability.
+    for (at, word) in words.iter().enumerate() {
+        let first = 1 + ids.len();
+        model.tokenizer.push_word(word, &mut ids);
+        let last = 1 + ids.len();
+        if at + 1 == n && last < tokens && last > first {
+            return Ok((Number::Tokens(first..last), format!("log-probability of {word:?}")));
+        }
+    }
+    let list: Vec<String> = words.iter().enumerate().map(|(i, w)| format!("{} {w}", i + 1)).collect();
+    let want = format!("a word that the model reads: {}", list.join(", "));
+    Err(Error::argument(OPERATION, "--of", want, format!("word:{n}")))
+}
+
+fn layer(layers: &[Attended], asked: Option<usize>) -> Result<&Attended> {
+    let found = match asked {
+        None => layers.last(),
+        Some(k) => layers.iter().find(|l| l.layer == k),
+    };
+    found.ok_or_else(|| {
+        let all: Vec<String> = layers.iter().map(|l| l.layer.to_string()).collect();
+        let want = format!("a layer with cross-attention: {}", all.join(", "));
+        Error::argument(OPERATION, "--layer", want, asked.map_or("none".into(), |k| k.to_string()))
+    })
+}
+
+/// A PNG of the picture as a person sees it, with a map painted over what the model saw.
+fn over(image: &Image, turn: Turn, side: usize, map: Option<&[f32]>) -> Result<Vec<u8>> {
+    let Picture { width, height, mut rgb } = image.photo(turn)?.small(SIDE)?;
+    if let Some(map) = map {
+        paint(&mut rgb, width, side, map);
+    }
+    let mut picture = Picture::new(width, height, rgb)?;
+    if turn == Turn::AsStored {
+        picture = image.photo(Turn::Upright)?.turned(picture);
+    }
+    encode_png(picture.width, picture.height, &picture.rgb)
+}
+
+fn small(count: usize, side: usize, map: impl Fn(usize) -> Option<Vec<f32>>) -> Result<Vec<Small>> {
+    let one = |i: usize| {
+        let png = encode_png(side, side, &heat(&map(i).unwrap_or_default()))?;
+        Ok(Small { name: i.to_string(), png })
+    };
+    (0..count).map(one).collect()
+}
+
+fn save(path: &Path, bytes: &[u8]) -> Result<()> {
+    files::write_atomic(&RealDisk, path, bytes.len() as u64, |to| to.write_all(bytes)).map(drop)
+}
