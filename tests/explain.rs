@@ -88,7 +88,8 @@ fn numbers_are_those_of_other_commands() {
 fn a_word_of_a_caption_and_the_forms_of_a_map() {
     let place = Place::new(33);
     place.picture("a.png", 6);
-    let explain = |more: &[&str]| place.ok(&[&["explain", "--model", "model", "a.png"], more, &["-q"]].concat());
+    let explain =
+        |more: &[&str]| place.ok(&[&["explain", "--model", "model", "a.png"], more, &["-q"]].concat());
     let line = explain(&["二匹の犬", "--of", "word:4", "--out", "deep/w.png"]);
     assert!(line.starts_with("log-probability of \"犬\" of"), "{line}");
     let map = qformer::vision::load(place.path("deep/w.png"), Default::default()).unwrap();

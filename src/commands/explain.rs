@@ -8,6 +8,7 @@ use crate::model::{Attended, GenerateOptions, Number};
 use crate::nn::Pass;
 use crate::pretrained::Pretrained;
 use crate::results::{Array, MapPage, Small, heat, paint, write_npy};
+use crate::terminal::note;
 use crate::text::clean_caption;
 use crate::vision::{Picture, Turn, encode_png};
 use crate::{Error, Result};
@@ -124,6 +125,9 @@ pub fn run(args: &Args) -> Result<()> {
             .expected("finite numbers")
             .got("one that is not")
             .fix("take an earlier checkpoint"));
+    }
+    if map.iter().all(|v| *v == 0.0) && !args.model.run.quiet {
+        note!("note: nothing of this number comes through layer {}: the map is 0 everywhere", layer.layer);
     }
     let line = format!("{what} of {text:?}: {:.4}, layer {}", found.value, layer.layer);
     let config = &model.model.config;

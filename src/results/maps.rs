@@ -43,7 +43,8 @@ pub fn paint(rgb: &mut [u8], width: usize, side: usize, map: &[f32]) {
         (place as usize, (place as usize + 1).min(side - 1), place.fract())
     };
     for (at, pixel) in rgb.as_chunks_mut::<3>().0.iter_mut().enumerate() {
-        let ((top, bottom, down), (left, right, across)) = (near(at / width, height), near(at % width, width));
+        let ((top, bottom, down), (left, right, across)) =
+            (near(at / width, height), near(at % width, width));
         let row = |y: usize| map[y * side + left] * (1.0 - across) + map[y * side + right] * across;
         let share = row(top) * (1.0 - down) + row(bottom) * down;
         let (heat, weight) = (colour(share), 0.25 + 0.5 * share);
@@ -127,7 +128,8 @@ mod tests {
     fn the_largest_number_is_the_brightest_place() {
         let mut rgb = vec![100u8; 8 * 8 * 3];
         paint(&mut rgb, 8, 2, &[0.0, 0.0, 0.0, 4.0]);
-        let light = |x: usize, y: usize| rgb[(y * 8 + x) * 3..][..3].iter().map(|v| u32::from(*v)).sum::<u32>();
+        let light =
+            |x: usize, y: usize| rgb[(y * 8 + x) * 3..][..3].iter().map(|v| u32::from(*v)).sum::<u32>();
         assert!(light(7, 7) > light(4, 4) && light(4, 4) > light(0, 0));
         assert_eq!(light(0, 7), light(7, 0));
         assert_eq!(heat(&[0.0, 2.0])[3..], [252, 255, 164]);

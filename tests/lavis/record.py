@@ -341,6 +341,8 @@ def record_explain(r):
 
     def note(name, value):
         m.zero_grad()
+        for attention in cross.values():  # what does not reach the number has no gradient: LAVIS would keep the last one's
+            attention.save_attn_gradients(torch.zeros_like(attention.get_attention_map()))
         value.backward()
         r.put(f"outputs.{name}.value", value.reshape(1))
         for k, attention in cross.items():
