@@ -6,7 +6,7 @@ use crate::data::Image;
 use crate::files::{self, RealDisk};
 use crate::model::{Attended, GenerateOptions, Number};
 use crate::nn::Pass;
-use crate::pretrained::Pretrained;
+use crate::pretrained::{Pretrained, pictures};
 use crate::results::{Array, MapPage, Small, heat, paint, write_npy};
 use crate::terminal::note;
 use crate::text::clean_caption;
@@ -95,9 +95,9 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::argument(OPERATION, "--out", "another file than the picture", got));
     }
     let model = engine::open(&args.model.model, &args.model.run)?;
-    let turn = engine::turn(&model);
+    let turn = pictures::turn(&model);
     let image = Image::File(args.picture.clone());
-    let seen = engine::see(&model, &image)?;
+    let seen = pictures::see(&model, &image)?;
     let pass = Pass::inference(&model.params);
     let tokens = model.model.vit_tokens(&pass, &seen.pixels, |_, _| {})?;
     let text = match &args.text {

@@ -87,28 +87,28 @@ impl Model {
                 (self.mean_loss(&pass, tokens, text, range, &mut eyes)?, vec![-count])
             }
         };
-        let value = y.to_f64().iter().zip(&weights).map(|(y, w)| y * w).sum();
+        let value = y.to_f64()?.iter().zip(&weights).map(|(y, w)| y * w).sum();
         let seed: Vec<f64> = weights.iter().map(|w| w * scale).collect();
         let seed = Tensor::of(y.dtype(), &seed, y.shape().sizes())?.like(&y)?;
         let mut grads = Gradients::new();
         tape.backward_from(&[(&y, seed)], &mut grads)?;
         let attended = |(nth, (layer, of)): (usize, &(usize, [Tensor; 3]))| {
             let dy = match grads.get(params.len() + nth) {
-                Some(dy) => Tensor::of_buffer(dy.clone(), of[0].shape().sizes())?.to_f64(),
+                Some(dy) => Tensor::of_buffer(dy.clone(), of[0].shape().sizes())?.to_f64()?,
                 None => vec![0.0; of[0].len()],
             };
             let dy: Vec<f64> = dy.iter().map(|x| x / scale).collect();
-            Ok(self.attended(*layer, of, &dy))
+            self.attended(*layer, of, &dy)
         };
         let layers = eyes.seen.iter().enumerate().map(attended).collect::<Result<_>>()?;
         Ok(Explained { value, layers })
     }
 
     /// A and dA of a layer, from queries and the result's gradient [Q,C], keys and values [N,C].
-    fn attended(&self, layer: usize, [q, k, v]: &[Tensor; 3], dy: &[f64]) -> Attended {
+    fn attended(&self, layer: usize, [q, k, v]: &[Tensor; 3], dy: &[f64]) -> Result<Attended> {
         let (heads, c) = (self.qformer.heads, q.rows().1);
         let (queries, tokens, d) = (q.rows().0, k.rows().0, c / heads.max(1));
-        let [q, k, v] = [q, k, v].map(Tensor::to_f64);
+        let (q, k, v) = (q.to_f64()?, k.to_f64()?, v.to_f64()?);
         let (mut attention, mut gradient) = (Vec::new(), Vec::new());
         for head in 0..heads {
             let dot = |a: &[f64], i: usize, b: &[f64], j: usize| -> f64 {
@@ -123,7 +123,7 @@ impl Model {
                 gradient.extend((0..tokens).map(|j| dot(dy, i, &v, j) as f32));
             }
         }
-        Attended { layer, heads, queries, tokens, attention, gradient }
+        Ok(Attended { layer, heads, queries, tokens, attention, gradient })
     }
 
     /// Matching logits [1,2].
