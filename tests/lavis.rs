@@ -41,6 +41,16 @@ fn twelve_training_steps() {
 }
 
 #[test]
+fn one_step_of_three_processes() {
+    agrees("stage1_world");
+}
+
+#[test]
+fn six_training_steps_of_three_processes() {
+    agrees("train_world");
+}
+
+#[test]
 fn captions() {
     agrees("generate");
 }

@@ -76,6 +76,14 @@ impl Layout {
         Layout::build(s, &images, list, rows, last, text, lm)
     }
 
+    /// The same where the keys and values are of `all` images, of which these are the first.
+    #[must_use = "the layout is changed"]
+    pub fn among(mut self, s: Sizes, all: usize) -> Result<Layout> {
+        let own: Vec<usize> = (0..self.query_rows / s.queries.max(1)).collect();
+        self.cross = cross(s, &own, all)?;
+        Ok(self)
+    }
+
     /// Pairs of an image and a text that see each other. With `trim`, the last layer keeps the query rows only.
     pub fn pairs(
         s: Sizes,

@@ -27,6 +27,7 @@ pub use layout::Layout;
 pub(crate) use negatives::NegativeWeights;
 pub use negatives::{Negatives, Sampling};
 pub use options::Options as GenerateOptions;
+pub(crate) use stage1::Matching;
 pub use stage1::{Batch, Image, Outputs, Profile, Trace};
 pub use stage2::{Answering, LlmTrace, Profile as AnswerProfile};
 

@@ -281,7 +281,8 @@ impl Model {
         }
     }
 
-    /// The first pass over `n` images and as many captions, or none.
+    /// The first pass over `n` images and as many captions, or none. Tokens of more images may stand behind theirs: of them there are
+    /// keys and values.
     pub(crate) fn merged_pass(
         &self,
         pass: &Pass,
@@ -294,7 +295,8 @@ impl Model {
         // A caption's last token predicts nothing and is seen by nobody: it needs no row.
         let captions: Vec<Vec<u32>> = text.iter().map(|t| self.caption_input(t, trim)).collect();
         let [text_lens, lm_lens] = [text, &captions].map(|x| x.iter().map(Vec::len).collect::<Vec<_>>());
-        let layout = Layout::merged(self.sizes(), n, &text_lens, &lm_lens, trim)?;
+        let all = tokens.rows().0 / self.config.image_tokens();
+        let layout = Layout::merged(self.sizes(), n, &text_lens, &lm_lens, trim)?.among(self.sizes(), all)?;
         let texts: Vec<&[u32]> = text.iter().chain(&captions).map(Vec::as_slice).collect();
         let x = self.qformer.embed(pass, &pass.param(self.query_tokens), n, &texts, sites::MERGED)?;
         let hidden = self.qformer.forward(pass, x, &layout, &keys, sites::MERGED)?;
@@ -343,6 +345,19 @@ impl Model {
         Ok((ops::divide(&i2t, &temp)?, ops::divide(&t2i, &temp)?))
     }
 
+    /// The same of some images and texts [B], which learn, with those of a larger batch, which are constants: [B, all].
+    pub(crate) fn similarities_to(
+        &self,
+        pass: &Pass,
+        [image, text]: [&Tensor; 2],
+        [all_images, all_texts]: [&Tensor; 2],
+    ) -> Result<(Tensor, Tensor)> {
+        let (q, temp) = (self.config.num_query, pass.param(self.temp));
+        let i2t = ops::max_similarity(image, &all_texts.detach(), q)?;
+        let t2i = ops::transpose(&ops::max_similarity(&all_images.detach(), text, q)?)?;
+        Ok((ops::divide(&i2t, &temp)?, ops::divide(&t2i, &temp)?))
+    }
+
     pub(crate) fn itc_loss(
         &self,
         i2t: &Tensor,
@@ -350,11 +365,23 @@ impl Model {
         profile: Profile,
         ids: Option<&[i64]>,
     ) -> Result<(Tensor, [Right; 2])> {
-        let n = i2t.rows().0;
-        let diagonal: Vec<Option<u32>> = (0..n as u32).map(Some).collect();
+        self.itc_loss_at(i2t, t2i, profile, 0, ids)
+    }
+
+    /// The contrastive loss of some rows of a larger batch: sims `[B, all]`, whose first row is row `first` of all; `ids` are of all.
+    pub(crate) fn itc_loss_at(
+        &self,
+        i2t: &Tensor,
+        t2i: &Tensor,
+        profile: Profile,
+        first: usize,
+        ids: Option<&[i64]>,
+    ) -> Result<(Tensor, [Right; 2])> {
+        let own = first..first + i2t.rows().0;
+        let diagonal: Vec<Option<u32>> = own.clone().map(|i| Some(i as u32)).collect();
         let loss = |sim: &Tensor| match (profile, ids) {
             (Profile::LavisImageId, Some(ids)) => {
-                ops::cross_entropy(sim, Targets::Soft(&same_id_targets(sim.dtype(), ids)?))
+                ops::cross_entropy(sim, Targets::Soft(&same_id_targets(sim.dtype(), ids, own.clone())?))
             }
             _ => ops::cross_entropy(sim, Targets::Classes(&diagonal, SMOOTHING)),
         };
@@ -376,9 +403,22 @@ impl Model {
         let images: Vec<usize> = own.clone().chain(index(&negatives.image)).chain(own.clone()).collect();
         let texts: Vec<usize> = own.clone().chain(own).chain(index(&negatives.text)).collect();
         let texts: Vec<&[u32]> = texts.iter().map(|i| batch.text[*i].as_slice()).collect();
-        let (hidden, layout) = self.pair_pass(pass, keys, n, &images, &texts, trim)?;
+        self.matching(pass, keys, n, (&images, &texts), trim)
+    }
+
+    /// Matching of pairs of `all` images and texts, of which the first third match.
+    pub(crate) fn matching(
+        &self,
+        pass: &Pass,
+        keys: &ImageKeys,
+        all: usize,
+        (images, texts): (&[usize], &[&[u32]]),
+        trim: bool,
+    ) -> Result<Matching> {
+        let (hidden, layout) = self.pair_pass(pass, keys, all, images, texts, trim)?;
         let logits = self.itm_logits(pass, &hidden, layout.query_rows)?;
-        let labels: Vec<Option<u32>> = (0..3 * n).map(|i| Some(u32::from(i < n))).collect();
+        let labels: Vec<Option<u32>> =
+            (0..images.len()).map(|i| Some(u32::from(i < images.len() / 3))).collect();
         let loss = ops::cross_entropy(&logits, Targets::Classes(&labels, 0.0))?;
         let right = ops::right(&logits, &labels)?;
         Ok(Matching { loss, right, hidden, layout, logits })
@@ -424,15 +464,16 @@ impl Model {
     }
 }
 
-/// 0.9 * (same id, each row summing to 1) + 0.1 / B
-fn same_id_targets(dtype: DType, ids: &[i64]) -> Result<Tensor> {
+/// 0.9 * (same id, each row summing to 1) + 0.1 / B of the rows `own` of `ids`.
+fn same_id_targets(dtype: DType, ids: &[i64], own: std::ops::Range<usize>) -> Result<Tensor> {
     let n = ids.len();
     let row = |id: &i64| {
         let same = ids.iter().filter(|other| *other == id).count() as f64;
         let target = move |other: &i64| if other == id { (1.0 - SMOOTHING) / same } else { 0.0 } + SMOOTHING / n as f64;
         ids.iter().map(target).collect::<Vec<_>>()
     };
-    Tensor::of(dtype, &ids.iter().flat_map(row).collect::<Vec<_>>(), &[n, n])
+    let rows = ids.get(own.clone()).unwrap_or_default();
+    Tensor::of(dtype, &rows.iter().flat_map(row).collect::<Vec<_>>(), &[own.len(), n])
 }
 
 /// The matching loss with what `parity` compares.
@@ -440,7 +481,7 @@ pub(crate) struct Matching {
     /// The sum of the three.
     pub loss: Tensor,
     pub right: Right,
-    hidden: Tensor,
-    layout: Layout,
-    logits: Tensor,
+    pub hidden: Tensor,
+    pub layout: Layout,
+    pub logits: Tensor,
 }

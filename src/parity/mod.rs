@@ -15,6 +15,7 @@ pub mod text;
 pub mod tolerance;
 mod trace;
 mod training;
+mod world;
 
 pub use compare::{Line, Report, Skipped};
 
@@ -80,6 +81,8 @@ fn compare_all(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         "stage1" => training::stage1(case, at, Profile::LavisDiagonal, report),
         "stage1_ids" => training::stage1(case, at, Profile::LavisImageId, report),
         "train" => training::train(case, at, report),
+        "stage1_world" => world::stage1(case, at, report),
+        "train_world" => world::train(case, at, report),
         "generate" => decode::generate(case, at, report),
         "features" => decode::features(case, at, report),
         "retrieval" => decode::retrieval(case, at, report),
@@ -89,8 +92,8 @@ fn compare_all(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         "stage2_train" => stage2::train(case, at, report),
         "stage2_generate" => stage2::generate(case, at, report),
         other => {
-            let kinds = "vit, stage1, stage1_ids, train, generate, features, retrieval, explain, images, stage2, stage2_train or \
-                         stage2_generate";
+            let kinds = "vit, stage1, stage1_ids, train, stage1_world, train_world, generate, features, retrieval, explain, \
+                         images, stage2, stage2_train or stage2_generate";
             Err(Error::file("parity", &case.path, format!("a case of kind {kinds}"), other))
         }
     }

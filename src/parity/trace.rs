@@ -6,6 +6,7 @@ use super::compare::Report;
 use super::training::compare;
 use crate::model::{Layout, Trace};
 use crate::tensor::Tensor;
+use crate::train::world::Rank;
 use crate::{Error, Result, ops};
 use std::ops::Range;
 
@@ -40,6 +41,40 @@ pub(super) fn lines(case: &Case, t: &Trace, text: &[Vec<u32>], report: &mut Repo
         let first = layout.lm.first().map_or(0, |r| r.start);
         let moved = layout.lm.iter().map(|r| r.start - first..r.end - first).collect();
         rows(case, "outputs.lm_logits", logits, &[moved], report)?;
+    }
+    Ok(())
+}
+
+/// What a micro-batch of a world computed.
+pub(super) fn rank_lines(case: &Case, r: usize, rank: &Rank, report: &mut Report) -> Result<()> {
+    let name = |what: &str| format!("outputs.rank{r}.{what}");
+    let n = rank.text_feat.rows().0;
+    let queries = |l: &Layout, n: usize| {
+        let each = l.query_rows / n.max(1);
+        (0..n).map(|i| i * each..(i + 1) * each).collect::<Vec<_>>()
+    };
+    if let Some(embeds) = &rank.image_embeds {
+        compare(case, &name("image_embeds"), embeds, report)?;
+    }
+    let ((merged, layout), (pairs, pair_layout)) = (&rank.merged, &rank.pairs);
+    rows(case, &name("query_hidden"), merged, &[queries(layout, n)], report)?;
+    rows(case, &name("text_hidden"), merged, std::slice::from_ref(&layout.text), report)?;
+    rows(case, &name("lm_hidden"), merged, std::slice::from_ref(&layout.lm), report)?;
+    let both = [queries(pair_layout, pair_layout.text.len()), pair_layout.text.clone()];
+    rows(case, &name("itm_hidden"), pairs, &both, report)?;
+    let [loss, itc, itm, lm] = &rank.losses;
+    for (what, ours) in [
+        ("image_feats", &rank.image_feats),
+        ("text_feat", &rank.text_feat),
+        ("sim_i2t", &rank.sim_i2t),
+        ("sim_t2i", &rank.sim_t2i),
+        ("itm_logits", &rank.itm_logits),
+        ("loss_itc", itc),
+        ("loss_itm", itm),
+        ("loss_lm", lm),
+        ("loss", loss),
+    ] {
+        compare(case, &name(what), ours, report)?;
     }
     Ok(())
 }

@@ -232,7 +232,7 @@ pub(super) fn optimizer(case: &Case, params: &Params) -> Result<(Run, Schedule, 
 }
 
 /// Row `step` of an input of every step.
-fn of_step(case: &Case, name: &str, steps: usize, step: usize) -> Result<Vec<u32>> {
+pub(super) fn of_step(case: &Case, name: &str, steps: usize, step: usize) -> Result<Vec<u32>> {
     let all = case.ids(name)?;
     let n = all.len() / steps.max(1);
     let row = all.get(step * n..(step + 1) * n);
@@ -279,6 +279,16 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     // The learning rate is arithmetic in f64 on both sides: equal to a few units in the last place.
     report.arithmetic("outputs.lr", case.shape("outputs.lr")?, &lrs, &case.f64s("outputs.lr")?, 1e-14);
     losses_of_a_run(case, &all, report)?;
+    after(case, &params, before.as_deref(), report)
+}
+
+/// The trained parameters behind a run, which began with `before`.
+pub(super) fn after(
+    case: &Case,
+    params: &Params,
+    before: Option<&[Vec<f64>]>,
+    report: &mut Report,
+) -> Result<()> {
     for (id, spec, value) in params.iter().filter(|(_, s, _)| s.trained) {
         let name = format!("after.{}", spec.name);
         if is_noise(&spec.name) {
@@ -287,7 +297,7 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         }
         let ours = value.to_f64()?;
         // A weight that is off is so from the start: how far its way is off is what counts.
-        report.keep(&name, &ours, before.as_ref().and_then(|b| b.get(id.0)).map(Vec::as_slice));
+        report.keep(&name, &ours, before.and_then(|b| b.get(id.0)).map(Vec::as_slice));
         report.close(&name, &spec.shape, &ours, &case.f64s(&name)?, 1e-3);
     }
     Ok(())

@@ -37,6 +37,8 @@ mod training;
 #[doc(hidden)]
 pub mod validate;
 mod watch;
+#[doc(hidden)]
+pub mod world;
 
 pub use log::{EvaluationLine, StepLine};
 pub use session::{Ending, Outcome};

@@ -36,7 +36,7 @@ impl Memory {
         let count = |s: &Spec| s.shape.iter().product::<usize>() as u64;
         let trained: u64 = specs.iter().filter(|s| s.trained).map(count).sum();
         let held = (config.accumulate + config.prefetch + 1) * batch * 3 * sizes.image_size.pow(2);
-        let joint = config.contrast == super::trainer::Contrast::Accumulated && config.accumulate > 1;
+        let joint = config.contrast != super::trainer::Contrast::MicroBatch && config.accumulate > 1;
         let tokens =
             if joint { config.accumulate * batch * sizes.image_tokens() * sizes.vit_width } else { 0 };
         Memory {

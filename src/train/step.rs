@@ -237,7 +237,7 @@ struct Joint {
 }
 
 impl StepLosses {
-    fn add(&mut self, share: f64, losses: [f64; 4], accuracy: [f64; 4]) {
+    pub(super) fn add(&mut self, share: f64, losses: [f64; 4], accuracy: [f64; 4]) {
         for i in 0..4 {
             self.losses[i] += share * losses[i];
             self.accuracy[i] += share * accuracy[i];

@@ -19,6 +19,19 @@ pub enum Contrast {
     MicroBatch,
     /// All micro-batches of the step.
     Accumulated,
+    /// All micro-batches, each standing for a process of LAVIS: matching negatives, too, come from all.
+    World,
+}
+
+impl Contrast {
+    /// As the settings name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Contrast::MicroBatch => "micro-batch",
+            Contrast::Accumulated => "accumulated",
+            Contrast::World => "world",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -214,11 +227,14 @@ impl Trainer {
             batch.image = Image::Tokens(tokens.clone());
         }
         let (plan, mut grads) = (self.plan(), Gradients::new());
-        let joint = self.options.contrast == Contrast::Accumulated && batches.len() > 1;
-        let losses = if joint {
-            self.model.step_joint(&self.params, &batches, plan, &mut grads)
-        } else {
-            self.model.step_separate(&self.params, &batches, plan, &mut grads)
+        let losses = match self.options.contrast {
+            Contrast::Accumulated if batches.len() > 1 => {
+                self.model.step_joint(&self.params, &batches, plan, &mut grads)
+            }
+            Contrast::World if batches.len() > 1 => {
+                self.model.step_world(&self.params, &batches, plan, &mut grads)
+            }
+            _ => self.model.step_separate(&self.params, &batches, plan, &mut grads),
         };
         let unread = match losses {
             Ok(unread) => unread,

@@ -88,6 +88,43 @@ fn accumulated_micro_batches_each_for_itself() {
     check_accumulation(false, Profile::LavisDiagonal);
 }
 
+/// Where captions are of one length, a world's step is that of one batch of all samples: losses, draws and gradients.
+#[test]
+fn a_world_is_one_large_batch() {
+    for profile in [Profile::LavisDiagonal, Profile::LavisImageId] {
+        let setup = Setup::new(tiny::config(), false, profile);
+        let (model, params, config) = (&setup.model, setup.params(&setup.values), tiny::config());
+        let (images, mut text) = (tiny::pictures(&config, 6, 9, DType::F64), tiny::captions(&config, 6, 9));
+        for (i, t) in text.iter_mut().enumerate() {
+            *t = vec![t[0], 5 + i as u32, 11 - i as u32, 3];
+        }
+        let ids = [4, 1, 1, 2, 4, 3];
+        let side = config.image_size;
+        let rows = images.reshape(&[6, 3 * side * side]).unwrap();
+        let part = |from: usize, n: usize| {
+            let image = rows.slice_rows(from..from + n).unwrap().reshape(&[n, 3, side, side]).unwrap();
+            let range = from..from + n;
+            Batch { image: Image::Pixels(image), text: &text[range.clone()], image_id: Some(&ids[range]) }
+        };
+        let plan = StepPlan { profile, drop: None, seed: 6, step: 2, scale: 2.0 };
+        let [mut a, mut b] = [Gradients::new(), Gradients::new()];
+        let world = [part(0, 2), part(2, 2), part(4, 2)];
+        let world = model.step_world(&params, &world, plan, &mut a).unwrap();
+        let whole = model.step_separate(&params, &[part(0, 6)], plan, &mut b).unwrap();
+        for (x, y) in world.losses.iter().chain(&world.accuracy).zip(whole.losses.iter().chain(&whole.accuracy)) {
+            assert!((x - y).abs() < 1e-12, "{world:?} {whole:?}");
+        }
+        assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+        for key in b.keys() {
+            let [x, y] = [&a, &b].map(|g| g.get(key).unwrap().slice::<f64>());
+            let far: Vec<f64> = x.iter().zip(y).map(|(x, y)| x - y).collect();
+            assert!(length(&far) <= 1e-11 * (1e-6 + length(y)), "{}", setup.specs[key].name);
+        }
+        let uneven = model.step_world(&params, &[part(0, 2), part(2, 3)], plan, &mut a);
+        assert!(uneven.is_err_and(|e| e.to_string().contains("as many samples in each")));
+    }
+}
+
 /// With one micro-batch both ways are the same step, dropout and image ids included.
 #[test]
 fn one_micro_batch_is_the_same_either_way() {

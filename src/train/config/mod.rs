@@ -268,9 +268,14 @@ impl Config {
             let got = format!("{} above init_lr {}", self.min_lr, self.init_lr);
             wrong("min_lr", "at most init_lr", got, "");
         }
-        if self.contrast == Contrast::Accumulated && self.trains_vit() {
+        if self.contrast != Contrast::MicroBatch && self.trains_vit() {
             let fix = "set train_vit: false (with a start directory), or contrast: micro-batch";
-            wrong("contrast", "micro-batch where the image encoder is trained", "accumulated".into(), fix);
+            wrong(
+                "contrast",
+                "micro-batch where the image encoder is trained",
+                self.contrast.name().into(),
+                fix,
+            );
         }
         if self.cache.is_some() && self.trains_vit() {
             let fix = "start from a model directory (start) and leave train_vit out, or leave cache out";
@@ -310,9 +315,9 @@ impl Config {
             let fix = "give the model directory of a first stage with --start DIR";
             wrong("llm", "a start directory, whose Q-Former the language model reads", "none".into(), fix);
         }
-        if self.llm.is_some() && self.contrast == Contrast::Accumulated {
+        if self.llm.is_some() && self.contrast != Contrast::MicroBatch {
             let fix = "leave contrast out: a second stage has no contrastive loss";
-            wrong("contrast", "micro-batch with a language model", "accumulated".into(), fix);
+            wrong("contrast", "micro-batch with a language model", self.contrast.name().into(), fix);
         }
         if self.llm.is_none() && (!self.prompt.is_empty() || self.llm_dropout.is_some()) {
             let fix = "give the folder of a language model with --llm DIR, or leave it out";

@@ -115,8 +115,12 @@ pub fn of_run(c: &Config) -> impl Iterator<Item = (&'static str, Value)> {
 
 const PROFILES: [(&str, Profile); 2] =
     [("lavis-diagonal", Profile::LavisDiagonal), ("lavis-image-id", Profile::LavisImageId)];
-const CONTRASTS: [(&str, Contrast); 2] =
-    [("micro-batch", Contrast::MicroBatch), ("accumulated", Contrast::Accumulated)];
+const CONTRASTS: [(&str, Contrast); 3] = {
+    const fn named(contrast: Contrast) -> (&'static str, Contrast) {
+        (contrast.name(), contrast)
+    }
+    [named(Contrast::MicroBatch), named(Contrast::Accumulated), named(Contrast::World)]
+};
 const RECOMPUTE: [(&str, Option<bool>); 3] = [("auto", None), ("on", Some(true)), ("off", Some(false))];
 const DTYPES: [(&str, &str); 4] =
     [("f32", "f32"), ("f16", "f16"), ("bf16", "bf16"), ("bf16-vit", "bf16-vit")];
@@ -173,7 +177,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("accumulate", "run.accum_grad_iters", "micro-batches of a step",
         |c| json!(c.accumulate), |c, v| { c.accumulate = count(v, 1)?; Ok(()) })
         .same(),
-    setting("contrast", "", "contrastive negatives from: micro-batch (as LAVIS) or accumulated (the whole step)",
+    setting("contrast", "", "contrastive negatives from: micro-batch (as LAVIS), accumulated (the whole step), or world (each micro-batch stands for one of LAVIS's processes: matching negatives, too, from the whole step)",
         |c| name_of(&CONTRASTS, &c.contrast), |c, v| { c.contrast = choice(v, &CONTRASTS)?; Ok(()) })
         .same(),
     setting("profile", "", "captions of one picture: lavis-diagonal (each other's negatives) or lavis-image-id (positives)",

@@ -1,0 +1,202 @@
+//! A step of LAVIS's run on W processes, in one process: micro-batch r stands for process r.
+//!
+//! Features of all micro-batches are computed first without a tape; they are the constants that every micro-batch is compared
+//! with, as LAVIS gathers them without gradient. Then, for each micro-batch r of B samples, on a tape of its own:
+//!   ITC_r   its images and texts with those of all, [B, W B], targets r B + b, smoothing over W B; mean over B
+//!   ITM_r   its pairs, and negatives drawn from all W B; an image drawn from elsewhere is projected here from its ViT tokens,
+//!           so that its gradient reaches `ln_vision`, the keys and values, as LAVIS's gather with gradient has it
+//!   LM_r    its own captions, mean over its own predicted tokens
+//! The gradient is that of the mean over r of ITC_r + ITM_r + LM_r. Source: LAVIS 1.0.2, blip2_qformer.py, base_model.py
+//! (`concat_all_gather`, `all_gather_with_grad`), under DistributedDataParallel.
+
+use super::step::{StepLosses, StepPlan};
+use crate::model::sites::micro_batch;
+use crate::model::{Batch, Layout, Matching, Model, NegativeWeights, Negatives, Sampling};
+use crate::nn::{Params, Pass};
+use crate::ops;
+use crate::tensor::{Gradients, Tape, Tensor};
+use crate::{Error, Result};
+
+/// What one micro-batch computed, beside its losses: for `parity`, which then asks for every row.
+pub struct Rank {
+    /// ITC + ITM + LM, ITC, ITM, LM.
+    pub losses: [Tensor; 4],
+    pub image_embeds: Option<Tensor>,
+    pub merged: (Tensor, Layout),
+    pub pairs: (Tensor, Layout),
+    pub image_feats: Tensor,
+    pub text_feat: Tensor,
+    /// `[B, W B]`
+    pub sim_i2t: Tensor,
+    pub sim_t2i: Tensor,
+    pub itm_logits: Tensor,
+}
+
+/// The micro-batches of a step and what they share.
+struct World<'a> {
+    model: &'a Model,
+    batches: &'a [Batch<'a>],
+    plan: StepPlan,
+    /// ViT tokens of every micro-batch.
+    tokens: Vec<Tensor>,
+    /// Features of all: images `[W B Q, E]`, texts `[W B, E]`.
+    image: Tensor,
+    text: Tensor,
+    ids: Option<Vec<i64>>,
+    negatives: Negatives,
+    /// Whether rows that no loss reads are left out.
+    trim: bool,
+}
+
+impl Model {
+    /// The mean over micro-batches of their losses, each compared with all; gradients are added to `grads`. All must have as
+    /// many samples. The image encoder is frozen.
+    pub fn step_world(
+        &self,
+        params: &Params,
+        batches: &[Batch],
+        plan: StepPlan,
+        grads: &mut Gradients,
+    ) -> Result<StepLosses> {
+        let world = World::new(self, params, batches, plan, None, true)?;
+        let (share, mut sum) = (1.0 / batches.len() as f64, StepLosses::default());
+        for r in 0..batches.len() {
+            let tape = Tape::new();
+            let pass = Pass::training(params, &tape, plan.drop).at_site(micro_batch(r));
+            let (rank, accuracy) = world.rank(&pass, r)?;
+            tape.backward(&rank.losses[0], share * plan.scale, grads)?;
+            sum.add(share, rank.losses.each_ref().map(Tensor::item), accuracy);
+        }
+        Ok(sum)
+    }
+
+    /// The same with given negatives, whose indices count all samples, and every micro-batch shown with all of its rows: `each` gets
+    /// its number and what it computed, before its gradient is taken.
+    pub fn step_world_given(
+        &self,
+        params: &Params,
+        batches: &[Batch],
+        (plan, negatives): (StepPlan, &Negatives),
+        grads: &mut [Gradients],
+        mut each: impl FnMut(usize, Rank) -> Result<()>,
+    ) -> Result<()> {
+        let world = World::new(self, params, batches, plan, Some(negatives), false)?;
+        for (r, grads) in (0..batches.len()).zip(grads) {
+            let tape = Tape::new();
+            let pass = Pass::training(params, &tape, plan.drop).at_site(micro_batch(r));
+            let (mut rank, _) = world.rank(&pass, r)?;
+            tape.backward(&rank.losses[0], plan.scale, grads)?;
+            rank.image_embeds = Some(self.image_embeds(&Pass::inference(params), &world.tokens[r].detach())?);
+            each(r, rank)?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> World<'a> {
+    fn new(
+        model: &'a Model,
+        params: &Params,
+        batches: &'a [Batch<'a>],
+        plan: StepPlan,
+        given: Option<&Negatives>,
+        trim: bool,
+    ) -> Result<World<'a>> {
+        if model.trains_vit() {
+            let want = "a frozen image encoder";
+            return Err(Error::argument("train", "contrastive_over", want, "a trained one"));
+        }
+        let size = batches.first().map_or(0, |b| b.text.len());
+        if size == 0 || batches.iter().any(|b| b.text.len() != size) {
+            let sizes: Vec<usize> = batches.iter().map(|b| b.text.len()).collect();
+            return Err(Error::argument(
+                "train",
+                "micro-batches",
+                "as many samples in each",
+                format!("{sizes:?}"),
+            ));
+        }
+        let frozen = Pass::inference(params);
+        let look = |b: &Batch| model.tokens_of(&frozen, &b.image, |_, _| {});
+        let tokens: Vec<Tensor> = batches.iter().map(look).collect::<Result<_>>()?;
+        let mut features = Vec::new();
+        for (r, (batch, tokens)) in batches.iter().zip(&tokens).enumerate() {
+            let pass = Pass::untracked(params, plan.drop).at_site(micro_batch(r));
+            let merged = model.merged_pass(&pass, tokens, batch.text, trim, size)?;
+            features.push(model.contrastive_features(&pass, &merged)?);
+        }
+        let image = ops::concat_rows(&features.iter().map(|f| &f.0).collect::<Vec<_>>())?;
+        let text = ops::concat_rows(&features.iter().map(|f| &f.1).collect::<Vec<_>>())?;
+        let ids: Option<Vec<i64>> =
+            batches.iter().map(|b| b.image_id).collect::<Option<Vec<_>>>().map(|v| v.concat());
+        let ids = ids.filter(|_| plan.profile == crate::model::Profile::LavisImageId);
+        let (i2t, t2i) = model.similarities(&frozen, &image, &text)?;
+        let sampling = match given {
+            Some(given) => Sampling::Given(given),
+            None => Sampling::Draw { seed: plan.seed, step: plan.step, site: micro_batch(0) },
+        };
+        let negatives = NegativeWeights { i2t: &i2t, t2i: &t2i, ids: ids.as_deref() }.choose(sampling)?;
+        Ok(World { model, batches, plan, tokens, image, text, ids, negatives, trim })
+    }
+
+    fn rank(&self, pass: &Pass, r: usize) -> Result<(Rank, [f64; 4])> {
+        let (m, text) = (self.model, self.batches[r].text);
+        let (n, first) = (text.len(), r * text.len());
+        let own = first..first + n;
+        let (foreign, tokens) = self.with_drawn(r)?;
+        let merged = m.merged_pass(pass, &tokens, text, self.trim, n)?;
+        let (image_feats, text_feat) = m.contrastive_features(pass, &merged)?;
+        let all = [&self.image, &self.text];
+        let (i2t, t2i) = m.similarities_to(pass, [&image_feats, &text_feat], all)?;
+        let (itc, itc_right) = m.itc_loss_at(&i2t, &t2i, self.plan.profile, first, self.ids.as_deref())?;
+        // Images by their place among this micro-batch's and those drawn from elsewhere.
+        let place = |i: usize| match i.checked_sub(first).filter(|i| *i < n) {
+            Some(i) => i,
+            None => n + foreign.iter().position(|f| *f == i).unwrap_or_default(),
+        };
+        let drawn = self.negatives.image[own.clone()].iter().map(|i| place(*i as usize));
+        let images: Vec<usize> = (0..n).chain(drawn).chain(0..n).collect();
+        let elsewhere = self.negatives.text[own].iter().map(|i| {
+            let (rank, row) = (*i as usize / n, *i as usize % n);
+            self.batches[rank].text[row].as_slice()
+        });
+        let texts: Vec<&[u32]> = text.iter().chain(text).map(Vec::as_slice).chain(elsewhere).collect();
+        let all = n + foreign.len();
+        let Matching { loss: itm, right, hidden, layout, logits } =
+            m.matching(pass, &merged.keys, all, (&images, &texts), self.trim)?;
+        let (lm, lm_right) = m.lm_loss(pass, &merged, text)?;
+        let loss = ops::add(&ops::add(&itc, &itm)?, &lm)?;
+        let [a, b] = itc_right.each_ref().map(|right| right.share());
+        let accuracy = [a?, b?, right.share()?, lm_right.share()?];
+        let rank = Rank {
+            losses: [loss, itc, itm, lm],
+            image_embeds: None,
+            merged: (merged.hidden, merged.layout),
+            pairs: (hidden, layout),
+            image_feats,
+            text_feat,
+            sim_i2t: i2t,
+            sim_t2i: t2i,
+            itm_logits: logits,
+        };
+        Ok((rank, accuracy))
+    }
+
+    /// The images that micro-batch `r` draws from others, each once, and the tokens of its own with theirs behind.
+    fn with_drawn(&self, r: usize) -> Result<(Vec<usize>, Tensor)> {
+        let n = self.batches[r].text.len();
+        let own = r * n..(r + 1) * n;
+        let mut foreign: Vec<usize> = self.negatives.image[own.clone()].iter().map(|i| *i as usize).collect();
+        foreign.retain(|i| !own.contains(i));
+        foreign.sort_unstable();
+        foreign.dedup();
+        let per = self.tokens[r].rows().0 / n;
+        let rows = |i: &usize| {
+            let at = i % n * per;
+            self.tokens[i / n].slice_rows(at..at + per)
+        };
+        let drawn: Vec<Tensor> = foreign.iter().map(rows).collect::<Result<_>>()?;
+        let all: Vec<&Tensor> = std::iter::once(&self.tokens[r]).chain(&drawn).collect();
+        Ok((foreign, ops::concat_rows(&all)?))
+    }
+}
