@@ -82,8 +82,9 @@ pub fn stage1(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     compare(case, "outputs.world.image_feats", &rows(|r| &r.image_feats)?, report)?;
     compare(case, "outputs.world.text_feat", &rows(|r| &r.text_feat)?, report)?;
     gathered_ids(case, &inputs, report)?;
+    let losses = ranks.iter().map(Rank::values).collect::<Result<Vec<_>>>()?;
     for (i, name) in ["loss", "loss_itc", "loss_itm", "loss_lm"].into_iter().enumerate() {
-        let mean = ranks.iter().map(|r| r.losses[i].item()).sum::<f64>() / world as f64;
+        let mean = losses.iter().map(|l| l[i]).sum::<f64>() / world as f64;
         let name = format!("outputs.world.{name}");
         report.close(&name, case.shape(&name)?, &[mean], &case.f64s(&name)?, CLOSE);
     }
@@ -93,7 +94,7 @@ pub fn stage1(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         for (id, spec, value) in params.iter().filter(|(_, s, _)| !s.name.starts_with("ln_vision.")) {
             let name = format!("grads_local.rank{r}.{}", spec.name);
             if let Some(g) = own.get(id.0).filter(|_| case.has(&name)) {
-                let ours = Tensor::of_buffer(g.clone(), value.shape().sizes())?.to_f64();
+                let ours = Tensor::of_buffer(g.clone(), value.shape().sizes())?.to_f64()?;
                 let ours: Vec<f64> = ours.iter().map(|x| x / at.loss_scale()).collect();
                 report.close(&name, case.shape(&name)?, &ours, &case.f64s(&name)?, CLOSE);
             }
@@ -123,7 +124,7 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     let world: usize = case.meta("world")?;
     let steps = case.shape("outputs.losses")?.first().copied().unwrap_or(0);
     let batches = (0..).take_while(|k| case.has(&format!("inputs.rank0.{k}.image"))).count().max(1);
-    let before = report.kept.is_some().then(|| params.iter().map(|(_, _, v)| v.to_f64()).collect::<Vec<_>>());
+    let before = report.kept.is_some().then(|| params.iter().map(|(_, _, v)| v.to_f64()).collect::<Result<Vec<_>>>()).transpose()?;
     let (mut lrs, mut means, mut own) = (Vec::new(), Vec::new(), vec![Vec::new(); world]);
     for step in 0..steps {
         let inputs = Inputs::read(case, at, &format!(".{}.", step % batches))?;
@@ -133,7 +134,7 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         let mut losses = vec![[0.0; 4]; world];
         let given = (plan(at), &negatives);
         model.step_world_given(&params, &inputs.batches(), given, &mut grads, |r, rank| {
-            losses[r] = rank.losses.each_ref().map(Tensor::item);
+            losses[r] = rank.values()?;
             Ok(())
         })?;
         for (own, losses) in own.iter_mut().zip(&losses) {

@@ -32,6 +32,14 @@ pub struct Rank {
     pub itm_logits: Tensor,
 }
 
+impl Rank {
+    /// The losses' values.
+    pub fn values(&self) -> Result<[f64; 4]> {
+        let [a, b, c, d] = self.losses.each_ref().map(Tensor::item);
+        Ok([a?, b?, c?, d?])
+    }
+}
+
 /// The micro-batches of a step and what they share.
 struct World<'a> {
     model: &'a Model,
@@ -65,7 +73,7 @@ impl Model {
             let pass = Pass::training(params, &tape, plan.drop).at_site(micro_batch(r));
             let (rank, accuracy) = world.rank(&pass, r)?;
             tape.backward(&rank.losses[0], share * plan.scale, grads)?;
-            sum.add(share, rank.losses.each_ref().map(Tensor::item), accuracy);
+            sum.add(share, rank.values()?, accuracy);
         }
         Ok(sum)
     }

@@ -40,6 +40,7 @@ pub use set::Set;
 pub use wrappers::wrappers;
 
 use crate::{Error, Kind, Result};
+use rayon::prelude::*;
 use source::Source;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
@@ -209,7 +210,7 @@ impl Weights {
     pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
         let (i, info) = self.find(name)?;
         if let (Content::Safetensors(header), Dtype::F32) = (&self.content, info.dtype) {
-            let mut values = vec![0.0f32; info.elements()];
+            let mut values = source::room::<f32>(info.elements());
             return self.read_finite(header, (i, info), &mut values).map(|()| values);
         }
         let wrong = |got: String| Error::file(source::OP, self.path(), "floating point numbers", got);
@@ -234,24 +235,25 @@ impl Weights {
             self.check_finite(info, 0, &bytes)?;
             return Ok(bytemuck::pod_collect_to_vec(&bytes));
         };
-        let mut bits = vec![0u16; info.elements()];
+        let mut bits = source::room::<u16>(info.elements());
         self.read_finite(header, (i, info), &mut bits).map(|()| bits)
     }
 
-    /// Fills `to`, numbers of the tensor's own dtype, piece by piece.
+    /// Fills `to`, numbers of the tensor's own dtype, piece by piece on all cores.
     fn read_finite<T: bytemuck::Pod>(
         &self,
         header: &safetensors::Header,
         (i, info): (usize, &Info),
         to: &mut [T],
     ) -> Result<()> {
-        for (p, piece) in to.chunks_mut(PIECE).enumerate() {
+        let fill = |(p, piece): (usize, &mut [T])| {
             let bytes: &mut [u8] = bytemuck::cast_slice_mut(piece);
             let read = header.read_into(&self.source, (i, info), p * PIECE * size_of::<T>(), bytes);
             read.map_err(|refusal| refusal.of(self.path()))?;
-            self.check_finite(info, p * PIECE, bytes)?;
-        }
-        Ok(())
+            self.check_finite(info, p * PIECE, bytes)
+        };
+        // Of several errors the first in the file.
+        to.par_chunks_mut(PIECE).enumerate().map(fill).find_first(Result::is_err).unwrap_or(Ok(()))
     }
 
     /// Of the numbers from element `at` on.

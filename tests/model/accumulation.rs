@@ -111,7 +111,9 @@ fn a_world_is_one_large_batch() {
         let world = [part(0, 2), part(2, 2), part(4, 2)];
         let world = model.step_world(&params, &world, plan, &mut a).unwrap();
         let whole = model.step_separate(&params, &[part(0, 6)], plan, &mut b).unwrap();
-        for (x, y) in world.losses.iter().chain(&world.accuracy).zip(whole.losses.iter().chain(&whole.accuracy)) {
+        for (x, y) in
+            world.losses.iter().chain(&world.accuracy).zip(whole.losses.iter().chain(&whole.accuracy))
+        {
             assert!((x - y).abs() < 1e-12, "{world:?} {whole:?}");
         }
         assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
