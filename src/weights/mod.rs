@@ -240,7 +240,7 @@ impl Weights {
     }
 
     /// Fills `to`, numbers of the tensor's own dtype, piece by piece on all cores.
-    fn read_finite<T: bytemuck::Pod>(
+    fn read_finite<T: bytemuck::Pod + Send>(
         &self,
         header: &safetensors::Header,
         (i, info): (usize, &Info),
