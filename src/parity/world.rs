@@ -124,7 +124,11 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     let world: usize = case.meta("world")?;
     let steps = case.shape("outputs.losses")?.first().copied().unwrap_or(0);
     let batches = (0..).take_while(|k| case.has(&format!("inputs.rank0.{k}.image"))).count().max(1);
-    let before = report.kept.is_some().then(|| params.iter().map(|(_, _, v)| v.to_f64()).collect::<Result<Vec<_>>>()).transpose()?;
+    let before = report
+        .kept
+        .is_some()
+        .then(|| params.iter().map(|(_, _, v)| v.to_f64()).collect::<Result<Vec<_>>>())
+        .transpose()?;
     let (mut lrs, mut means, mut own) = (Vec::new(), Vec::new(), vec![Vec::new(); world]);
     for step in 0..steps {
         let inputs = Inputs::read(case, at, &format!(".{}.", step % batches))?;
