@@ -352,7 +352,7 @@ impl Model {
         [image, text]: [&Tensor; 2],
         [all_images, all_texts]: [&Tensor; 2],
     ) -> Result<(Tensor, Tensor)> {
-        let (q, temp) = (self.config.num_query, pass.param(self.temp));
+        let (q, temp) = (self.config.num_query, pass.param(self.first()?.temp));
         let i2t = ops::max_similarity(image, &all_texts.detach(), q)?;
         let t2i = ops::transpose(&ops::max_similarity(&all_images.detach(), text, q)?)?;
         Ok((ops::divide(&i2t, &temp)?, ops::divide(&t2i, &temp)?))
