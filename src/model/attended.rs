@@ -80,7 +80,7 @@ impl Model {
         // Small gradients would vanish in f16, as in training.
         let scale = if pass.storage(self.query_tokens) == Storage::F16 { 1024.0 } else { 1.0 };
         let (y, weights) = match number {
-            Number::Match => (self.matching(&pass, tokens, text, &mut eyes)?, vec![0.0, 1.0]),
+            Number::Match => (self.pair_of(&pass, tokens, text, &mut eyes)?, vec![0.0, 1.0]),
             Number::Similarity => (self.similarity(&pass, tokens, text, &mut eyes)?, vec![1.0]),
             Number::Tokens(range) => {
                 let count = range.len() as f64;
@@ -127,7 +127,7 @@ impl Model {
     }
 
     /// Matching logits [1,2].
-    fn matching(&self, pass: &Pass, tokens: &Tensor, text: &[u32], eyes: &mut Eyes) -> Result<Tensor> {
+    fn pair_of(&self, pass: &Pass, tokens: &Tensor, text: &[u32], eyes: &mut Eyes) -> Result<Tensor> {
         let keys = self.keys_of(pass, tokens)?;
         let layout = Layout::pairs(self.sizes(), &[0], &[text.len()], 1, true)?;
         let x = self.qformer.embed(pass, &pass.param(self.query_tokens), 1, &[text], sites::PAIRS)?;
