@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
     let image = Image::File(args.picture.clone());
     let seen = pictures::see(&model, &image)?;
     let pass = Pass::inference(&model.params);
-    let tokens = model.model.vit_tokens(&pass, &seen.pixels, |_, _| {})?;
+    let tokens = model.model.vit_tokens(&pass, &pictures::planes(&model, &[&seen])?, |_, _| {})?;
     let text = match &args.text {
         Some(text) => {
             engine::note_texts(&model, &[text], args.model.run.quiet);

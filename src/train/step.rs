@@ -33,6 +33,12 @@ struct Part {
 }
 
 impl Unread {
+    /// Adds a part: total, ITC, ITM and LM, and the right answers.
+    pub(super) fn push(&mut self, share: f64, losses: [&Tensor; 4], right: [Right; 4]) {
+        let losses = losses.map(|loss| Some(loss.detach()));
+        self.0.push(Part { share, losses, right: right.map(Some) });
+    }
+
     /// The sum of all losses that gradients are of, on a GPU; not finite if one of them is not.
     pub fn total(&self) -> Result<Option<Tensor>> {
         let all = self.0.iter().flat_map(|p| match &p.losses {
@@ -132,8 +138,7 @@ impl Model {
         let sampling = Sampling::Draw { seed: plan.seed, step: plan.step, site };
         let out = self.stage1(&pass, batch, plan.profile, sampling, None)?;
         tape.backward(&out.loss, share * plan.scale, grads)?;
-        let losses = [&out.loss, &out.itc, &out.itm, &out.lm].map(|loss| Some(loss.detach()));
-        sum.0.push(Part { share, losses, right: out.accuracy.0.map(Some) });
+        sum.push(share, [&out.loss, &out.itc, &out.itm, &out.lm], out.accuracy.0);
         Ok(())
     }
 
@@ -237,7 +242,7 @@ struct Joint {
 }
 
 impl StepLosses {
-    pub(super) fn add(&mut self, share: f64, losses: [f64; 4], accuracy: [f64; 4]) {
+    fn add(&mut self, share: f64, losses: [f64; 4], accuracy: [f64; 4]) {
         for i in 0..4 {
             self.losses[i] += share * losses[i];
             self.accuracy[i] += share * accuracy[i];

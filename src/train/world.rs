@@ -9,11 +9,11 @@
 //! The gradient is that of the mean over r of ITC_r + ITM_r + LM_r. Source: LAVIS 1.0.2, blip2_qformer.py, base_model.py
 //! (`concat_all_gather`, `all_gather_with_grad`), under DistributedDataParallel.
 
-use super::step::{StepLosses, StepPlan};
+use super::step::{StepPlan, Unread};
 use crate::model::sites::micro_batch;
 use crate::model::{Batch, Layout, Matching, Model, NegativeWeights, Negatives, Sampling};
 use crate::nn::{Params, Pass};
-use crate::ops;
+use crate::ops::{self, Right};
 use crate::tensor::{Gradients, Tape, Tensor};
 use crate::{Error, Result};
 
@@ -65,15 +65,15 @@ impl Model {
         batches: &[Batch],
         plan: StepPlan,
         grads: &mut Gradients,
-    ) -> Result<StepLosses> {
+    ) -> Result<Unread> {
         let world = World::new(self, params, batches, plan, None, true)?;
-        let (share, mut sum) = (1.0 / batches.len() as f64, StepLosses::default());
+        let (share, mut sum) = (1.0 / batches.len() as f64, Unread::default());
         for r in 0..batches.len() {
             let tape = Tape::new();
             let pass = Pass::training(params, &tape, plan.drop).at_site(micro_batch(r));
-            let (rank, accuracy) = world.rank(&pass, r)?;
+            let (rank, right) = world.rank(&pass, r)?;
             tape.backward(&rank.losses[0], share * plan.scale, grads)?;
-            sum.add(share, rank.values()?, accuracy);
+            sum.push(share, rank.losses.each_ref(), right);
         }
         Ok(sum)
     }
@@ -147,7 +147,7 @@ impl<'a> World<'a> {
         Ok(World { model, batches, plan, tokens, image, text, ids, negatives, trim })
     }
 
-    fn rank(&self, pass: &Pass, r: usize) -> Result<(Rank, [f64; 4])> {
+    fn rank(&self, pass: &Pass, r: usize) -> Result<(Rank, [Right; 4])> {
         let (m, text) = (self.model, self.batches[r].text);
         let (n, first) = (text.len(), r * text.len());
         let own = first..first + n;
@@ -174,8 +174,8 @@ impl<'a> World<'a> {
             m.matching(pass, &merged.keys, all, (&images, &texts), self.trim)?;
         let (lm, lm_right) = m.lm_loss(pass, &merged, text)?;
         let loss = ops::add(&ops::add(&itc, &itm)?, &lm)?;
-        let [a, b] = itc_right.each_ref().map(|right| right.share());
-        let accuracy = [a?, b?, right.share()?, lm_right.share()?];
+        let [t2i_right, i2t_right] = itc_right;
+        let rights = [t2i_right, i2t_right, right, lm_right];
         let rank = Rank {
             losses: [loss, itc, itm, lm],
             image_embeds: None,
@@ -187,7 +187,7 @@ impl<'a> World<'a> {
             sim_t2i: t2i,
             itm_logits: logits,
         };
-        Ok((rank, accuracy))
+        Ok((rank, rights))
     }
 
     /// The images that micro-batch `r` draws from others, each once, and the tokens of its own with theirs behind.
