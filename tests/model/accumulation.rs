@@ -109,8 +109,8 @@ fn a_world_is_one_large_batch() {
         let plan = StepPlan { profile, drop: None, seed: 6, step: 2, scale: 2.0 };
         let [mut a, mut b] = [Gradients::new(), Gradients::new()];
         let world = [part(0, 2), part(2, 2), part(4, 2)];
-        let world = model.step_world(&params, &world, plan, &mut a).unwrap();
-        let whole = model.step_separate(&params, &[part(0, 6)], plan, &mut b).unwrap();
+        let world = model.step_world(&params, &world, plan, &mut a).unwrap().losses().unwrap();
+        let whole = model.step_separate(&params, &[part(0, 6)], plan, &mut b).unwrap().losses().unwrap();
         for (x, y) in
             world.losses.iter().chain(&world.accuracy).zip(whole.losses.iter().chain(&whole.accuracy))
         {
