@@ -5,6 +5,7 @@
 //! with QFORMER_SYNC=1 every launch waits and the kernel is named exactly.
 
 mod open;
+mod opened;
 mod products;
 mod report;
 mod staging;
@@ -14,16 +15,16 @@ use super::gpu::{Driver, Kernels, Memory, Product, lock};
 use super::launch::{Arg, Launch};
 use super::running;
 use super::setup::{self, Image};
-use crate::terminal::note;
 use crate::{Error, Kind, Result};
 use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
 pub use open::open;
-use open::{bus_id, surroundings, unopened};
+use open::{bus_id, unopened};
+use opened::Opened;
 use products::Products;
 pub use report::report;
 use staging::{LARGE, PIECE, Staging};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex};
 
@@ -34,21 +35,6 @@ const ORDINARY_SHARED: u32 = 48 * 1024;
 
 /// The most arguments of a kernel.
 const MOST_ARGS: usize = 40;
-
-/// A GPU that is opened, with its kernels: all streams share it.
-struct Opened {
-    name: String,
-    bus_id: String,
-    /// Whether its memory is also the system's: an integrated GPU, or one under WSL.
-    shares_memory: bool,
-    integrated: bool,
-    context: sys::CUcontext,
-    multiprocessors: usize,
-    warp_groups: bool,
-    /// The crate's own first, then those that were loaded.
-    modules: Mutex<Vec<sys::CUmodule>>,
-    functions: Mutex<HashMap<String, sys::CUfunction>>,
-}
 
 /// A stream of a GPU.
 struct Cuda {
@@ -63,58 +49,11 @@ struct Cuda {
 
 // SAFETY: handles of the driver API, which any thread may use once it has made the context current (`bind` does, in every
 // method); what is changed stands behind mutexes.
-unsafe impl Send for Opened {}
-unsafe impl Sync for Opened {}
 unsafe impl Send for Cuda {}
 unsafe impl Sync for Cuda {}
 
 fn failed(operation: &str, e: DriverError) -> Error {
     running::failure(operation, e.0 as u32, &format!("{e:?}"))
-}
-
-impl Opened {
-    fn new(ordinal: i32) -> Result<Opened> {
-        let wrong = unopened;
-        let device = cu::device::get(ordinal).map_err(wrong)?;
-        use sys::CUdevice_attribute_enum as Attribute;
-        // SAFETY: `device` came from the driver just now.
-        let attribute = |a| unsafe { cu::device::get_attribute(device, a) }.map_err(wrong);
-        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-        let image = setup::image(major, minor)?;
-        let integrated = attribute(Attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0;
-        // SAFETY: as above; the primary context stays until the process ends.
-        let context = unsafe { cu::primary_ctx::retain(device) }.map_err(wrong)?;
-        // SAFETY: the context was retained just now.
-        unsafe { cu::ctx::set_current(context) }.map_err(wrong)?;
-        if image == Image::Ptx {
-            note!(
-                "the driver compiles the kernels for compute capability {major}.{minor}; this takes a moment"
-            );
-        }
-        let opened = Opened {
-            name: cu::device::get_name(device).map_err(wrong)?,
-            bus_id: bus_id(ordinal)?,
-            shares_memory: integrated || surroundings().wsl,
-            integrated,
-            context,
-            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
-            warp_groups: (major, minor) == (9, 0),
-            modules: Mutex::default(),
-            functions: Mutex::default(),
-        };
-        for image in images(image) {
-            lock(&opened.modules).push(module(image).map_err(wrong)?);
-        }
-        Ok(opened)
-    }
-
-    /// Every thread has a current context of its own.
-    fn bind(&self) -> Result<()> {
-        // SAFETY: the primary context stays until the process ends.
-        unsafe { cu::ctx::set_current(self.context) }.map_err(|e| failed("use GPU", e))
-    }
 }
 
 impl Cuda {
