@@ -51,6 +51,10 @@ fn two_hundred_at_once_are_answered_or_told_to_come_again() {
 
 #[test]
 fn connections_are_bounded() {
+    // Each connection is a file of this process, too.
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum.or(Some(4096)), ..now });
     let place = Place::new(62);
     let server = Served::start(&place, &[]);
     let held: Vec<_> = (0..1024).map(|_| server.connect()).collect();
