@@ -104,7 +104,7 @@ fn ten_thousand_requests_leave_memory_as_it_was() {
                 std::thread::sleep(Duration::from_millis(50));
             }
         });
-        let (mut good, mut busy) = ask(&server, &place, 1000, 20);
+        let (mut good, mut busy) = ask(&server, &place, 1000, 200);
         let first = memory(server.id());
         let rest = ask(&server, &place, 9000, 200);
         (good, busy) = (good + rest.0, busy + rest.1);
