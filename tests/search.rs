@@ -321,5 +321,8 @@ fn a_build_that_is_killed_leaves_the_old_index_and_is_continued() {
     assert_eq!(query(), before);
     place.ok(&rebuild);
     assert_ne!(query(), before);
-    assert_eq!(names(&place.path("x")), ["index.json", "index.lock", "part-000002.safetensors"]);
+    assert_eq!(
+        names(&place.path("x")),
+        ["half-000002.f16", "index.json", "index.lock", "part-000002.safetensors"]
+    );
 }

@@ -96,7 +96,8 @@ fn errors_are_the_commands_messages() {
         place.write(name, &bytes);
         let said = place.fails(3, &["caption", "--model", "model", name, "-q"]);
         let answer = server.post("/v1/caption", &form(&[], Some((name, &bytes))));
-        assert_eq!((answer.status, said), (422, format!("qformer: {}\n", message(&answer))), "{name}");
+        let same = said.ends_with(&format!("qformer: {}\n", message(&answer)));
+        assert!(answer.status == 422 && same, "{name}: {said}{}", answer.text());
     }
     let said = place.fails(2, &["search", "query", "--index", "x", "  "]);
     let answer = server.post("/v1/search", &post(&json!({"text": "  "})));
@@ -183,7 +184,7 @@ fn the_openapi_document_is_the_server() {
 
 #[test]
 fn strangers_are_refused() {
-    let (_, server) = served(44, &[]);
+    let (_place, server) = served(44, &[]);
     let caption = post(&json!({"place": 0}));
     let with =
         |host: &str, more: &str| server.raw(&caption.head("POST", "/v1/caption", host, more), &caption.body);
@@ -240,7 +241,7 @@ fn beyond_this_machine_a_token_is_needed() {
 
 #[test]
 fn bodies_are_bounded() {
-    let (_, server) = served(46, &[]);
+    let (_place, server) = served(46, &[]);
     let large = 33 << 20;
     // Told before it is sent, and found out while it is sent.
     let head = |more: &str| get().head("POST", "/v1/caption", "localhost", more);
@@ -348,7 +349,7 @@ fn a_signal_lets_requests_end() {
 /// A client that goes away does not keep the model busy.
 #[test]
 fn clients_that_vanish_are_left_out() {
-    let (_, server) = served(51, &["--batch", "1"]);
+    let (_place, server) = served(51, &["--batch", "1"]);
     let body = post(&json!({"place": 1, "num_beams": 64, "max_length": 16, "min_length": 15}));
     assert_eq!(server.post("/v1/caption", &body).status, 200);
     let mut all = Vec::new();
@@ -373,7 +374,7 @@ fn clients_that_vanish_are_left_out() {
 /// A head that does not come is not waited for; others are answered meanwhile.
 #[test]
 fn slow_clients_are_closed_and_hold_nobody_up() {
-    let (_, server) = served(52, &[]);
+    let (_place, server) = served(52, &[]);
     let mut slow = server.connect();
     slow.write_all(b"GET / HTTP/1.1\r\nHos").unwrap();
     assert_eq!(server.get("/health").status, 200);

@@ -208,6 +208,6 @@ mod tests {
         }
         let loss = curves.get("loss");
         assert!((50..=100).contains(&loss.len()) && loss.iter().all(|p| p.1 == 3.0), "{}", loss.len());
-        assert!(loss[0].0 < 20.0 && loss[loss.len() - 1].0 == 1000.0);
+        assert!(loss[0].0 < 20.0 && loss[loss.len() - 1].0 > 980.0);
     }
 }
