@@ -67,7 +67,7 @@ impl Stream {
         if element.is_multiple_of(2) { r * a.cos() } else { r * a.sin() }
     }
 
-    /// The blocks `index ..` of LANES consecutive counters: out[w][i] is word w of block index + i. Lane by lane, so that
+    /// The blocks `index ..` of LANES consecutive counters: out`[w][i]` is word w of block index + i. Lane by lane, so that
     /// the rounds vectorise.
     #[inline(always)]
     pub fn blocks<const LANES: usize>(&self, index: u64, out: &mut [[u32; LANES]; 4]) {

@@ -6,6 +6,7 @@ use crate::data::Image;
 use crate::files::{self, RealDisk};
 use crate::model::{Attended, GenerateOptions, Number};
 use crate::nn::Pass;
+use crate::pretrained::pictures::Seen;
 use crate::pretrained::{Pretrained, pictures};
 use crate::results::{Array, MapPage, Small, heat, paint, write_npy};
 use crate::terminal::note;
@@ -72,6 +73,72 @@ impl FromStr for Of {
     }
 }
 
+impl<'de> serde::Deserialize<'de> for Of {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Of, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What is asked of a picture; as JSON, the fields of `POST /v1/look`.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Asked {
+    text: Option<String>,
+    of: Of,
+    layer: Option<usize>,
+    query: Option<usize>,
+}
+
+impl Default for Asked {
+    fn default() -> Asked {
+        Asked { text: None, of: Of::Itm, layer: None, query: None }
+    }
+}
+
+/// A map, and what it is of.
+pub struct Found {
+    /// The number, its text, its value and the layer.
+    pub line: String,
+    pub what: String,
+    pub text: String,
+    pub layer: Attended,
+    /// `[side, side]`
+    pub map: Vec<f32>,
+    pub side: usize,
+}
+
+/// The map of a number of a picture.
+pub fn explain(model: &Pretrained, seen: &Seen, asked: &Asked) -> Result<Found> {
+    let pass = Pass::inference(&model.params);
+    let tokens = model.model.vit_tokens(&pass, &pictures::planes(model, &[seen])?, |_, _| {})?;
+    let text = match &asked.text {
+        Some(text) => text.clone(),
+        None => {
+            let images = model.model.image_features_of(&pass, &tokens)?;
+            let captions = model.caption(&images, &GenerateOptions::default(), &[seen.identity])?;
+            let first = captions.into_iter().flatten().next();
+            first.map(|caption| caption.text).unwrap_or_default()
+        }
+    };
+    let ids = model.tokenizer.caption(&text, model.model.config.max_txt_len);
+    let (number, what) = number(model, asked.of, &text, ids.len())?;
+    let found = model.model.explain(&model.params, &tokens, &ids, &number)?;
+    let layer = layer(found.layers, asked.layer)?;
+    let map = layer.grad_cam(asked.query).ok_or_else(|| {
+        let want = format!("a query token from 0 to {}", layer.queries - 1);
+        Error::argument(OPERATION, "--query", want, asked.query.unwrap_or_default())
+    })?;
+    if !found.value.is_finite() || map.iter().any(|v| !v.is_finite()) {
+        return Err(Error::new(crate::Kind::NonFinite, OPERATION)
+            .expected("finite numbers")
+            .got("one that is not")
+            .fix("take an earlier checkpoint"));
+    }
+    let line = format!("{what} of {text:?}: {:.4}, layer {}", found.value, layer.layer);
+    let config = &model.model.config;
+    Ok(Found { line, what, text, layer, map, side: config.image_size / config.patch_size })
+}
+
 /// The forms of what is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -98,40 +165,14 @@ pub fn run(args: &Args) -> Result<()> {
     let turn = pictures::turn(&model);
     let image = Image::File(args.picture.clone());
     let seen = pictures::see(&model, &image)?;
-    let pass = Pass::inference(&model.params);
-    let tokens = model.model.vit_tokens(&pass, &pictures::planes(&model, &[&seen])?, |_, _| {})?;
-    let text = match &args.text {
-        Some(text) => {
-            engine::note_texts(&model, &[text], args.model.run.quiet);
-            text.clone()
-        }
-        None => {
-            let images = model.model.image_features_of(&pass, &tokens)?;
-            let captions = model.caption(&images, &GenerateOptions::default(), &[seen.identity])?;
-            let first = captions.into_iter().flatten().next();
-            first.map(|caption| caption.text).unwrap_or_default()
-        }
-    };
-    let ids = model.tokenizer.caption(&text, model.model.config.max_txt_len);
-    let (number, what) = number(&model, args.of, &text, ids.len())?;
-    let found = model.model.explain(&model.params, &tokens, &ids, &number)?;
-    let layer = layer(&found.layers, args.layer)?;
-    let map = layer.grad_cam(args.query).ok_or_else(|| {
-        let want = format!("a query token from 0 to {}", layer.queries - 1);
-        Error::argument(OPERATION, "--query", want, args.query.unwrap_or_default())
-    })?;
-    if !found.value.is_finite() || map.iter().any(|v| !v.is_finite()) {
-        return Err(Error::new(crate::Kind::NonFinite, OPERATION)
-            .expected("finite numbers")
-            .got("one that is not")
-            .fix("take an earlier checkpoint"));
+    if let (Some(text), quiet) = (&args.text, args.model.run.quiet) {
+        engine::note_texts(&model, &[text], quiet);
     }
+    let asked = Asked { text: args.text.clone(), of: args.of, layer: args.layer, query: args.query };
+    let Found { line, what, text, layer, map, side } = explain(&model, &seen, &asked)?;
     if map.iter().all(|v| *v == 0.0) && !args.model.run.quiet {
         note!("note: nothing of this number comes through layer {}: the map is 0 everywhere", layer.layer);
     }
-    let line = format!("{what} of {text:?}: {:.4}, layer {}", found.value, layer.layer);
-    let config = &model.model.config;
-    let side = config.image_size / config.patch_size;
     files::make_folders(&RealDisk, files::folder_of(&args.out))?;
     match form {
         Form::Npy => write_npy(&RealDisk, &args.out, Array::new(&[side, side], &map))?,
@@ -140,10 +181,10 @@ pub fn run(args: &Args) -> Result<()> {
             let queries = args.query.map_or("mean of all queries".into(), |q| format!("query {q}"));
             let about = vec![line.clone(), format!("Grad-CAM: attention times positive gradient, {queries}")];
             let page = MapPage {
-                title: text.clone(),
+                title: text,
                 about,
                 pictures: vec![
-                    Small { name: what.clone(), png: over(&image, turn, side, Some(&map))? },
+                    Small { name: what, png: over(&image, turn, side, Some(&map))? },
                     Small { name: "picture".into(), png: over(&image, turn, side, None)? },
                 ],
                 heads: small(layer.heads, side, |i| layer.map(Some(i), args.query))?,
@@ -182,13 +223,13 @@ fn number(model: &Pretrained, of: Of, text: &str, tokens: usize) -> Result<(Numb
     Err(Error::argument(OPERATION, "--of", want, format!("word:{n}")))
 }
 
-fn layer(layers: &[Attended], asked: Option<usize>) -> Result<&Attended> {
+fn layer(layers: Vec<Attended>, asked: Option<usize>) -> Result<Attended> {
+    let all: Vec<String> = layers.iter().map(|l| l.layer.to_string()).collect();
     let found = match asked {
-        None => layers.last(),
-        Some(k) => layers.iter().find(|l| l.layer == k),
+        None => layers.into_iter().next_back(),
+        Some(k) => layers.into_iter().find(|l| l.layer == k),
     };
     found.ok_or_else(|| {
-        let all: Vec<String> = layers.iter().map(|l| l.layer.to_string()).collect();
         let want = format!("a layer with cross-attention: {}", all.join(", "));
         Error::argument(OPERATION, "--layer", want, asked.map_or("none".into(), |k| k.to_string()))
     })
@@ -202,7 +243,7 @@ fn over(image: &Image, turn: Turn, side: usize, map: Option<&[f32]>) -> Result<V
     }
     let mut picture = Picture::new(width, height, rgb)?;
     if turn == Turn::AsStored {
-        picture = image.photo(Turn::Upright)?.turned(picture);
+        picture = image.photo(Turn::Upright)?.orientation().apply(picture);
     }
     encode_png(picture.width, picture.height, &picture.rgb)
 }

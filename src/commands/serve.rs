@@ -4,6 +4,7 @@
 use super::answer::How;
 use super::caption::{self, Spaces, Wanted};
 use super::engine::{self, ModelArgs};
+use super::explain::{Asked, explain};
 use super::features;
 use super::generation::Generation;
 use super::search::in_json;
@@ -11,14 +12,15 @@ use crate::console::signals::Stop;
 use crate::model::AnswerProfile;
 use crate::pretrained::Pretrained;
 use crate::pretrained::pictures::{self, Seen};
-use crate::results::{Captioned, Format, Rated, render};
+use crate::results::{Captioned, Format, Rated, paint, render};
 use crate::search::index::Identity;
 use crate::search::query::{self, Rank};
 use crate::search::{Index, Query};
 use crate::serve::{self, About, Answer, Ask, Engine, Settings, Shown, Word};
 use crate::terminal::{note, printable};
-use crate::vision::{self, Photo, Turn};
+use crate::vision::{self, Orientation, Photo, Turn, encode_png};
 use crate::{Error, Kind, Result};
+use base64::Engine as _;
 use serde_json::{Map, Value};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -26,8 +28,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 const OPERATION: &str = "serve";
-/// The longer side of a small picture.
+/// The longer side of a small picture, and of one with a map over it.
 const SIDE: usize = 360;
+const MAP: usize = 512;
 
 /// Serve a page and an HTTP interface: caption, search, watch trainings
 ///
@@ -152,6 +155,17 @@ impl Default for SearchOptions {
 }
 
 impl Held {
+    /// `upright` turns the stored pixels.
+    fn shown(&self, name: &str, photo: &Photo, upright: Orientation) -> Result<Shown> {
+        let turned = pictures::turn(&self.model) == Turn::Upright;
+        Ok(Shown {
+            name: name.to_owned(),
+            picture: pictures::resized(&self.model, photo)?,
+            size: photo.size(),
+            upright: if turned { Orientation::UPRIGHT } else { upright },
+        })
+    }
+
     fn index(&self) -> Result<Arc<Index>> {
         let gallery = self.gallery.as_ref().ok_or_else(|| {
             Error::argument("search", "--index", "a server with an index", "one without")
@@ -250,15 +264,15 @@ impl Engine for Held {
     }
 
     fn see(&self, name: &str, bytes: Vec<u8>) -> Result<Shown> {
-        let photo = Photo::owned(bytes, name, pictures::turn(&self.model))?;
-        Ok(Shown { name: name.to_owned(), picture: pictures::resized(&self.model, &photo)? })
+        let upright = Photo::new(&bytes, name, Turn::Upright)?.orientation();
+        self.shown(name, &Photo::owned(bytes, name, pictures::turn(&self.model))?, upright)
     }
 
     fn indexed(&self, place: usize) -> Result<Shown> {
         let index = self.index()?;
-        let known = known(&index, place)?;
-        let photo = Photo::open(&known.path, pictures::turn(&self.model))?;
-        Ok(Shown { name: known.path.clone(), picture: pictures::resized(&self.model, &photo)? })
+        let path = &known(&index, place)?.path;
+        let upright = Photo::open(path, Turn::Upright)?.orientation();
+        self.shown(path, &Photo::open(path, pictures::turn(&self.model))?, upright)
     }
 
     fn thumbnail(&self, place: usize) -> Result<Vec<u8>> {
@@ -308,8 +322,19 @@ impl Engine for Held {
         answers.into_iter().map(|a| a.unwrap_or_else(nobody).map(shown)).collect()
     }
 
-    fn look(&self, _: &Shown, _: &Map<String, Value>) -> Result<Answer> {
-        Err(Error::argument("look", "model", "maps of where the model looks", "a server without them"))
+    fn look(&self, shown: &Shown, options: &Map<String, Value>) -> Result<Answer> {
+        let asked: Asked = parsed("look", Value::Object(options.clone()))?;
+        let found = explain(&self.model, &Seen::of(&self.model, &shown.picture)?, &asked)?;
+        let (longest, fit) = (shown.size.0.max(shown.size.1), |n: usize| n.min(MAP).max(1));
+        let scaled = |n: usize| fit((n * MAP).div_ceil(longest.max(1)));
+        let (width, height) = (scaled(shown.size.0), scaled(shown.size.1));
+        let mut picture = vision::resize(&shown.picture, width, height)?;
+        paint(&mut picture.rgb, width, found.side, &found.map);
+        let picture = shown.upright.apply(picture);
+        let png = encode_png(picture.width, picture.height, &picture.rgb)?;
+        let png = base64::engine::general_purpose::STANDARD.encode(png);
+        let maps = serde_json::json!({ "maps": [{ "png": png, "about": found.line }] });
+        Ok(Answer::Json(format!("{maps}\n")))
     }
 }
 

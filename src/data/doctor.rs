@@ -64,7 +64,7 @@ pub struct Finding {
 pub struct Diagnosis {
     /// What reading its captions met.
     pub report: Report,
-    /// Tokens of all captions, and how many of them are [UNK].
+    /// Tokens of all captions, and how many of them are `[UNK]`.
     pub tokens: usize,
     /// Tokens that the vocabulary lacks.
     pub unknown_tokens: usize,

@@ -15,11 +15,15 @@ pub struct Card {
     pub title: &'static str,
     /// What programs see, in bytes.
     pub memory: u64,
+    /// Multiprocessors (SMs).
     pub multiprocessors: usize,
     /// Compute capability 9.0 has matmuls of warp groups.
     pub warp_groups: bool,
+    /// Of its memory, in bytes a second.
     pub bandwidth: f64,
+    /// Dense matmuls in 16 bits with sums in f32, in FLOP a second.
     pub tensor: f64,
+    /// Arithmetic in f32, in FLOP a second.
     pub single: f64,
     /// Where the figures stand.
     pub source: &'static str,
@@ -31,6 +35,7 @@ const MATMUL_SHARE: f64 = 790.0 / 989.0;
 
 const GIB: u64 = 1 << 30;
 
+/// The cards whose roofline can be asked for.
 pub const CARDS: &[Card] = &[
     Card {
         name: "rtx-4080-laptop",

@@ -32,7 +32,7 @@ pub fn instructions() -> &'static str {
     return std::env::consts::ARCH;
 }
 
-/// out[i] = f(x[i])
+/// `out[i]` = f(`x[i]`)
 pub fn map<T: Real>(x: &[T], f: impl Fn(T) -> T + Sync) -> Vec<T> {
     map2(
         x,
@@ -42,7 +42,7 @@ pub fn map<T: Real>(x: &[T], f: impl Fn(T) -> T + Sync) -> Vec<T> {
     )
 }
 
-/// out[i] = f(a[i], b[i])
+/// `out[i]` = f(`a[i]`, `b[i]`)
 pub fn map2<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T + Sync) -> Vec<T> {
     assert_eq!(a.len(), b.len(), "map2: as many on both sides");
     fresh(
@@ -112,7 +112,7 @@ pub fn gelu_tanh<T: Real>(x: T) -> T {
     x / (T::ONE + Real::exp(T::of(-2.0) * u))
 }
 
-/// f(&mut a[i], &b[i]) for every i.
+/// f(&mut `a[i]`, &`b[i]`) for every i.
 pub fn zip_mut<T: Real>(a: &mut [T], b: &[T], f: impl Fn(&mut T, &T) + Sync) {
     let run = |a: &mut [T], b: &[T]| {
         simd(
@@ -209,7 +209,7 @@ pub fn column_sums<T: Real>(x: &[T], rows: usize, len: usize) -> Vec<T> {
     })
 }
 
-/// The sum of x[i], in 16 lanes, added in a fixed tree.
+/// The sum of `x[i]`, in 16 lanes, added in a fixed tree.
 #[inline(always)]
 pub fn sum<T: Real>(n: usize, x: impl Fn(usize) -> T) -> T {
     const LANES: usize = 16;
@@ -235,7 +235,7 @@ pub fn sum<T: Real>(n: usize, x: impl Fn(usize) -> T) -> T {
     lanes[0]
 }
 
-/// The largest x[i]; NaN if one of them is NaN; -inf of none.
+/// The largest `x[i]`; NaN if one of them is NaN; -inf of none.
 #[inline(always)]
 pub fn max<T: Real>(x: &[T]) -> T {
     const LANES: usize = 16;

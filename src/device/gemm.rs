@@ -52,7 +52,7 @@ impl Element for f64 {
     }
 }
 
-/// Notes a matmul [m,k] x [k,n] x [k,n]: 2 m n k operations.
+/// Notes a matmul `[m,k]` x `[k,n]` x `[k,n]`: 2 m n k operations.
 pub fn count((m, n, k): (usize, usize, usize)) {
     FLOPS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
 }
@@ -98,7 +98,7 @@ fn stride(elements: usize, stride: usize) -> isize {
     if elements > 1 { stride as isize } else { 1 }
 }
 
-/// c [m,n] (row-major, `width` from row to row) = beta * c + alpha * a [m,k] b [k,n]. With beta = 0, c is not read.
+/// c `[m,n]` (row-major, `width` from row to row) = beta * c + alpha * a `[m,k]` b `[k,n]`. With beta = 0, c is not read.
 #[allow(clippy::too_many_arguments)]
 pub fn gemm<T: Real>(
     (m, n, k): (usize, usize, usize),

@@ -5,11 +5,11 @@
 //!   -> rename over NAME -> fsync the folder -> Ok.
 //! Ok means durable. An error means that the old file is as it was; only when the last step fails may the new one
 //! (whole and verified) already stand in its place. A program that is killed leaves at most a `.partial` file,
-//! which the next one that writes into the folder removes ([`leftovers`]). The temporary name is short, so a name of
+//! which the next one that writes into the folder removes (`leftovers`). The temporary name is short, so a name of
 //! 255 bytes can be written; the new file has the rights of the old one.
 //!
 //! A path that a user names is followed through links, and written straight to where it is no regular file (a device, a
-//! pipe): [`target`]. A name that we choose beside a user's files is never followed: [`write_beside`].
+//! pipe): `target`. A name that we choose beside a user's files is never followed: [`write_beside`].
 //!
 //! The operations go through the small trait [`Disk`], so that tests can fail any one of them or cut the power;
 //! [`RealDisk`] is the file system. An interrupted call (EINTR) is repeated, a failed fsync never is: after it

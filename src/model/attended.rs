@@ -22,7 +22,7 @@ pub enum Number {
     Match,
     /// The largest cosine of a query's projection and the text's.
     Similarity,
-    /// The log-probability of these tokens of a caption, each behind the image and the tokens before it. [CLS] is token 0.
+    /// The log-probability of these tokens of a caption, each behind the image and the tokens before it. `[CLS]` is token 0.
     Tokens(Range<usize>),
 }
 
@@ -31,7 +31,9 @@ pub enum Number {
 pub struct Attended {
     /// Counted from 0.
     pub layer: usize,
+    /// Attention heads.
     pub heads: usize,
+    /// Query tokens.
     pub queries: usize,
     /// Image tokens, of which the first is the class token.
     pub tokens: usize,
@@ -44,7 +46,9 @@ pub struct Attended {
 /// A number and all layers with cross-attention.
 #[derive(Clone, Debug)]
 pub struct Explained {
+    /// The number.
     pub value: f64,
+    /// From the first layer to the last.
     pub layers: Vec<Attended>,
 }
 
@@ -65,7 +69,7 @@ impl Observer for Eyes<'_> {
 }
 
 impl Model {
-    /// A number of one image, from its ViT tokens `[N,W]`, and of one text, ids from [CLS] to [SEP]: its value, and of every
+    /// A number of one image, from its ViT tokens `[N,W]`, and of one text, ids from `[CLS]` to `[SEP]`: its value, and of every
     /// layer with cross-attention the attention and the number's gradient. Errors: another shape; tokens that the text lacks.
     pub fn explain(
         &self,

@@ -22,7 +22,7 @@ pub struct Special {
     pub eos: u32,
 }
 
-/// A finished caption: ids from [DEC] on, with [SEP] if it ended before the maximum length.
+/// A finished caption: ids from `[DEC]` on, with `[SEP]` if it ended before the maximum length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hypothesis {
     /// Its tokens.

@@ -15,7 +15,7 @@ use crate::tensor::{Chunk, Tensor};
 use crate::{Error, Result};
 
 impl Model {
-    /// Mode image, from pictures [B,3,S,S]: each as it is beside any others.
+    /// Mode image, from pictures `[B,3,S,S]`: each as it is beside any others.
     pub fn image_features(&self, pass: &Pass, image: &Tensor) -> Result<Images> {
         let mut parts = Vec::new();
         self.each_chunk(pass, image, |tokens, n| {
@@ -25,12 +25,12 @@ impl Model {
         Images::stack(&parts)
     }
 
-    /// Mode image, from pictures [B,3,S,S] that are all there is: as fast as the device can.
+    /// Mode image, from pictures `[B,3,S,S]` that are all there is: as fast as the device can.
     pub fn image_features_alone(&self, pass: &Pass, image: &Tensor) -> Result<Images> {
         self.image_features_of(pass, &self.vit_tokens(pass, image, |_, _| {})?)
     }
 
-    /// ViT tokens [B*N,W] of pictures [B,3,S,S]: on a GPU each picture's as they are beside any others, on the CPU those of a
+    /// ViT tokens `[B*N,W]` of pictures `[B,3,S,S]`: on a GPU each picture's as they are beside any others, on the CPU those of a
     /// training step of this batch.
     pub fn tokens_in_chunks(&self, pass: &Pass, image: &Tensor) -> Result<Tensor> {
         if !Chunk::of(pass.params().device()).fixed {

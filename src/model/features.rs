@@ -13,7 +13,7 @@ use crate::tensor::Tensor;
 use crate::{Error, Result};
 use std::ops::Range;
 
-/// A text's hidden rows [L,C] and their normalised projections [L,E].
+/// A text's hidden rows `[L,C]` and their normalised projections `[L,E]`.
 pub struct TextFeatures {
     /// The last layer's rows.
     pub embeds: Tensor,
@@ -21,7 +21,7 @@ pub struct TextFeatures {
     pub proj: Tensor,
 }
 
-/// Matching of pairs: logits [P,2] and the hidden query rows [P*Q,C].
+/// Matching of pairs: logits `[P,2]` and the hidden query rows `[P*Q,C]`.
 pub struct ItmScores {
     /// `[P,2]`: that a pair does not belong together, and that it does.
     pub logits: Tensor,
@@ -29,7 +29,7 @@ pub struct ItmScores {
     pub hidden: Tensor,
 }
 
-/// Images made ready: their keys and values, hidden query rows [B*Q,C] and projections [B*Q,E].
+/// Images made ready: their keys and values, hidden query rows `[B*Q,C]` and projections `[B*Q,E]`.
 pub struct Images {
     /// How many pictures they are of.
     pub count: usize,
@@ -96,7 +96,7 @@ impl Images {
 }
 
 impl Model {
-    /// Mode image, from ViT tokens [B*N,W].
+    /// Mode image, from ViT tokens `[B*N,W]`.
     pub fn image_features_of(&self, pass: &Pass, tokens: &Tensor) -> Result<Images> {
         let (n, width) = (self.config.image_tokens(), self.config.vit_width);
         if !tokens.rows().0.is_multiple_of(n) || tokens.rows().1 != width {
@@ -148,7 +148,7 @@ impl Model {
         Ok(ItmScores { logits, hidden })
     }
 
-    /// `itc` of all images and texts [images][texts]; `text_proj` holds the [CLS] rows [T,E].
+    /// `itc` of all images and texts `[images][texts]`; `text_proj` holds the `[CLS]` rows `[T,E]`.
     pub fn itc_scores(&self, image_proj: &Tensor, text_proj: &Tensor) -> Result<Tensor> {
         ops::max_similarity(image_proj, &text_proj.like(image_proj)?, self.config.num_query)
     }
@@ -164,7 +164,7 @@ impl Model {
     }
 }
 
-/// Mean over rows of (cos(a, b) + 1) / 2.     a, b [Q,C]
+/// Mean over rows of (cos(a, b) + 1) / 2.     a, b `[Q,C]`
 pub fn mean_cosine(a: &[f64], b: &[f64], c: usize) -> f64 {
     let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
     let rows = a.chunks(c).zip(b.chunks(c));
@@ -173,7 +173,7 @@ pub fn mean_cosine(a: &[f64], b: &[f64], c: usize) -> f64 {
     all.iter().sum::<f64>() / all.len().max(1) as f64
 }
 
-/// Score matrices after re-ranking: image to text [I][T] and text to image [T][I].
+/// Score matrices after re-ranking: image to text `[I][T]` and text to image `[T][I]`.
 pub struct Retrieval {
     /// The scores of each picture with every text.
     pub i2t: Vec<Vec<f64>>,
@@ -182,7 +182,7 @@ pub struct Retrieval {
 }
 
 /// Re-ranked retrieval as LAVIS's `compute_sim_matrix`: of each row's `k` best by `itc`, the score is `itm` + `itc`; the
-/// rest are -100. `itc` is [I][T]; `itm` computes the logits of pairs (image, text). Of equal `itc`, as of duplicates, the lower index
+/// rest are -100. `itc` is `[I][T]`; `itm` computes the logits of pairs (image, text). Of equal `itc`, as of duplicates, the lower index
 /// is a candidate here; torch.topk, which LAVIS calls, leaves open which one is.
 pub fn retrieval_scores(
     itc: &[Vec<f64>],

@@ -87,7 +87,7 @@ impl Model {
         Ok(searches.into_iter().map(Search::finish).collect())
     }
 
-    /// Logits after every token of given captions [L][V], which begin with `[DEC]`: what `generate` sees on the way.
+    /// Logits after every token of given captions `[L][V]`, which begin with `[DEC]`: what `generate` sees on the way.
     pub fn caption_logits(
         &self,
         params: &Params,

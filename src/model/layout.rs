@@ -60,7 +60,7 @@ pub struct Sizes {
 
 impl Layout {
     /// Query pass, text pass and LM pass in one: rows [queries of every image | texts | captions to predict].
-    /// `lm[i]` sees the queries of image i. With `trim`, the last layer keeps of a text only its [CLS] row.
+    /// `lm[i]` sees the queries of image i. With `trim`, the last layer keeps of a text only its `[CLS]` row.
     pub fn merged(s: Sizes, images: usize, text: &[usize], lm: &[usize], trim: bool) -> Result<Layout> {
         let query = ranges(0, (0..images).map(|_| s.queries));
         let text = ranges(images * s.queries, text.iter().copied());

@@ -4,6 +4,7 @@ mod attended;
 mod beams;
 mod chunks;
 mod config;
+mod contrastive;
 mod features;
 mod generate;
 mod layout;
@@ -38,7 +39,7 @@ use qformer::Qformer;
 use stage2::Stage2;
 use vit::Vit;
 
-/// The architecture; its numbers are in [`crate::nn::Params`], made from [`Model::specs`].
+/// The architecture; its numbers are in [`crate::nn::Params`], made from the specs that [`Model::new`] gives.
 pub struct Model {
     /// Its sizes.
     pub config: Config,

@@ -19,7 +19,7 @@ pub struct Negatives {
 pub enum Sampling<'a> {
     /// These.
     Given(&'a Negatives),
-    /// With, for every picture and caption [B,B], the query row that their similarity is of: what was chosen elsewhere.
+    /// With, for every picture and caption `[B,B]`, the query row that their similarity is of: what was chosen elsewhere.
     Recorded {
         /// Those that were recorded.
         negatives: &'a Negatives,

@@ -5,10 +5,10 @@
 //! |---|---|
 //! | [`MERGED`] .. | dropout of the merged pass: queries, texts and captions |
 //! | [`PAIRS`] .. | dropout of the pass over matching pairs |
-//! | [`LLM`] .. | dropout of a language model, whose layers have [`LAYER`] sites each |
+//! | [`LLM`] .. | dropout of a language model, whose layers have `LAYER` sites each |
 //! | [`NEGATIVE_IMAGES`], [`NEGATIVE_TEXTS`] | the negatives of the matching loss |
 //!
-//! Of a pass, the first site is the embeddings'; each layer has eight behind it ([`layer`]). The micro-batches of a step
+//! Of a pass, the first site is the embeddings'; each layer has eight behind it (`layer`). The micro-batches of a step
 //! follow one another ([`micro_batch`]). Steps that no training has are others' own: u32::MAX is validation's and the first
 //! values of parameters'. A search draws at site u32::MAX, its image as the step.
 
@@ -20,6 +20,7 @@ pub const PAIRS: u32 = 1 << 12;
 pub const NEGATIVE_IMAGES: u32 = 1 << 13;
 /// Draws of wrong captions.
 pub const NEGATIVE_TEXTS: u32 = NEGATIVE_IMAGES + 1;
+/// Dropout of a language model.
 pub const LLM: u32 = 1 << 14;
 /// Sites of one micro-batch.
 const MICRO_BATCH: u32 = 1 << 16;

@@ -10,11 +10,11 @@ use super::qformer::{ImageKeys, ImageTokens};
 use super::{Layout, Model, sites};
 use crate::nn::Pass;
 use crate::ops::{self, Right, Targets};
-use crate::tensor::{DType, Storage, Tensor};
+use crate::tensor::{Storage, Tensor};
 use crate::{Error, Result};
 
 /// Label smoothing of the contrastive and the captioning loss.
-const SMOOTHING: f64 = 0.1;
+pub(super) const SMOOTHING: f64 = 0.1;
 
 /// How negatives and contrastive targets treat captions of the same image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Image {
     }
 }
 
-/// Images and their captions: ids from [CLS] to [SEP], no padding.
+/// Images and their captions: ids from `[CLS]` to `[SEP]`, no padding.
 pub struct Batch<'a> {
     /// Pixels, or tokens that are kept.
     pub image: Image,
@@ -137,7 +137,7 @@ impl Model {
         Sizes { queries: self.config.num_query, image_tokens: self.config.image_tokens() }
     }
 
-    /// ViT tokens [B*N,W] before `ln_vision`; `each` sees every block.
+    /// ViT tokens `[B*N,W]` before `ln_vision`; `each` sees every block.
     pub fn vit_tokens(
         &self,
         pass: &Pass,
@@ -170,7 +170,7 @@ impl Model {
         }
     }
 
-    /// `ln_vision` of the ViT's tokens [B*N,W].
+    /// `ln_vision` of the ViT's tokens `[B*N,W]`.
     pub fn image_embeds(&self, pass: &Pass, tokens: &Tensor) -> Result<Tensor> {
         self.ln_vision.forward(pass, tokens)
     }
@@ -211,7 +211,7 @@ impl Model {
         self.losses(pass, &tokens, batch, profile, sampling, keep.then_some(trace_or))
     }
 
-    /// The losses from ViT tokens [B*N,W] that were computed before.
+    /// The losses from ViT tokens `[B*N,W]` that were computed before.
     pub fn losses(
         &self,
         pass: &Pass,
@@ -309,86 +309,6 @@ impl Model {
         std::iter::once(self.config.bos()).chain(text[1..end].iter().copied()).collect()
     }
 
-    /// l2-normalised projections: image [B*Q,E] and text [B,E].
-    pub(crate) fn contrastive_features(&self, pass: &Pass, m: &Merged) -> Result<(Tensor, Tensor)> {
-        let images = m.hidden.slice_rows(0..m.layout.query_rows)?;
-        let image_feats = ops::l2_normalize(&self.first()?.vision_proj.forward(pass, &images)?)?;
-        let cls = if m.layout.last.is_some() {
-            m.hidden.slice_rows(m.layout.query_rows..m.layout.query_rows + m.layout.text.len())?
-        } else {
-            let first: Vec<u32> = m.layout.text.iter().map(|r| r.start as u32).collect();
-            ops::gather_rows(&m.hidden, &first)?
-        };
-        Ok((image_feats, ops::l2_normalize(&self.first()?.text_proj.forward(pass, &cls)?)?))
-    }
-
-    /// sim_i2t and sim_t2i [B,B], divided by the temperature; each learns on its own side only.
-    pub(crate) fn similarities(
-        &self,
-        pass: &Pass,
-        image: &Tensor,
-        text: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        self.similarities_of(pass, image, text, None)
-    }
-
-    fn similarities_of(
-        &self,
-        pass: &Pass,
-        image: &Tensor,
-        text: &Tensor,
-        queries: Option<&[u32]>,
-    ) -> Result<(Tensor, Tensor)> {
-        let (q, temp) = (self.config.num_query, pass.param(self.first()?.temp));
-        let i2t = ops::max_similarity_of(image, &text.detach(), q, queries)?;
-        let t2i = ops::transpose(&ops::max_similarity_of(&image.detach(), text, q, queries)?)?;
-        Ok((ops::divide(&i2t, &temp)?, ops::divide(&t2i, &temp)?))
-    }
-
-    /// The same of some images and texts [B], which learn, with those of a larger batch, which are constants: [B, all].
-    pub(crate) fn similarities_to(
-        &self,
-        pass: &Pass,
-        [image, text]: [&Tensor; 2],
-        [all_images, all_texts]: [&Tensor; 2],
-    ) -> Result<(Tensor, Tensor)> {
-        let (q, temp) = (self.config.num_query, pass.param(self.first()?.temp));
-        let i2t = ops::max_similarity(image, &all_texts.detach(), q)?;
-        let t2i = ops::transpose(&ops::max_similarity(&all_images.detach(), text, q)?)?;
-        Ok((ops::divide(&i2t, &temp)?, ops::divide(&t2i, &temp)?))
-    }
-
-    pub(crate) fn itc_loss(
-        &self,
-        i2t: &Tensor,
-        t2i: &Tensor,
-        profile: Profile,
-        ids: Option<&[i64]>,
-    ) -> Result<(Tensor, [Right; 2])> {
-        self.itc_loss_at(i2t, t2i, profile, 0, ids)
-    }
-
-    /// The contrastive loss of some rows of a larger batch: sims `[B, all]`, whose first row is row `first` of all; `ids` are of all.
-    pub(crate) fn itc_loss_at(
-        &self,
-        i2t: &Tensor,
-        t2i: &Tensor,
-        profile: Profile,
-        first: usize,
-        ids: Option<&[i64]>,
-    ) -> Result<(Tensor, [Right; 2])> {
-        let own = first..first + i2t.rows().0;
-        let diagonal: Vec<Option<u32>> = own.clone().map(|i| Some(i as u32)).collect();
-        let loss = |sim: &Tensor| match (profile, ids) {
-            (Profile::LavisImageId, Some(ids)) => {
-                ops::cross_entropy(sim, Targets::Soft(&same_id_targets(sim.dtype(), ids, own.clone())?))
-            }
-            _ => ops::cross_entropy(sim, Targets::Classes(&diagonal, SMOOTHING)),
-        };
-        let both = ops::add(&loss(i2t)?, &loss(t2i)?)?;
-        Ok((ops::scale(&both, 0.5)?, [ops::right(t2i, &diagonal)?, ops::right(i2t, &diagonal)?]))
-    }
-
     /// Matching of every own pair and two negative ones each.
     pub(crate) fn itm_loss(
         &self,
@@ -417,8 +337,8 @@ impl Model {
     ) -> Result<Matching> {
         let (hidden, layout) = self.pair_pass(pass, keys, all, images, texts, trim)?;
         let logits = self.itm_logits(pass, &hidden, layout.query_rows)?;
-        let labels: Vec<Option<u32>> =
-            (0..images.len()).map(|i| Some(u32::from(i < images.len() / 3))).collect();
+        let n = images.len() / 3;
+        let labels: Vec<Option<u32>> = (0..images.len()).map(|i| Some(u32::from(i < n))).collect();
         let loss = ops::cross_entropy(&logits, Targets::Classes(&labels, 0.0))?;
         let right = ops::right(&logits, &labels)?;
         Ok(Matching { loss, right, hidden, layout, logits })
@@ -462,18 +382,6 @@ impl Model {
         let right = ops::right_of(&logits, v, &labels)?;
         Ok((loss, right))
     }
-}
-
-/// 0.9 * (same id, each row summing to 1) + 0.1 / B of the rows `own` of `ids`.
-fn same_id_targets(dtype: DType, ids: &[i64], own: std::ops::Range<usize>) -> Result<Tensor> {
-    let n = ids.len();
-    let row = |id: &i64| {
-        let same = ids.iter().filter(|other| *other == id).count() as f64;
-        let target = move |other: &i64| if other == id { (1.0 - SMOOTHING) / same } else { 0.0 } + SMOOTHING / n as f64;
-        ids.iter().map(target).collect::<Vec<_>>()
-    };
-    let rows = ids.get(own.clone()).unwrap_or_default();
-    Tensor::of(dtype, &rows.iter().flat_map(row).collect::<Vec<_>>(), &[own.len(), n])
 }
 
 /// The matching loss with what `parity` compares.

@@ -38,7 +38,7 @@ impl Stage2 {
 pub struct LlmTrace {
     pub image_embeds: Option<Tensor>,
     pub query_hidden: Option<Tensor>,
-    /// Projected query rows [B*Q,E], and the same as an input whose gradient is found under the key behind the parameters'.
+    /// Projected query rows `[B*Q,E]`, and the same as an input whose gradient is found under the key behind the parameters'.
     pub inputs: Option<Tensor>,
     /// Results of every layer, query rows first, then text rows.
     pub layers: Vec<Tensor>,
@@ -134,7 +134,7 @@ impl Model {
         self.qformer.forward(pass, x, &layout, &keys, sites::MERGED)
     }
 
-    /// What the language model reads of images, from ViT tokens [B*N,W]: [B*Q,E].
+    /// What the language model reads of images, from ViT tokens `[B*N,W]`: `[B*Q,E]`.
     pub fn llm_inputs(&self, pass: &Pass, tokens: &Tensor) -> Result<Tensor> {
         let (n, width) = (self.config.image_tokens(), self.config.vit_width);
         if !tokens.rows().0.is_multiple_of(n) || tokens.rows().1 != width {
@@ -145,7 +145,7 @@ impl Model {
         self.second()?.proj.forward(pass, &hidden)
     }
 
-    /// The same from pictures [B,3,S,S]; each is computed alone, so that no image's numbers depend on the others.
+    /// The same from pictures `[B,3,S,S]`; each is computed alone, so that no image's numbers depend on the others.
     pub fn llm_inputs_of_pictures(&self, params: &Params, image: &Tensor) -> Result<Tensor> {
         let &[count, planes, h, w] = image.shape().sizes() else {
             return Err(Error::argument(OP, "image", "[B, 3, S, S]", image.shape()));

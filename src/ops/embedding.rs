@@ -22,9 +22,9 @@ fn check(table: &Tensor, ids: &[u32]) -> Result<usize> {
     Ok(c)
 }
 
-/// Rows of a table `[V,C]`: y `[n,C]`, y[i] = table[ids[i]].
+/// Rows of a table `[V,C]`: y `[n,C]`, `y[i]` = table[`ids[i]`].
 ///
-/// dtable[v] = the sum of dy[i] with ids[i] = v, in order of i; row `padding` gets none. An error if an id is not below V.
+/// `dtable[v]` = the sum of `dy[i]` with `ids[i]` = v, in order of i; row `padding` gets none. An error if an id is not below V.
 ///
 /// Source: `torch.nn.functional.embedding`.
 pub fn embedding(table: &Tensor, ids: &[u32], padding: Option<u32>) -> Result<Tensor> {
@@ -56,7 +56,7 @@ pub fn embedding(table: &Tensor, ids: &[u32], padding: Option<u32>) -> Result<Te
     })
 }
 
-/// Rows of one table, and to each a row of another one of the same width (words and positions): y[i] = table[i] + other[j].
+/// Rows of one table, and to each a row of another one of the same width (words and positions): `y[i]` = `table[i]` + `other[j]`.
 /// A constant.
 pub fn embedding_sum([table, other]: [&Tensor; 2], rows: &[(u32, u32)]) -> Result<Tensor> {
     const OP: &str = "embedding_sum";

@@ -6,7 +6,7 @@ use crate::device::cpu;
 use crate::tensor::{Real, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 
-/// Means of groups of n rows: x `[G*n,C]`, y `[G,C]`; dx[r] = dy[r / n] / n. An error unless n divides the rows.
+/// Means of groups of n rows: x `[G*n,C]`, y `[G,C]`; `dx[r]` = dy[r / n] / n. An error unless n divides the rows.
 pub fn mean_rows(x: &Tensor, n: usize) -> Result<Tensor> {
     let (r, c) = x.rows();
     if n == 0 || !r.is_multiple_of(n) {

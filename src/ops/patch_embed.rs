@@ -15,8 +15,8 @@ const OP: &str = "patch_embed";
 /// Pictures to tokens: image `[B,3,S,S]` (a constant), weight `[W,3,P,P]`, bias `[W]`, cls `[1,1,W]`, pos `[1,N,W]`; y `[B*N,W]` with
 /// N = (S/P)^2 + 1.
 ///
-/// y[b,0] = cls + pos[0]; y[b,1+g] = patch(b,g) . weight + bias + pos[1+g], patches row by row, no padding.
-/// dweight = dy^T patches; dbias = sum(dy of patches); dcls = sum_B(dy[b,0]); dpos = sum_B(dy).
+/// `y[b,0]` = cls + `pos[0]`; y[b,1+g] = patch(b,g) . weight + bias + pos[1+g], patches row by row, no padding.
+/// dweight = dy^T patches; dbias = sum(dy of patches); dcls = sum_B(`dy[b,0]`); dpos = sum_B(dy).
 /// On a GPU, y is in f32 whatever the weight is stored as: it begins the residual stream. Errors name the argument.
 ///
 /// Source: EVA's ViT as LAVIS has it (`torch.nn.functional.conv2d` with stride P).
@@ -85,7 +85,7 @@ pub fn patch_embed(
     })
 }
 
-/// Planes `[B,3,S,S]` in f32 of 8-bit pixels `[B,S,S,3]`, on a device:   (v / 255 - mean[c]) / std[c]
+/// Planes `[B,3,S,S]` in f32 of 8-bit pixels `[B,S,S,3]`, on a device:   (v / 255 - `mean[c]`) / `std[c]`
 ///
 /// In f32 and in this order, as torchvision's ToTensor and Normalize compute it. A GPU is sent the bytes, a quarter of the
 /// planes. A constant; an error unless there are whole pictures of `size` x `size`.

@@ -11,7 +11,7 @@ use crate::tensor::{Array, Real, Storage, Tensor, constant, constant_tensor, rec
 use crate::{Error, Result, on};
 use std::sync::Arc;
 
-/// Rows of x `[R,C]` by their numbers: y `[n,C]`, y[i] = x[index[i]]; dx[r] = the sum of dy[i] with index[i] = r, in order of i.
+/// Rows of x `[R,C]` by their numbers: y `[n,C]`, `y[i]` = x[`index[i]`]; `dx[r]` = the sum of `dy[i]` with `index[i]` = r, in order of i.
 /// An error if an index is not below R.
 ///
 /// Source: `torch.index_select`.
@@ -151,7 +151,7 @@ pub fn with_room(x: &Tensor, rows: usize) -> Result<Tensor> {
     })
 }
 
-/// Writes rows [n,C] over those of a table [R,C] from `at` on, in place. Nobody else may hold the table's memory on the CPU.
+/// Writes rows `[n,C]` over those of a table `[R,C]` from `at` on, in place. Nobody else may hold the table's memory on the CPU.
 pub fn put_rows(table: &mut Tensor, at: usize, rows: &Tensor) -> Result<()> {
     let ((r, c), (n, width)) = (table.rows(), rows.rows());
     if width != c || at + n > r {

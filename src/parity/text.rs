@@ -1,7 +1,7 @@
 //! Lines of text that another tokenizer has cut, against ours.
 //!
 //! One JSON object a line: `text`, and what is to be equal. Of `BertJapaneseTokenizer` ([`run`]): `pre` (the cleaned text;
-//! what follows is then of it), `words`, `tokens`, `ids` ([CLS] ... [SEP]), `decoded`, `ids32` with `mask32` (`ids` cut and
+//! what follows is then of it), `words`, `tokens`, `ids` (`[CLS]` ... `[SEP]`), `decoded`, `ids32` with `mask32` (`ids` cut and
 //! padded to 32). Of a language model's tokenizer ([`run_llm`]): `normalized`, `ids`, `decoded` (of these ids). A line that
 //! has something else, or nothing to compare, is an error.
 

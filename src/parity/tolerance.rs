@@ -29,7 +29,7 @@
 //!
 //! How far k = the pictures of the batch is right was measured with LAVIS alone: over 8 runs of 39 + 12 layers with weights moved by a
 //! hundredth (`autocast.py --draws`), all gradients of a run are off together, by 0.5 to 1.8 times their root mean square. The logarithm of
-//! that has the deviation 0.33 to 0.38; 1 / sqrt(2 k) is 0.41 with 3 pictures and 0.35 with 4.
+//! that has a deviation of 0.22 to 0.41; 1 / sqrt(2 k) is 0.41 with 3 pictures and 0.35 with 4.
 //!
 //! a comes from one of two places, and the last line says from which.
 //!

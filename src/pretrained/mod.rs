@@ -191,7 +191,7 @@ impl Pretrained {
         })
     }
 
-    /// Pictures as evaluation sees them: resized to S x S, normalised.     -> [B,3,S,S]
+    /// Pictures as evaluation sees them: resized to S x S, normalised.     -> `[B,3,S,S]`
     pub fn pixels(&self, pictures: &[Picture]) -> Result<Tensor> {
         let (s, normalise) = (self.model.config.image_size, Normalise::default());
         let mut planes = Vec::with_capacity(pictures.len() * 3 * s * s);
@@ -229,7 +229,7 @@ impl Pretrained {
         Ok(found.into_iter().map(|all| all.into_iter().map(caption).collect()).collect())
     }
 
-    /// What a second stage says of pictures [B,3,S,S] behind a prompt each, best first.
+    /// What a second stage says of pictures `[B,3,S,S]` behind a prompt each, best first.
     pub fn answer(
         &self,
         pixels: &Tensor,
@@ -244,7 +244,7 @@ impl Pretrained {
                 "one of stage 2, which has a language model",
                 "one of stage 1",
             )
-            .fix("leave the prompt out, or give a model that was trained with --llm"));
+            .fix("leave the prompt out, or train a second stage: qformer train --start MODEL --llm DIR"));
         };
         let prompts: Vec<Vec<u32>> = prompts.iter().map(|p| tokenizer.prompt(p)).collect::<Result<_>>()?;
         let end = tokenizer.end().ok_or_else(|| Error::argument(OP, "tokenizer", "an end token", "none"))?;

@@ -72,7 +72,7 @@ pub fn look_alone(model: &Pretrained, seen: &Seen) -> Result<Images> {
     model.model.image_features_alone(&Pass::inference(&model.params), &planes(model, &[seen])?)
 }
 
-/// Normalised planes [B,3,S,S] where the model is.
+/// Normalised planes `[B,3,S,S]` where the model is.
 pub fn planes(model: &Pretrained, seen: &[&Seen]) -> Result<Tensor> {
     let Normalise { mean, std } = Normalise::default();
     let bytes: Vec<u8> = seen.iter().flat_map(|s| s.rgb.iter().copied()).collect();

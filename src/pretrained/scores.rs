@@ -10,7 +10,7 @@ use crate::tensor::Tensor;
 pub struct Texts {
     /// The tokens of each.
     pub ids: Vec<Vec<u32>>,
-    /// The normalised features of their [CLS] tokens [T,E].
+    /// The normalised features of their `[CLS]` tokens `[T,E]`.
     pub cls: Tensor,
 }
 

@@ -32,6 +32,8 @@ pub type Words = fn(&'static str) -> &'static str;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curves {
     pub of: BTreeMap<String, Vec<(f64, f64)>>,
+    /// Of a curve that was thinned: how many lines a point is the mean of, and its last one so far.
+    thinned: BTreeMap<String, (f64, f64)>,
 }
 
 impl Curves {
@@ -48,22 +50,43 @@ impl Curves {
         let Some(step) = line.get("step").and_then(Value::as_f64) else { return };
         if self.last("step").is_some_and(|(last, _)| last >= step) {
             self.of.values_mut().for_each(|points| points.retain(|p| p.0 < step));
+            self.thinned.values_mut().for_each(|(each, last)| *last = *each);
         }
         let time = line.get("time").and_then(Value::as_object).into_iter().flatten();
         let numbers = line.as_object().into_iter().flatten().chain(time);
         for (name, value) in numbers.filter_map(|(n, v)| Some((n, v.as_f64()?))) {
-            self.of.entry(name.clone()).or_default().push((step, value));
+            let points = self.of.entry(name.clone()).or_default();
+            match (points.last_mut(), self.thinned.get_mut(name)) {
+                (Some(point), Some((each, last))) if *last < *each => {
+                    *last += 1.0;
+                    *point = (point.0 + (step - point.0) / *last, point.1 + (value - point.1) / *last);
+                }
+                (_, thinned) => {
+                    points.push((step, value));
+                    thinned.into_iter().for_each(|(_, last)| *last = 1.0);
+                }
+            }
         }
     }
 
-    /// Halves curves of more than `most` points: each two become their mean.
+    /// Halves curves of more than `most` points: each two become their mean. All but the last point are means of as many lines.
     fn thin(&mut self, most: usize) {
-        for points in self.of.values_mut().filter(|p| p.len() > most.max(2)) {
-            let mean = |p: &[(f64, f64)]| {
-                let n = p.len() as f64;
-                (p.iter().map(|p| p.0).sum::<f64>() / n, p.iter().map(|p| p.1).sum::<f64>() / n)
+        for (name, points) in self.of.iter_mut().filter(|(_, p)| p.len() > most.max(2)) {
+            let (each, last) = self.thinned.entry(name.clone()).or_insert((1.0, 1.0));
+            let whole = points.len().is_multiple_of(2);
+            let (count, share) = (points.len(), *last / (*each + *last));
+            let mean = |(i, p): (usize, &[(f64, f64)])| match p {
+                [a, b] => {
+                    let share = if 2 * i + 2 == count { share } else { 0.5 };
+                    (a.0 + (b.0 - a.0) * share, a.1 + (b.1 - a.1) * share)
+                }
+                _ => p.first().copied().unwrap_or_default(),
             };
-            *points = points.chunks(2).map(mean).collect();
+            *points = points.chunks(2).enumerate().map(mean).collect();
+            if whole {
+                *last += *each;
+            }
+            *each *= 2.0;
         }
     }
 }
@@ -208,6 +231,9 @@ mod tests {
         }
         let loss = curves.get("loss");
         assert!((50..=100).contains(&loss.len()) && loss.iter().all(|p| p.1 == 3.0), "{}", loss.len());
-        assert!(loss[0].0 < 20.0 && loss[loss.len() - 1].0 > 980.0);
+        assert!(loss[0].0 < 20.0 && loss[loss.len() - 1].0 > 980.0, "{loss:?}");
+        // Evenly, and of a line each as many times as any other.
+        let apart: Vec<f64> = loss.windows(2).map(|p| p[1].0 - p[0].0).collect();
+        assert!(apart[..apart.len() - 1].iter().all(|d| (d - apart[0]).abs() < 1e-6), "{apart:?}");
     }
 }

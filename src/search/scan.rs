@@ -26,14 +26,16 @@ const LANES: usize = 16;
 /// A picture of the index and its score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scored {
+    /// Its place in the index.
     pub picture: usize,
+    /// The largest cosine of its queries.
     pub itc: f32,
 }
 
 /// Score in 16 bits, part, row there, place of the picture.
 type Near = (f32, u32, usize, usize);
 
-/// The `wanted` best pictures for the rows of a query [T,E], best first, equals in the order of the index.
+/// The `wanted` best pictures for the rows of a query `[T,E]`, best first, equals in the order of the index.
 pub fn best(model: &Model, index: &Index, rows: &Tensor, wanted: usize) -> Result<Vec<Scored>> {
     let (count, width) = rows.rows();
     let queries = model.config.num_query;

@@ -30,7 +30,7 @@ mod runs;
 mod tests;
 mod words;
 
-use crate::vision::Picture;
+use crate::vision::{Orientation, Picture};
 use crate::{Error, Kind, Result};
 use serde_json::{Map, Value};
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -75,6 +75,10 @@ pub enum Ask {
 pub struct Shown {
     pub name: String,
     pub picture: Picture,
+    /// Of the picture as the model took it, before it was resized.
+    pub size: (usize, usize),
+    /// What turns it as a person sees it.
+    pub upright: Orientation,
 }
 
 #[derive(Debug)]

@@ -299,7 +299,7 @@ let looked = null;
 async function drawMap() {
   if (!looked) return;
   const { of, word, ...asked } = options($("look-form"));
-  asked.of = of === "word" ? `word:${word ?? 0}` : of;
+  asked.of = of === "word" ? `word:${word ?? 1}` : of;
   $("map").replaceChildren(said.working);
   try {
     const answer = await post("/v1/look", form(looked, asked));

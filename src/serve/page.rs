@@ -207,10 +207,10 @@ fn look(say: fn(&'static str) -> &'static str) -> Markup {
                 select name="of" {
                     option value="itm" { (say("the matching logit (itm)")) }
                     option value="itc" { (say("the contrastive similarity (itc)")) }
-                    option value="word" { (say("a word of the caption, by its place from 0")) }
+                    option value="word" { (say("a word of the text, by its place from 1")) }
                 }
             }
-            (number(say("Place of the word"), "word", "0", 0, 512))
+            (number(say("Place of the word"), "word", "1", 1, 512))
             (number(say("Layer (empty: the last that looks at the picture)"), "layer", "", 0, 200))
             (number(say("Query (empty: the mean of all)"), "query", "", 0, 4096))
             button { (say("Show")) }

@@ -120,7 +120,7 @@ const TABLE: &[(&str, &str)] = &[
     ("The map explains", "説明する数値"),
     ("the matching logit (itm)", "一致のロジット（itm）"),
     ("the contrastive similarity (itc)", "対照類似度（itc）"),
-    ("a word of the caption, by its place from 0", "説明文の単語（0 からの位置）"),
+    ("a word of the text, by its place from 1", "文の単語（1 からの位置）"),
     ("Place of the word", "単語の位置"),
     ("Layer (empty: the last that looks at the picture)", "層（空欄なら画像を見る最後の層）"),
     ("Query (empty: the mean of all)", "クエリ（空欄なら全体の平均）"),

@@ -21,7 +21,7 @@ const SITE_VIEW: u32 = 5;
 /// Draws of RandAugment stand behind those of the crop, which are fewer than this.
 const FIRST_CHANGE: u32 = 64;
 
-/// Caption to ids, [CLS] to [SEP], cut to the model's length.
+/// Caption to ids, `[CLS]` to `[SEP]`, cut to the model's length.
 pub type Tokenize = Arc<dyn Fn(&str) -> Vec<u32> + Send + Sync>;
 
 pub struct Corpus {

@@ -1,5 +1,5 @@
 //! What a step takes on a GPU, counted by going through one without computing it (`device::gpu`, the driver `plan`). It takes
-//! as much of the host's memory and time as the batch is long, and no more than [`LARGEST`] captions are tried.
+//! as much of the host's memory and time as the batch is long, and no more than `LARGEST` captions are tried.
 
 use super::config::{Config, Length};
 use super::trainer::{Micro, Trainer};

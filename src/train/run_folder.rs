@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// The run's own settings and vocabulary in its folder.
 pub const CONFIG: &str = "config.yaml";
+/// The folder of the run's vocabulary.
 pub const VOCABULARY: &str = "vocabulary";
 /// Where in a run's folder its trained model is.
 pub const MODEL: &str = "model";

@@ -192,9 +192,9 @@ impl<'a> Photo<'a> {
         Ok(self.header.orientation.apply(self.squeezed(squeeze)?))
     }
 
-    /// A picture made of this one's pixels as they are stored, turned as this one is.
-    pub fn turned(&self, stored: Picture) -> Picture {
-        self.header.orientation.apply(stored)
+    /// How its pixels are turned: upright by a photo that was opened so, else not at all.
+    pub fn orientation(&self) -> Orientation {
+        self.header.orientation
     }
 
     /// Decodes everything and keeps nothing: whether the file is sound.

@@ -31,6 +31,7 @@ use crate::{Error, Result};
 pub use augment::{Augment, random_crop};
 pub use decode::{MAX_FILE, MAX_MEMORY, MAX_PIXELS, MAX_SIDE, Photo, Turn, decode, load};
 pub use encode::{encode_png, thumbnail};
+pub use exif::Orientation;
 pub use normalise::Normalise;
 pub use randaugment::{Operation, RandAugment};
 pub use resize::{Resampling, resize, resize_crop};

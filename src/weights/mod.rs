@@ -12,7 +12,7 @@
 //! | [`names`] `wrappers.rs` | LAVIS, Hugging Face BERT, EVA and Hugging Face BLIP-2 names onto each other, whatever wrapped them |
 //! | [`start`] `report.rs` | where training starts: EVA, BERT and earlier checkpoints put together |
 //! | [`identity`] | what tells a set of tensors from others, without reading it again |
-//! | [`write`], [`write_pytorch`] | safetensors and PyTorch files written tensor by tensor |
+//! | [`mod@write`], [`write_pytorch`] | safetensors and PyTorch files written tensor by tensor |
 //!
 //! A file is input that may be torn or hostile. Every length is checked before anything is allocated, nothing recurses
 //! over what a file describes, and a refusal names the object, the byte it stands at and what to do.

@@ -28,6 +28,8 @@ const SPEAKERS: &[(&str, &[&str])] = &[
     ("commands/vocabulary.rs", &["vocabulary"]),
     ("nn", &["train", "caption", "search index", "search query", "features", "evaluate"]),
     ("pretrained", &["train", "caption", "search index", "search query", "features", "evaluate"]),
+    // A language model is named where a second stage is opened.
+    ("pretrained/llm.rs", &["train", "caption", "doctor"]),
     ("search/add.rs", &["search index"]),
     ("search/gallery.rs", &["evaluate"]),
     ("search/query.rs", &["search query"]),

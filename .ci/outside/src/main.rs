@@ -21,7 +21,7 @@ fn main() -> qformer::Result<()> {
     let index = Index::build(Path::new("index"), (&model, &outcome.model), &all, |path, why| {
         println!("{}: {why}", path.display());
     })?;
-    let ranked = search(&model, &index, &Query::of_text(&model, "二匹の犬")?, 32, Rank::ItmPlusItc)?;
+    let ranked = search(&model, &index, &Query::of_text(&model, "二匹の犬")?, (32, Rank::ItmPlusItc), 10)?;
     println!("{}", index.picture(ranked.found[0].picture).path);
     Ok(())
 }

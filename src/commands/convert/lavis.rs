@@ -50,11 +50,12 @@ impl Job {
             }
         }
         note!("wrote {}: {} tensors", out.display(), pieces.len());
-        if let Some((projection, _)) = self.specs.iter().find_map(|s| s.name.split_once("_proj.weight")) {
-            match projection {
-                "opt" => say!("LAVIS loads it with load_checkpoint into lavis.models' blip2_opt")?,
-                _ => note!("note: LAVIS has no class for this language model; the names are its Vicuna's"),
-            }
+        let has = |projection: &str| self.specs.iter().any(|s| s.name == projection);
+        if has("opt_proj.weight") {
+            return say!("LAVIS loads it with load_checkpoint into lavis.models' blip2_opt");
+        }
+        if has("llm_proj.weight") {
+            note!("note: LAVIS has no class for this language model; the names are its Vicuna's");
             return Ok(());
         }
         // JSON's quotes and escapes are Python's, too.

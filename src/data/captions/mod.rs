@@ -19,7 +19,9 @@ mod table;
 mod text;
 
 pub use builder::{Builder, Door, Want, twice};
-pub use entry::{CAPTIONS, Captions, IDS, Id, NAMES, rank};
+pub use entry::Captions;
+#[cfg(feature = "parquet")]
+pub use entry::{CAPTIONS, IDS, Id, NAMES, rank};
 
 use super::Dataset;
 use crate::Result;

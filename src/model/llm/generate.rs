@@ -41,7 +41,7 @@ impl Profile {
 
 /// What is asked of images: projected query rows, a prompt for each (its opening token included), and how to search.
 pub struct Answering<'a> {
-    /// [B*Q,E]
+    /// `[B*Q,E]`
     pub inputs: &'a Tensor,
     pub prompts: &'a [Vec<u32>],
     pub options: &'a Options,
@@ -124,7 +124,7 @@ impl Model {
         Ok(searches.into_iter().zip(starts).map(new).collect())
     }
 
-    /// Logits behind each prompt and after every token of given texts [T+1][V]: what `answers` sees on the way.
+    /// Logits behind each prompt and after every token of given texts [T+1]`[V]`: what `answers` sees on the way.
     pub fn answer_logits(
         &self,
         params: &Params,

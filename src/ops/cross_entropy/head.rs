@@ -17,7 +17,7 @@ const LOGITS: usize = 1 << 25;
 
 /// The mean cross-entropy of rows h `[R,D]` through a frozen head, logits = h weight^T, weight `[V,D]`, a class for each row.
 ///
-/// dh = dloss (p - onehot) weight / R. The same as [`super::linear`] and [`super::cross_entropy`], but logits are never all in
+/// dh = dloss (p - onehot) weight / R. What [`crate::ops::linear`] and [`crate::ops::cross_entropy`] give, but logits are never all in
 /// memory, and nothing of their size is kept. An error if the weight is tracked: it would get no gradient.
 pub fn head_loss(h: &Tensor, weight: &Tensor, classes: &[u32]) -> Result<Tensor> {
     let ((r, d), (v, width)) = (h.rows(), weight.rows());

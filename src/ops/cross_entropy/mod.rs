@@ -21,13 +21,13 @@ const OP: &str = "cross_entropy";
 pub enum Targets<'a> {
     /// A class per row, None for ignored rows, and label smoothing.
     Classes(&'a [Option<u32>], f64),
-    /// A distribution per row [R,V], a constant.
+    /// A distribution per row `[R,V]`, a constant.
     Soft(&'a Tensor),
 }
 
 /// Softmax cross-entropy of logits x `[R,V]`: the mean over the rows that are counted, loss `[]`.
 ///
-/// With a class t and label smoothing s, a row is (1-s) (-logp[t]) + s mean_V(-logp); with a soft target it is -sum_V(target logp).
+/// With a class t and label smoothing s, a row is (1-s) (-`logp[t]`) + s mean_V(-logp); with a soft target it is -sum_V(target logp).
 /// dx = dloss (p sum(target) - target) / counted. Ignored rows are not counted; without any other the loss is 0.
 /// Sums are in f32 on a GPU. Errors name the argument: as many classes as rows, below V, smoothing from 0 to 1.
 ///

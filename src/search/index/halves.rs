@@ -37,13 +37,14 @@ pub struct Halves {
     at: u64,
     /// Numbers of a row.
     size: usize,
+    /// Rows of all pictures.
     pub rows: usize,
-    /// The largest L2 norm of a query's features [E], in 16 bits.
+    /// The largest L2 norm of a query's features `[E]`, in 16 bits.
     pub norm: f64,
 }
 
 impl Halves {
-    /// The numbers [n,Q,E] from a row on, as many as there is room for.
+    /// The numbers `[n,Q,E]` from a row on, as many as there is room for.
     pub fn read(&self, row: usize, to: &mut [u16]) -> Result<()> {
         let at = self.at + 2 * (row * self.size) as u64;
         let bytes = bytemuck::cast_slice_mut(to);

@@ -1,12 +1,12 @@
 //! An index: the features of many pictures on the disk, computed once, added to later, searched in often.
 //!
-//! A folder of `part-N.safetensors`, each holding `image_embeds_proj` [R,Q,E] f32 (the normalised features of R pictures),
+//! A folder of `part-N.safetensors`, each holding `image_embeds_proj` `[R,Q,E]` f32 (the normalised features of R pictures),
 //! and `index.json`: the model they belong to, and for each picture its path, size, time, blake3 and row. A part never
 //! changes once written and its number is never used again; it names its model, and the list its key (blake3 of the
 //! features), so parts and lists of different times cannot be mixed up. The list is replaced whole, after the parts it names.
 //! So whatever stops the program, the index is the last list written and all its parts; what came after is computed again.
 //!
-//! Beside each part lie its features in 16 bits ([`halves`]), which a search goes through.
+//! Beside each part lie its features in 16 bits (`halves`), which a search goes through.
 //!
 //! An index that is built anew has its list in `rebuild.json` until it is complete and takes the old one's name.
 //!
@@ -241,7 +241,7 @@ impl Index {
         self.by_path.get(path).map(|i| &self.list.pictures[*i].picture)
     }
 
-    /// Adds a picture with its features [Q,E], or replaces what was known under its path.
+    /// Adds a picture with its features `[Q,E]`, or replaces what was known under its path.
     pub fn add(&mut self, picture: Picture, features: &[f32]) -> Result<()> {
         let size = self.row_size();
         if features.len() != size {

@@ -36,7 +36,7 @@ impl Index {
         Ok(halves)
     }
 
-    /// The features [Q,E] of one row of a part.
+    /// The features `[Q,E]` of one row of a part.
     pub fn row(&self, number: u32, row: usize) -> Result<Vec<f32>> {
         let path = self.part_path(number);
         let size = self.row_size();

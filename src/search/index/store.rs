@@ -16,7 +16,7 @@ const KEY: &str = "key";
 
 /// Features of a part and whose they are.
 pub struct Part {
-    /// [R,Q,E]
+    /// `[R,Q,E]`
     pub features: Vec<f32>,
     /// Row and place in the index of each picture, by row; rows of forgotten pictures are not listed.
     pub pictures: Vec<(usize, usize)>,

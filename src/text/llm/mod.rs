@@ -2,7 +2,7 @@
 //!
 //! | files | read by |
 //! |---|---|
-//! | `tokenizer.json` | the crate `tokenizers` ([`json`]) |
+//! | `tokenizer.json` | the crate `tokenizers` (`json`) |
 //! | `tokenizer.model` or `spiece.model` | [`sentencepiece`], whose ids are sentencepiece's; the crate's Unigram adds scores up in another precision and composes no half-width kana |
 //! | `vocab.json` with `merges.txt` | the crate `tokenizers`, as byte-level BPE (OPT) |
 //!
@@ -50,7 +50,7 @@ enum Engine {
 /// The ids of a prompt and a caption, as training sees them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// [opening] prompt and caption, end; no padding.
+    /// `[opening]` prompt and caption, end; no padding.
     pub ids: Vec<u32>,
     /// Ids of the prompt, the opening token among them; none without a prompt. They are no targets.
     pub prompt: usize,

@@ -1,8 +1,8 @@
 //! Models of sentencepiece (`tokenizer.model`, `spiece.model`): Unigram, BPE, words and characters. Normalised text,
 //! ids and decoded text are those of sentencepiece 0.2.3.
 //!
-//! text -> normalised text ([`normalize`](super::normalize)) -> pieces ([`viterbi`](super::viterbi) or
-//! [`merges`](super::merges)) -> ids; neighbours without a piece become one unknown piece, or the bytes of their UTF-8
+//! text -> normalised text (`normalize`) -> pieces (`viterbi` or
+//! `merges`) -> ids; neighbours without a piece become one unknown piece, or the bytes of their UTF-8
 //! where the model has byte fallback.
 
 use super::model_file::{Kind, ModelFile};

@@ -3,9 +3,9 @@
 //! decoded. A finite set of views is another training than LAVIS's, so it is asked for by name.
 //!
 //!   cache.json   what the tokens are of: a cache of anything else is refused
-//!   tokens       record (picture * views + view): its tokens [N,W] in f16 or f32, little-endian
+//!   tokens       record (picture * views + view): its tokens `[N,W]` in f16 or f32, little-endian
 //!   done         u32 of every record: 0, its crc32, written behind the record, or that its picture could not be used
-//!   pictures     of every picture, which bytes its tokens are of ([`pictures`])
+//!   pictures     of every picture, which bytes its tokens are of (`pictures`)
 //!
 //! A process may be stopped or killed at any time: what is done is done, the next one computes the rest. At opening, pictures
 //! that have changed since lose their tokens, and those that could not be used are tried again. A record that a power cut
