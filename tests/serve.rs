@@ -90,6 +90,31 @@ fn answers_are_the_commands_to_the_byte() {
 }
 
 #[test]
+fn a_map_says_what_explain_says() {
+    use base64::Engine;
+    let (place, server) = served(44, &[]);
+    let bytes = std::fs::read(place.path("p/p02.png")).unwrap();
+    let text = "赤い傘の人";
+    for (of, layer) in [("itm", None), ("word:1", Some("0"))] {
+        let mut args =
+            vec!["explain", "--model", "model", "p/p02.png", text, "--out", "m.png", "--of", of, "-q"];
+        args.extend(layer.into_iter().flat_map(|k| ["--layer", k]));
+        let line = place.ok(&args);
+        let mut fields = vec![("text", text), ("of", of)];
+        fields.extend(layer.map(|k| ("layer", k)));
+        let answer = server.post("/v1/look", &form(&fields, Some(("p02.png", &bytes))));
+        let answer = json(&answer.text());
+        assert_eq!(answer["maps"][0]["about"], line.trim(), "{answer}");
+        let png = answer["maps"][0]["png"].as_str().unwrap();
+        let png = base64::engine::general_purpose::STANDARD.decode(png).unwrap();
+        let map = qformer::vision::decode(&png, "map.png", Default::default()).unwrap();
+        assert_eq!(map.width.max(map.height), 512);
+    }
+    let answer = server.post("/v1/look", &form(&[("of", "word:0")], Some(("p02.png", &bytes))));
+    assert!(answer.status == 400 && message(&answer).contains("word:N"), "{}", answer.text());
+}
+
+#[test]
 fn errors_are_the_commands_messages() {
     let (place, server) = served(42, &[]);
     for (name, bytes) in broken() {

@@ -325,8 +325,8 @@ impl Engine for Held {
     fn look(&self, shown: &Shown, options: &Map<String, Value>) -> Result<Answer> {
         let asked: Asked = parsed("look", Value::Object(options.clone()))?;
         let found = explain(&self.model, &Seen::of(&self.model, &shown.picture)?, &asked)?;
-        let (longest, fit) = (shown.size.0.max(shown.size.1), |n: usize| n.min(MAP).max(1));
-        let scaled = |n: usize| fit((n * MAP).div_ceil(longest.max(1)));
+        let longest = shown.size.0.max(shown.size.1).max(1);
+        let scaled = |n: usize| (n * MAP).div_ceil(longest).clamp(1, MAP);
         let (width, height) = (scaled(shown.size.0), scaled(shown.size.1));
         let mut picture = vision::resize(&shown.picture, width, height)?;
         paint(&mut picture.rgb, width, found.side, &found.map);
