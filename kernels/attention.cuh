@@ -77,6 +77,27 @@ template <int DP, class T> DEV void rows_product(float (&s)[2][4], const uint32_
     }
 }
 
+// The same with the warp's rows read where they are used: for heads so wide that no registers are left to keep them in.
+template <int DP, class T>
+DEV void rows_product_of(float (&s)[2][4], const Rows<T> &x, int first, int rows, int D, const T *row_s) {
+    const int lane = int(threadIdx.x) & 31;
+    const T *at = row_s + ((lane & 7) + (lane >> 4) * 8) * Sizes<DP>::PITCH + (lane >> 3 & 1) * 8;
+#pragma unroll
+    for (int i = 0; i < 8; i++) s[i / 4][i & 3] = 0.f;
+#pragma unroll 2
+    for (int k = 0; k < DP / 16; k++) {
+        uint32_t a[4], b[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int r = lane / 4 + (i & 1) * 8, c = k * 16 + (lane & 3) * 2 + (i >> 1) * 8;
+            a[i] = r < rows && c < D ? dev::ld4(x.row(first + r) + c) : 0u;
+        }
+        dev::ldmatrix_x4(b, at + k * 16);
+        dev::mma(s[0], a, b[0], b[1], row_s);
+        dev::mma(s[1], a, b[2], b[3], row_s);
+    }
+}
+
 // acc [16,D] += p [16,16] @ (16 rows of a tile); p rounded to T.
 template <int DP, class T> DEV void columns_product(float (&acc)[DP / 8][4], const float (&p)[2][4], const T *row_s, int D) {
     const int lane = int(threadIdx.x) & 31;

@@ -132,9 +132,13 @@ DEV void backward_kv(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &
         }
     };
     if (all_steps > 0) start_copy(0);
+    // Wide heads leave no registers for keys and values beside dk and dv: they are read again for every 16 rows.
+    constexpr bool KEPT = DP <= 128;
     uint32_t k_r[DP / 16][4], v_r[DP / 16][4];
-    load_strip(k_r, k, k_row, rows, D);
-    load_strip(v_r, v, k_row, rows, D);
+    if (KEPT) {
+        load_strip(k_r, k, k_row, rows, D);
+        load_strip(v_r, v, k_row, rows, D);
+    }
     float dk_r[DP / 8][4] = {}, dv_r[DP / 8][4] = {};
     for (int i = 0; i < all_steps; i++) {
         dev::cp_async_wait<0>();
@@ -150,8 +154,14 @@ DEV void backward_kv(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &
         for (int j = 0; j < TILE / 16; j++) {
             if (j * 16 >= step.y) continue;
             float p[2][4], ds[2][4];
-            rows_product<DP>(p, k_r, q_s + stage * STAGE + j * 16 * PITCH);
-            rows_product<DP>(ds, v_r, dy_s + stage * STAGE + j * 16 * PITCH);
+            const T *q_j = q_s + stage * STAGE + j * 16 * PITCH, *dy_j = dy_s + stage * STAGE + j * 16 * PITCH;
+            if (KEPT) {
+                rows_product<DP>(p, k_r, q_j);
+                rows_product<DP>(ds, v_r, dy_j);
+            } else {
+                rows_product_of<DP>(p, k, k_row, rows, D, q_j);
+                rows_product_of<DP>(ds, v, k_row, rows, D, dy_j);
+            }
 #pragma unroll
             for (int e = 0; e < 8; e++) {  // p becomes P m, ds becomes dS
                 const int r = j * 16 + (e / 4) * 8 + (lane & 3) * 2 + (e & 1), c = key + lane / 4 + (e >> 1 & 1) * 8;
@@ -161,8 +171,8 @@ DEV void backward_kv(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &
                 g = seen ? prob * ((keep ? g * drop.scale : 0.f) - delta_s[stage][r]) : 0.f;
                 x = keep ? prob : 0.f;
             }
-            columns_product<DP>(dv_r, p, dy_s + stage * STAGE + j * 16 * PITCH, D);
-            columns_product<DP>(dk_r, ds, q_s + stage * STAGE + j * 16 * PITCH, D);
+            columns_product<DP>(dv_r, p, dy_j, D);
+            columns_product<DP>(dk_r, ds, q_j, D);
         }
     }
     const float by_k[2] = {scale, scale}, by_v[2] = {drop.scale, drop.scale};

@@ -161,7 +161,7 @@ fn errors_are_the_commands_messages() {
     }
     assert_eq!(server.get("/nothing").status, 404);
     assert_eq!(server.get("/v1/caption").status, 405);
-    assert_eq!(server.get("/v1/runs?path=/etc").status, 400);
+    assert_eq!(server.get("/v1/runs?path=/etc").text(), server.get("/v1/runs").text());
     assert_eq!(server.get("/v1/thumbnail?place=99").status, 400);
     // And the server still answers.
     assert_eq!(server.get("/health").status, 200);
@@ -375,8 +375,9 @@ fn a_signal_lets_requests_end() {
 #[test]
 fn clients_that_vanish_are_left_out() {
     let (_place, server) = served(51, &["--batch", "1"]);
-    let body = post(&json!({"place": 1, "num_beams": 64, "max_length": 16, "min_length": 15}));
-    assert_eq!(server.post("/v1/caption", &body).status, 200);
+    let body = post(&json!({"place": 1, "num_beams": 16, "max_length": 16, "min_length": 15}));
+    let first = server.post("/v1/caption", &body);
+    assert_eq!(first.status, 200, "{}", first.text());
     let mut all = Vec::new();
     for _ in 0..30 {
         let mut stream = server.connect();
@@ -424,6 +425,10 @@ fn a_port_that_is_taken_and_a_wrong_run_are_errors() {
 /// The page in Chromium, where it and Node are installed; with QFORMER_AXE, the path of axe.min.js, its accessibility, too.
 #[test]
 fn the_page_works_in_a_browser() {
+    if std::env::var_os("QFORMER_LONG").is_none() {
+        eprintln!("SKIPPED: takes minutes (QFORMER_LONG=1, as .ci/run --long sets it)");
+        return;
+    }
     let there = |name: &str| {
         let path = std::env::var("PATH").unwrap_or_default();
         std::env::split_paths(&path).map(|p| p.join(name)).find(|p| p.is_file())

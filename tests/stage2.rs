@@ -261,7 +261,7 @@ fn trains_resumes_captions_and_answers() {
 
     // What only a first stage has.
     for command in
-        [&["search", "index", "--out", "x.index"][..], &["features", "--mode", "image", "--out", "x.st"]]
+        [&["search", "index", "--out", "x.index"][..], &["features", "--mode", "image", "--out", "x.safetensors"]]
     {
         let ran = place.run(&[command, &["--model", "run/model", "photos"]].concat());
         assert!(ran.code == 3 && ran.err.contains("stage 1"), "{command:?}: {}", ran.err);

@@ -100,9 +100,16 @@ impl Source {
 /// Zeros to be filled from a file. In large pages, where the system has them: else most of the time of reading a file that is in
 /// memory goes into a page fault for each 4 KiB.
 pub(super) fn room<T: bytemuck::Pod>(n: usize) -> Vec<T> {
-    const LARGE: usize = 2 << 20;
+    #[cfg_attr(not(target_os = "linux"), expect(unused_mut))]
     let mut values = vec![T::zeroed(); n];
-    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+    #[cfg(target_os = "linux")]
+    in_large_pages(bytemuck::cast_slice_mut(&mut values));
+    values
+}
+
+#[cfg(target_os = "linux")]
+fn in_large_pages(bytes: &mut [u8]) {
+    const LARGE: usize = 2 << 20;
     let skipped = bytes.as_ptr().align_offset(LARGE);
     if let Some(inside) = bytes.get_mut(skipped..).filter(|inside| inside.len() >= LARGE) {
         let whole = inside.len() / LARGE * LARGE;
@@ -111,5 +118,4 @@ pub(super) fn room<T: bytemuck::Pod>(n: usize) -> Vec<T> {
             rustix::mm::madvise(inside.as_mut_ptr().cast(), whole, rustix::mm::Advice::LinuxHugepage)
         };
     }
-    values
 }

@@ -120,7 +120,7 @@ fn a_world_is_one_large_batch() {
         for key in b.keys() {
             let [x, y] = [&a, &b].map(|g| g.get(key).unwrap().slice::<f64>());
             let far: Vec<f64> = x.iter().zip(y).map(|(x, y)| x - y).collect();
-            assert!(length(&far) <= 1e-11 * (1e-6 + length(y)), "{}", setup.specs[key].name);
+            assert!(length(&far) <= 1e-12 * (1.0 + length(y)), "{}", setup.specs[key].name);
         }
         let uneven = model.step_world(&params, &[part(0, 2), part(2, 3)], plan, &mut a);
         assert!(uneven.is_err_and(|e| e.to_string().contains("as many samples in each")));

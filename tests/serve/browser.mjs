@@ -132,6 +132,13 @@ async function visit(language, theme, width) {
   await checkView(page, "look");
 }
 
+// Whatever hangs, what was found is said.
+setTimeout(() => {
+  for (const fault of faults) console.log(fault.slice(0, 600));
+  console.log("not done within 300 s");
+  browser.kill("SIGKILL");
+  process.exit(1);
+}, 300_000).unref();
 let failed = false;
 try {
   for (const [language, theme, width] of [["ja", "light", 1280], ["en", "dark", 360], ["en", "light", 1280], ["ja", "dark", 360]]) await visit(language, theme, width);
