@@ -126,8 +126,8 @@ fn lavis_own_file_works_or_says_what_to_change() {
     broken("init_lr: 1e-4", "init_lr: fast").refused(2, &["run.init_lr", "a number", "fast"]);
     broken("world_size: 1", "world_size: 8").refused(2, &["world_size"]);
     // Texts in quotes, not in two pairs of them; all that is wrong in one run.
-    let several = broken("arch: blip2", "arch: blip2_opt\n  vit_model: \"clip_L\"");
-    several.refused(2, &["2 settings cannot be used", "got \"blip2_opt\"", "got \"clip_L\"", "eva_clip_g"]);
+    let several = broken("arch: blip2", "arch: blip2_t5\n  vit_model: \"clip_L\"");
+    several.refused(2, &["2 settings cannot be used", "got \"blip2_t5\"", "got \"clip_L\"", "eva_clip_g"]);
     assert!(!several.errors().contains("\\\""), "{}", several.errors());
     broken("load_pretrained: False", "pretrained: 'https://x/y.pth'")
         .refused(2, &["qformer convert", "start"]);
