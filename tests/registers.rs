@@ -37,6 +37,9 @@ fn the_table_is_the_stored_one() {
 const SPILLS: &[(&str, u32)] = &[
     // f32 is the mode of proofs, not of speed: 2 of 255 registers, stored once per thread.
     ("attention_bwd_q_f32", 8),
+    // Heads of 129 to 160 columns, which one family of language models has: 4 of 255 registers, stored once per thread.
+    ("attention_bwd_q_f16_d160", 16),
+    ("attention_bwd_q_bf16_d160", 16),
 ];
 
 #[test]
