@@ -260,9 +260,10 @@ fn trains_resumes_captions_and_answers() {
     assert!(measured["cider_d"].is_number() && measured["txt_r1"].is_null(), "{measured}");
 
     // What only a first stage has.
-    for command in
-        [&["search", "index", "--out", "x.index"][..], &["features", "--mode", "image", "--out", "x.safetensors"]]
-    {
+    for command in [
+        &["search", "index", "--out", "x.index"][..],
+        &["features", "--mode", "image", "--out", "x.safetensors"],
+    ] {
         let ran = place.run(&[command, &["--model", "run/model", "photos"]].concat());
         assert!(ran.code == 3 && ran.err.contains("stage 1"), "{command:?}: {}", ran.err);
     }

@@ -1,6 +1,6 @@
 //! GPUs fail: this makes the emulated one fail in the same way, so that the ends of a run are tested without a GPU.
 //!
-//!     QFORMER_FAULT=CALL:CODE@N       CALL: allocate, upload, download, launch or matmul; CODE: of CUDA; N: 1, 2, ..
+//! `QFORMER_FAULT=CALL:CODE@N`, CALL one of allocate, upload, download, launch and matmul, CODE one of CUDA's, N from 1.
 //!
 //! The N-th such call ends with the code. From there on every call does, as after an error of a real GPU; where memory is out
 //! (code 2), allocations alone.
