@@ -4,6 +4,7 @@
 mod cards {
     #[cfg(feature = "host-kernels")]
     mod endings;
+    #[cfg(feature = "host-kernels")]
     mod kernels;
     mod named;
     mod sizes;

@@ -25,7 +25,6 @@ fn fixed() -> BTreeMap<String, u32> {
     most
 }
 
-#[cfg(feature = "host-kernels")]
 #[test]
 fn shared_memory_fits_every_gpu() {
     let fixed = fixed();
