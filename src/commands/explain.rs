@@ -11,7 +11,7 @@ use crate::pretrained::{Pretrained, pictures};
 use crate::results::{Array, MapPage, Small, heat, paint, write_npy};
 use crate::terminal::note;
 use crate::text::clean_caption;
-use crate::vision::{Picture, Turn, encode_png};
+use crate::vision::{Turn, encode_png};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -162,7 +162,6 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::argument(OPERATION, "--out", "another file than the picture", got));
     }
     let model = engine::open(&args.model.model, &args.model.run)?;
-    let turn = pictures::turn(&model);
     let image = Image::File(args.picture.clone());
     let seen = pictures::see(&model, &image)?;
     if let (Some(text), quiet) = (&args.text, args.model.run.quiet) {
@@ -176,7 +175,7 @@ pub fn run(args: &Args) -> Result<()> {
     files::make_folders(&RealDisk, files::folder_of(&args.out))?;
     match form {
         Form::Npy => write_npy(&RealDisk, &args.out, Array::new(&[side, side], &map))?,
-        Form::Png => save(&args.out, &over(&image, turn, side, Some(&map))?)?,
+        Form::Png => save(&args.out, &over(&model, &image, side, Some(&map))?)?,
         Form::Html => {
             let queries = args.query.map_or("mean of all queries".into(), |q| format!("query {q}"));
             let about = vec![line.clone(), format!("Grad-CAM: attention times positive gradient, {queries}")];
@@ -184,8 +183,8 @@ pub fn run(args: &Args) -> Result<()> {
                 title: text,
                 about,
                 pictures: vec![
-                    Small { name: what, png: over(&image, turn, side, Some(&map))? },
-                    Small { name: "picture".into(), png: over(&image, turn, side, None)? },
+                    Small { name: what, png: over(&model, &image, side, Some(&map))? },
+                    Small { name: "picture".into(), png: over(&model, &image, side, None)? },
                 ],
                 heads: small(layer.heads, side, |i| layer.map(Some(i), args.query))?,
                 queries: small(layer.queries, side, |i| layer.map(None, Some(i)))?,
@@ -236,15 +235,13 @@ fn layer(layers: Vec<Attended>, asked: Option<usize>) -> Result<Attended> {
 }
 
 /// A PNG of the picture as a person sees it, with a map painted over what the model saw.
-fn over(image: &Image, turn: Turn, side: usize, map: Option<&[f32]>) -> Result<Vec<u8>> {
-    let Picture { width, height, mut rgb } = image.photo(turn)?.small(SIDE)?;
+fn over(model: &Pretrained, image: &Image, side: usize, map: Option<&[f32]>) -> Result<Vec<u8>> {
+    let (photo, upright) = pictures::as_seen(model, image.photo(Turn::Upright)?);
+    let mut picture = photo.small(SIDE)?;
     if let Some(map) = map {
-        paint(&mut rgb, width, side, map);
+        paint(&mut picture.rgb, picture.width, side, map);
     }
-    let mut picture = Picture::new(width, height, rgb)?;
-    if turn == Turn::AsStored {
-        picture = image.photo(Turn::Upright)?.orientation().apply(picture);
-    }
+    let picture = upright.apply(picture);
     encode_png(picture.width, picture.height, &picture.rgb)
 }
 

@@ -18,7 +18,7 @@ use crate::search::query::{self, Rank};
 use crate::search::{Index, Query};
 use crate::serve::{self, About, Answer, Ask, Engine, Settings, Shown, Word};
 use crate::terminal::{note, printable};
-use crate::vision::{self, Orientation, Photo, Turn, encode_png};
+use crate::vision::{self, Photo, Turn, encode_png};
 use crate::{Error, Kind, Result};
 use base64::Engine as _;
 use serde_json::{Map, Value};
@@ -155,15 +155,11 @@ impl Default for SearchOptions {
 }
 
 impl Held {
-    /// `upright` turns the stored pixels.
-    fn shown(&self, name: &str, photo: &Photo, upright: Orientation) -> Result<Shown> {
-        let turned = pictures::turn(&self.model) == Turn::Upright;
-        Ok(Shown {
-            name: name.to_owned(),
-            picture: pictures::resized(&self.model, photo)?,
-            size: photo.size(),
-            upright: if turned { Orientation::UPRIGHT } else { upright },
-        })
+    /// A photo that was opened upright, as the model sees it.
+    fn shown(&self, name: &str, photo: Photo) -> Result<Shown> {
+        let (photo, upright) = pictures::as_seen(&self.model, photo);
+        let picture = pictures::resized(&self.model, &photo)?;
+        Ok(Shown { name: name.to_owned(), picture, size: photo.size(), upright })
     }
 
     fn index(&self) -> Result<Arc<Index>> {
@@ -264,15 +260,13 @@ impl Engine for Held {
     }
 
     fn see(&self, name: &str, bytes: Vec<u8>) -> Result<Shown> {
-        let upright = Photo::new(&bytes, name, Turn::Upright)?.orientation();
-        self.shown(name, &Photo::owned(bytes, name, pictures::turn(&self.model))?, upright)
+        self.shown(name, Photo::owned(bytes, name, Turn::Upright)?)
     }
 
     fn indexed(&self, place: usize) -> Result<Shown> {
         let index = self.index()?;
         let path = &known(&index, place)?.path;
-        let upright = Photo::open(path, Turn::Upright)?.orientation();
-        self.shown(path, &Photo::open(path, pictures::turn(&self.model))?, upright)
+        self.shown(path, Photo::open(path, Turn::Upright)?)
     }
 
     fn thumbnail(&self, place: usize) -> Result<Vec<u8>> {

@@ -30,34 +30,21 @@ impl Model {
         image: &Tensor,
         text: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
-        self.similarities_of(pass, image, text, None)
+        self.similarities_of(pass, [image, text], [image, text], None)
     }
 
-    pub(super) fn similarities_of(
-        &self,
-        pass: &Pass,
-        image: &Tensor,
-        text: &Tensor,
-        queries: Option<&[u32]>,
-    ) -> Result<(Tensor, Tensor)> {
-        let (q, temp) = (self.config.num_query, pass.param(self.first()?.temp));
-        let i2t = ops::max_similarity_of(image, &text.detach(), q, queries)?;
-        let t2i = ops::transpose(&ops::max_similarity_of(&image.detach(), text, q, queries)?)?;
-        Ok((ops::divide(&i2t, &temp)?, ops::divide(&t2i, &temp)?))
-    }
-
-    /// The same of some images and texts [B], which learn, with those of a larger batch, which are constants: [B, all].
-    pub(crate) fn similarities_to(
+    /// Of some images and texts [B], which learn, with all of a batch, which are constants: [B, all].
+    pub(crate) fn similarities_of(
         &self,
         pass: &Pass,
         [image, text]: [&Tensor; 2],
         [all_images, all_texts]: [&Tensor; 2],
+        queries: Option<&[u32]>,
     ) -> Result<(Tensor, Tensor)> {
         let (q, temp) = (self.config.num_query, pass.param(self.first()?.temp));
-        let i2t = ops::max_similarity(image, &all_texts.detach(), q)?;
-        let t2i = ops::transpose(&ops::max_similarity(&all_images.detach(), text, q)?)?;
-        let [i2t, t2i] = [i2t, t2i].map(|sim| ops::divide(&sim, &temp));
-        Ok((i2t?, t2i?))
+        let i2t = ops::max_similarity_of(image, &all_texts.detach(), q, queries)?;
+        let t2i = ops::transpose(&ops::max_similarity_of(&all_images.detach(), text, q, queries)?)?;
+        Ok((ops::divide(&i2t, &temp)?, ops::divide(&t2i, &temp)?))
     }
 
     pub(crate) fn itc_loss(

@@ -229,7 +229,8 @@ impl Model {
         let merged = self.merged_pass(pass, tokens, batch.text, trace.is_none(), batch.text.len())?;
         let (image_feats, text_feat) = self.contrastive_features(pass, &merged)?;
         let queries = if let Sampling::Recorded { queries, .. } = &sampling { Some(*queries) } else { None };
-        let (i2t, t2i) = self.similarities_of(pass, &image_feats, &text_feat, queries)?;
+        let own = [&image_feats, &text_feat];
+        let (i2t, t2i) = self.similarities_of(pass, own, own, queries)?;
         let (itc, itc_right) = self.itc_loss(&i2t, &t2i, profile, batch.image_id)?;
         let ids = batch.image_id.filter(|_| profile == Profile::LavisImageId);
         let weights = NegativeWeights { i2t: &i2t, t2i: &t2i, ids };

@@ -1,9 +1,9 @@
 //! Cases of the second stage: one step, a training run, and texts that follow images and prompts.
 
 use super::case::Case;
-use super::compare::{NOISE, Report};
+use super::compare::Report;
 use super::decode::Run;
-use super::training::{self, are_finite, compare, gradients, is_noise, losses_of_a_run};
+use super::training::{self, are_finite, compare, gradients, losses_of_a_run};
 use super::{CLOSE, Place, Setup, set_up, trace};
 use crate::model::llm::LlmConfig;
 use crate::model::{AnswerProfile, Answering, Batch, Image, LlmTrace};
@@ -89,17 +89,7 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     }
     report.arithmetic("outputs.lr", case.shape("outputs.lr")?, &lrs, &case.f64s("outputs.lr")?, 1e-14);
     losses_of_a_run(case, &losses, report)?;
-    for (id, spec, value) in params.iter().filter(|(_, s, _)| s.trained) {
-        let name = format!("after.{}", spec.name);
-        if is_noise(&spec.name) {
-            report.skip(&name, NOISE);
-            continue;
-        }
-        let ours = value.to_f64()?;
-        report.keep(&name, &ours, before.as_ref().and_then(|b| b.get(id.0)).map(Vec::as_slice));
-        report.close(&name, &spec.shape, &ours, &case.f64s(&name)?, 1e-3);
-    }
-    Ok(())
+    training::after(case, &params, before.as_deref(), report)
 }
 
 /// A model, and what its language model is given.

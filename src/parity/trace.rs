@@ -6,12 +6,12 @@ use super::compare::Report;
 use super::training::compare;
 use crate::model::{Layout, Trace};
 use crate::tensor::Tensor;
-use crate::train::world::Rank;
 use crate::{Error, Result, ops};
 use std::ops::Range;
 
-/// Every recorded activation, padded rows left out.
-pub(super) fn lines(case: &Case, t: &Trace, text: &[Vec<u32>], report: &mut Report) -> Result<()> {
+/// Every recorded activation of a step, or of process `of` ("rank0."), padded rows left out.
+pub(super) fn lines(case: &Case, of: &str, t: &Trace, texts: usize, report: &mut Report) -> Result<()> {
+    let name = |what: &str| format!("outputs.{of}{what}");
     let simple = |name: &str, ours: &Option<Tensor>, report: &mut Report| -> Result<()> {
         match ours.as_ref().filter(|_| case.has(name)) {
             Some(ours) => compare(case, name, ours, report),
@@ -19,62 +19,28 @@ pub(super) fn lines(case: &Case, t: &Trace, text: &[Vec<u32>], report: &mut Repo
         }
     };
     for (i, block) in t.vit_blocks.iter().enumerate() {
-        simple(&format!("outputs.vit.block.{i}"), &Some(block.clone()), report)?;
+        simple(&name(&format!("vit.block.{i}")), &Some(block.clone()), report)?;
     }
-    simple("outputs.image_embeds", &t.image_embeds, report)?;
+    simple(&name("image_embeds"), &t.image_embeds, report)?;
     let (Some((merged, layout)), Some((pairs, pair_layout))) = (&t.merged, &t.pairs) else { return Ok(()) };
     let groups = |rows: usize, n: usize| (0..n).map(|i| i * rows..(i + 1) * rows).collect::<Vec<_>>();
     let queries = |l: &Layout, n: usize| groups(l.query_rows / n.max(1), n);
-    rows(case, "outputs.query_hidden", merged, &[queries(layout, text.len())], report)?;
-    rows(case, "outputs.text_hidden", merged, std::slice::from_ref(&layout.text), report)?;
-    simple("outputs.image_feats", &t.image_feats, report)?;
-    simple("outputs.text_feat", &t.text_feat, report)?;
-    simple("outputs.sim_i2t", &t.sim_i2t, report)?;
-    simple("outputs.sim_t2i", &t.sim_t2i, report)?;
-    simple("outputs.weights_i2t", &t.weights_i2t, report)?;
-    simple("outputs.weights_t2i", &t.weights_t2i, report)?;
+    rows(case, &name("query_hidden"), merged, &[queries(layout, texts)], report)?;
+    rows(case, &name("text_hidden"), merged, std::slice::from_ref(&layout.text), report)?;
+    simple(&name("image_feats"), &t.image_feats, report)?;
+    simple(&name("text_feat"), &t.text_feat, report)?;
+    simple(&name("sim_i2t"), &t.sim_i2t, report)?;
+    simple(&name("sim_t2i"), &t.sim_t2i, report)?;
+    simple(&name("weights_i2t"), &t.weights_i2t, report)?;
+    simple(&name("weights_t2i"), &t.weights_t2i, report)?;
     let pair_queries = queries(pair_layout, pair_layout.text.len());
-    rows(case, "outputs.itm_hidden", pairs, &[pair_queries, pair_layout.text.clone()], report)?;
-    simple("outputs.itm_logits", &t.itm_logits, report)?;
-    rows(case, "outputs.lm_hidden", merged, std::slice::from_ref(&layout.lm), report)?;
+    rows(case, &name("itm_hidden"), pairs, &[pair_queries, pair_layout.text.clone()], report)?;
+    simple(&name("itm_logits"), &t.itm_logits, report)?;
+    rows(case, &name("lm_hidden"), merged, std::slice::from_ref(&layout.lm), report)?;
     if let Some(logits) = &t.lm_logits {
         let first = layout.lm.first().map_or(0, |r| r.start);
         let moved = layout.lm.iter().map(|r| r.start - first..r.end - first).collect();
-        rows(case, "outputs.lm_logits", logits, &[moved], report)?;
-    }
-    Ok(())
-}
-
-/// What a micro-batch of a world computed.
-pub(super) fn rank_lines(case: &Case, r: usize, rank: &Rank, report: &mut Report) -> Result<()> {
-    let name = |what: &str| format!("outputs.rank{r}.{what}");
-    let n = rank.text_feat.rows().0;
-    let queries = |l: &Layout, n: usize| {
-        let each = l.query_rows / n.max(1);
-        (0..n).map(|i| i * each..(i + 1) * each).collect::<Vec<_>>()
-    };
-    if let Some(embeds) = &rank.image_embeds {
-        compare(case, &name("image_embeds"), embeds, report)?;
-    }
-    let ((merged, layout), (pairs, pair_layout)) = (&rank.merged, &rank.pairs);
-    rows(case, &name("query_hidden"), merged, &[queries(layout, n)], report)?;
-    rows(case, &name("text_hidden"), merged, std::slice::from_ref(&layout.text), report)?;
-    rows(case, &name("lm_hidden"), merged, std::slice::from_ref(&layout.lm), report)?;
-    let both = [queries(pair_layout, pair_layout.text.len()), pair_layout.text.clone()];
-    rows(case, &name("itm_hidden"), pairs, &both, report)?;
-    let [loss, itc, itm, lm] = &rank.losses;
-    for (what, ours) in [
-        ("image_feats", &rank.image_feats),
-        ("text_feat", &rank.text_feat),
-        ("sim_i2t", &rank.sim_i2t),
-        ("sim_t2i", &rank.sim_t2i),
-        ("itm_logits", &rank.itm_logits),
-        ("loss_itc", itc),
-        ("loss_itm", itm),
-        ("loss_lm", lm),
-        ("loss", loss),
-    ] {
-        compare(case, &name(what), ours, report)?;
+        rows(case, &name("lm_logits"), logits, &[moved], report)?;
     }
     Ok(())
 }

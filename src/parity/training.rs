@@ -22,7 +22,7 @@ pub(super) fn compare(case: &Case, name: &str, ours: &Tensor, report: &mut Repor
 const SMALLEST_SCALE: f64 = 1.0 / 1024.0;
 
 /// The true gradient of a key bias is 0 (softmax ignores a constant): what is there is rounding noise.
-pub(super) fn is_noise(name: &str) -> bool {
+fn is_noise(name: &str) -> bool {
     name.ends_with("attention.self.key.bias")
 }
 
@@ -193,7 +193,7 @@ pub fn stage1(case: &Case, at: &Place, profile: Profile, report: &mut Report) ->
         let own = Sampling::Given(&negatives);
         model.stage1(&Pass::inference(&params), &batch, profile, own, Some(&mut trace))?;
     }
-    trace::lines(case, &trace, &text, report)?;
+    trace::lines(case, "", &trace, text.len(), report)?;
     best.line(&trace, model.config.num_query, report)?;
     for (name, t) in
         [("loss_itc", &out.itc), ("loss_itm", &out.itm), ("loss_lm", &out.lm), ("loss", &out.loss)]

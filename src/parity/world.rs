@@ -4,12 +4,15 @@ use super::case::Case;
 use super::compare::Report;
 use super::training::{after, compare, gradients, losses_of_a_run, of_step, optimizer};
 use super::{CLOSE, Place, Setup, set_up, trace};
-use crate::model::{Batch, Image, Negatives, Profile};
+use crate::model::{Batch, Image, Negatives, Profile, Trace};
 use crate::ops;
 use crate::tensor::{Gradients, Tensor};
 use crate::train::step::StepPlan;
 use crate::train::world::Rank;
 use crate::{Error, Result};
+
+/// In the order of [`Rank::losses`].
+const LOSSES: [&str; 4] = ["loss", "loss_itc", "loss_itm", "loss_lm"];
 
 /// The pictures and captions of every process.
 struct Inputs {
@@ -73,17 +76,21 @@ pub fn stage1(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         Ok(())
     })?;
     for (r, rank) in ranks.iter().enumerate() {
-        trace::rank_lines(case, r, rank, report)?;
+        trace::lines(case, &format!("rank{r}."), &rank.trace, inputs.texts[r].len(), report)?;
+        for (loss, name) in rank.losses.iter().zip(LOSSES) {
+            compare(case, &format!("outputs.rank{r}.{name}"), loss, report)?;
+        }
     }
-    let rows = |of: fn(&Rank) -> &Tensor| {
-        let all: Vec<Tensor> = ranks.iter().map(|r| of(r).detach()).collect();
+    let rows = |of: fn(&Trace) -> &Option<Tensor>| {
+        let all: Vec<Tensor> =
+            ranks.iter().filter_map(|r| of(&r.trace).as_ref()).map(Tensor::detach).collect();
         ops::concat_rows(&all.iter().collect::<Vec<_>>())
     };
-    compare(case, "outputs.world.image_feats", &rows(|r| &r.image_feats)?, report)?;
-    compare(case, "outputs.world.text_feat", &rows(|r| &r.text_feat)?, report)?;
+    compare(case, "outputs.world.image_feats", &rows(|t| &t.image_feats)?, report)?;
+    compare(case, "outputs.world.text_feat", &rows(|t| &t.text_feat)?, report)?;
     gathered_ids(case, &inputs, report)?;
     let losses = ranks.iter().map(Rank::values).collect::<Result<Vec<_>>>()?;
-    for (i, name) in ["loss", "loss_itc", "loss_itm", "loss_lm"].into_iter().enumerate() {
+    for (i, name) in LOSSES.into_iter().enumerate() {
         let mean = losses.iter().map(|l| l[i]).sum::<f64>() / world as f64;
         let name = format!("outputs.world.{name}");
         report.close(&name, case.shape(&name)?, &[mean], &case.f64s(&name)?, CLOSE);

@@ -7,7 +7,7 @@ use crate::model::Images;
 use crate::nn::Pass;
 use crate::ops;
 use crate::tensor::Tensor;
-use crate::vision::{self, Normalise, Photo, Resampling, Turn};
+use crate::vision::{self, Normalise, Orientation, Photo, Resampling, Turn};
 use crate::{Error, Result};
 
 /// A picture as the model sees it.
@@ -26,6 +26,17 @@ pub fn see(model: &Pretrained, image: &Image) -> Result<Seen> {
 /// How the model sees a picture that a camera marked as turned.
 pub fn turn(model: &Pretrained) -> Turn {
     Turn::upright(model.model.config.exif_orientation)
+}
+
+/// A photo that was opened upright, as the model sees it, and what turns that upright again.
+pub fn as_seen<'a>(model: &Pretrained, upright: Photo<'a>) -> (Photo<'a>, Orientation) {
+    match turn(model) {
+        Turn::Upright => (upright, Orientation::UPRIGHT),
+        Turn::AsStored => {
+            let orientation = upright.orientation();
+            (upright.as_stored(), orientation)
+        }
+    }
 }
 
 /// Resizes a picture that is decoded.

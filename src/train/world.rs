@@ -11,25 +11,18 @@
 
 use super::step::{StepPlan, Unread};
 use crate::model::sites::micro_batch;
-use crate::model::{Batch, Layout, Matching, Model, NegativeWeights, Negatives, Sampling};
+use crate::model::{Batch, Matching, Model, NegativeWeights, Negatives, Sampling, Trace};
 use crate::nn::{Params, Pass};
 use crate::ops::{self, Right};
 use crate::tensor::{Gradients, Tape, Tensor};
 use crate::{Error, Result};
 
-/// What one micro-batch computed, beside its losses: for `parity`, which then asks for every row.
+/// What one micro-batch computed.
 pub struct Rank {
     /// ITC + ITM + LM, ITC, ITM, LM.
     pub losses: [Tensor; 4],
-    pub image_embeds: Option<Tensor>,
-    pub merged: (Tensor, Layout),
-    pub pairs: (Tensor, Layout),
-    pub image_feats: Tensor,
-    pub text_feat: Tensor,
-    /// `[B, W B]`
-    pub sim_i2t: Tensor,
-    pub sim_t2i: Tensor,
-    pub itm_logits: Tensor,
+    /// For `parity`, which asks for every row; similarities are `[B, W B]`.
+    pub trace: Trace,
 }
 
 impl Rank {
@@ -94,7 +87,8 @@ impl Model {
             let pass = Pass::training(params, &tape, plan.drop).at_site(micro_batch(r));
             let (mut rank, _) = world.rank(&pass, r)?;
             tape.backward(&rank.losses[0], plan.scale, grads)?;
-            rank.image_embeds = Some(self.image_embeds(&Pass::inference(params), &world.tokens[r].detach())?);
+            rank.trace.image_embeds =
+                Some(self.image_embeds(&Pass::inference(params), &world.tokens[r].detach())?);
             each(r, rank)?;
         }
         Ok(())
@@ -155,7 +149,7 @@ impl<'a> World<'a> {
         let merged = m.merged_pass(pass, &tokens, text, self.trim, n)?;
         let (image_feats, text_feat) = m.contrastive_features(pass, &merged)?;
         let all = [&self.image, &self.text];
-        let (i2t, t2i) = m.similarities_to(pass, [&image_feats, &text_feat], all)?;
+        let (i2t, t2i) = m.similarities_of(pass, [&image_feats, &text_feat], all, None)?;
         let (itc, itc_right) = m.itc_loss_at(&i2t, &t2i, self.plan.profile, first, self.ids.as_deref())?;
         // Images by their place among this micro-batch's and those drawn from elsewhere.
         let place = |i: usize| match i.checked_sub(first).filter(|i| *i < n) {
@@ -176,17 +170,17 @@ impl<'a> World<'a> {
         let loss = ops::add(&ops::add(&itc, &itm)?, &lm)?;
         let [t2i_right, i2t_right] = itc_right;
         let rights = [t2i_right, i2t_right, right, lm_right];
-        let rank = Rank {
-            losses: [loss, itc, itm, lm],
-            image_embeds: None,
-            merged: (merged.hidden, merged.layout),
-            pairs: (hidden, layout),
-            image_feats,
-            text_feat,
-            sim_i2t: i2t,
-            sim_t2i: t2i,
-            itm_logits: logits,
+        let trace = Trace {
+            merged: Some((merged.hidden, merged.layout)),
+            pairs: Some((hidden, layout)),
+            image_feats: Some(image_feats),
+            text_feat: Some(text_feat),
+            sim_i2t: Some(i2t),
+            sim_t2i: Some(t2i),
+            itm_logits: Some(logits),
+            ..Trace::default()
         };
+        let rank = Rank { losses: [loss, itc, itm, lm], trace };
         Ok((rank, rights))
     }
 

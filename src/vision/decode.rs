@@ -192,6 +192,13 @@ impl<'a> Photo<'a> {
         Ok(self.header.orientation.apply(self.squeezed(squeeze)?))
     }
 
+    /// The same photo with its pixels left as they are stored.
+    #[must_use]
+    pub fn as_stored(mut self) -> Self {
+        self.header.orientation = Orientation::UPRIGHT;
+        self
+    }
+
     /// How its pixels are turned: upright by a photo that was opened so, else not at all.
     pub fn orientation(&self) -> Orientation {
         self.header.orientation
