@@ -5,10 +5,10 @@
 #     benches/gpu.sh CASES [PEERS] [PYTHON]
 #
 # CASES is a folder of recorded cases, PEERS one with torch_stage1.py (without it there is no baseline), PYTHON an interpreter that has
-# torch (default python3). QFORMER and TESTS name the binary and the test binaries (ops, gpu, kernels) where they were built elsewhere;
+# torch (default python3). QFORMER and TESTS name the binary and the test binaries (ops, gpu) where they were built elsewhere;
 # without them cargo builds both first, which is not counted:
 #     cargo build --release --features cuda,host-kernels
-#     cargo test --release --features cuda,host-kernels --no-run --test ops --test gpu --test kernels
+#     cargo test --release --features cuda,host-kernels --no-run --test ops --test gpu
 # BATCH (128), STEPS (20), OUT (a folder for the raw lines), SECONDS_IN_ALL (480), DATA (a folder with images/ and captions.json: training and
 # captions from files), FIRST (a script that measures what matmuls and power do; it gets the binary). DEVICE=host CONFIG=tiny BATCH=2 STEPS=1
 # is a rehearsal without a GPU. Goes on after a failure and says at the end what failed and what was left out for time.
@@ -33,7 +33,7 @@ if [ -z "${QFORMER:-}" ]; then
     QFORMER=target/release/qformer
 fi
 if [ -z "${TESTS:-}" ]; then
-    TESTS=$(cargo test --release --features cuda,host-kernels --no-run --test ops --test gpu --test kernels --message-format=json |
+    TESTS=$(cargo test --release --features cuda,host-kernels --no-run --test ops --test gpu --message-format=json |
         "$python" -c 'import json,sys
 for line in sys.stdin:
     r = json.loads(line)

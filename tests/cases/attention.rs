@@ -1,10 +1,13 @@
 //! Attention over segments: y_i = sum over the keys j that row i sees of (softmax(scale q_i k_j) m) v_j, head by head
 
 use super::dropout;
-use super::harness::{Case, Input, Rng, distance, gradient_of, prove, prove_one, t};
+use super::harness::{
+    Case, Input, Rng, STORAGES, device, distance, gradient_of, on_kernels_by_turns, places, prove, prove_one,
+    t, there,
+};
 use qformer::device::Real;
 use qformer::ops::{Grouped, Heads, Segment, Segments};
-use qformer::tensor::{Dropout, Stream, Tensor};
+use qformer::tensor::{DType, Device, Dropout, Gradients, Storage, Stream, Tape, Tensor};
 use qformer::{Result, ops};
 use std::ops::Range;
 
@@ -162,29 +165,33 @@ fn equals_its_definition_and_differences() {
     prove(draw);
 }
 
+fn span(q: Range<usize>, a: Range<usize>, b: Range<usize>, causal: bool) -> Segment {
+    Segment { q, a, b, causal }
+}
+
+const DROP: Dropout = Dropout { p: 0.1, stream: Stream { seed: 5, step: 2, site: 1 } };
+
+/// q, k and v apart from one another, scaled as usual.
+fn apart(
+    segments: Vec<Segment>,
+    rows: [usize; 2],
+    [heads, d]: [usize; 2],
+    drop: Option<Dropout>,
+) -> Attention {
+    let rng = &mut Rng::new((rows[0] * rows[1] * d) as u32);
+    let c = heads * d;
+    let values = vec![rng.values(rows[0] * c), rng.values(rows[1] * c), rng.values(rows[1] * c)];
+    let scale = (d as f64).powf(-0.5);
+    let (place, column, widths) = ([0, 1, 2], [0; 3], vec![c; 3]);
+    Attention { heads, group: 1, d, rows, segments, place, column, widths, values, scale, drop }
+}
+
 /// More keys than dropout draws factors for at a time (256 backward, 512 forward), and vector loops with rests.
 #[test]
 fn many_keys() {
-    for drop in [None, Some(Dropout { p: 0.3, stream: Stream { seed: 5, step: 2, site: 1 } })] {
-        let mut rng = Rng::new(77);
-        let (q, k, c) = (3, 1203, 4);
-        let values = vec![rng.values(q * c), rng.values(k * c), rng.values(k * c)];
-        let segment = |q: Range<usize>, a: Range<usize>, b: Range<usize>, causal| Segment { q, a, b, causal };
-        let segments = vec![segment(0..1, 0..1203, 0..0, false), segment(1..3, 600..1199, 3..560, true)];
-        let case = Attention {
-            heads: 2,
-            group: 1,
-            d: 2,
-            rows: [q, k],
-            segments,
-            place: [0, 1, 2],
-            column: [0; 3],
-            widths: vec![c; 3],
-            values,
-            scale: 0.7,
-            drop,
-        };
-        prove_one(&case, 0, &mut rng);
+    for drop in [None, Some(Dropout { p: 0.3, ..DROP })] {
+        let segments = vec![span(0..1, 0..1203, 0..0, false), span(1..3, 600..1199, 3..560, true)];
+        prove_one(&apart(segments, [3, 1203], [2, 2], drop), 0, &mut Rng::new(77));
     }
 }
 
@@ -193,33 +200,22 @@ fn many_keys() {
 #[test]
 fn pictures() {
     let mut rng = Rng::new(78);
-    let segment = |q: Range<usize>, a: Range<usize>| Segment { q, a, b: 0..0, causal: false };
     let one = Attention {
-        heads: 1,
-        group: 1,
-        d: 88,
-        rows: [257; 2],
-        segments: vec![segment(0..257, 0..257)],
         place: [0; 3],
         column: [0, 88, 176],
         widths: vec![264],
         values: vec![rng.values(257 * 264)],
-        scale: 88f64.powf(-0.5),
-        drop: None,
+        ..apart(vec![span(0..257, 0..257, 0..0, false)], [257; 2], [1, 88], None)
     };
     prove_one(&one, 0, &mut rng);
+    let picture = |q: Range<usize>, rows: Range<usize>| span(q, rows, 0..0, false);
+    let segments = vec![picture(0..32, 150..300), picture(32..64, 0..150), picture(64..96, 150..300)];
     let two = Attention {
-        heads: 2,
-        group: 1,
-        d: 64,
-        rows: [96, 300],
-        segments: vec![segment(0..32, 150..300), segment(32..64, 0..150), segment(64..96, 150..300)],
         place: [0, 1, 1],
         column: [0, 0, 128],
         widths: vec![128, 256],
         values: vec![rng.values(96 * 128), rng.values(300 * 256)],
-        scale: 0.125,
-        drop: Some(Dropout { p: 0.1, stream: Stream { seed: 5, step: 2, site: 1 } }),
+        ..apart(segments, [96, 300], [2, 64], Some(DROP))
     };
     prove_one(&two, 0, &mut rng);
 }
@@ -230,23 +226,95 @@ fn heads_of_language_models() {
     let mut rng = Rng::new(79);
     let sizes = [(64, 4), (80, 1), (96, 2), (112, 2), (128, 3), (160, 2), (40, 2), (136, 1)];
     for (n, (d, group)) in sizes.into_iter().enumerate() {
-        let (q, k) = (group * d, d);
-        let segment = |rows: Range<usize>| Segment { q: rows.clone(), a: 0..0, b: rows, causal: true };
+        let segments = vec![span(0..40, 0..0, 0..40, true), span(40..75, 0..0, 40..75, true)];
         let case = Attention {
             heads: group,
             group,
-            d,
-            rows: [75; 2],
-            segments: vec![segment(0..40), segment(40..75)],
-            place: [0, 1, 2],
-            column: [0; 3],
-            widths: vec![q, k, k],
-            values: vec![rng.values(75 * q), rng.values(75 * k), rng.values(75 * k)],
-            scale: (d as f64).powf(-0.5),
-            drop: (n == 4).then_some(Dropout { p: 0.1, stream: Stream { seed: 5, step: 2, site: 1 } }),
+            widths: vec![group * d, d, d],
+            values: vec![rng.values(75 * group * d), rng.values(75 * d), rng.values(75 * d)],
+            ..apart(segments, [75; 2], [1, d], (n == 4).then_some(DROP))
         };
         prove_one(&case, 0, &mut rng);
     }
+}
+
+/// Two images of 7 queries, their captions of 5 and 9 tokens, and those captions predicted, in one pass; pairs of 32 queries
+/// and a caption; query rows of four groups at the tokens of two images; two strips at more keys than are held at once.
+#[test]
+fn passes_of_a_training_step_on_kernels() {
+    let none = 0..0;
+    let merged = || {
+        vec![
+            span(0..7, 0..7, none.clone(), false),
+            span(7..14, 7..14, none.clone(), false),
+            span(14..19, none.clone(), 14..19, false),
+            span(19..28, none.clone(), 19..28, false),
+            span(28..33, 0..7, 28..33, true),
+            span(33..42, 7..14, 33..42, true),
+        ]
+    };
+    let pairs = [(0..32, 64..80), (32..64, 80..101)]
+        .into_iter()
+        .flat_map(|(q, t)| [span(q.clone(), q.clone(), t.clone(), false), span(t.clone(), q, t, false)]);
+    let images = [0, 1, 1, 0].into_iter().enumerate();
+    let images = images.map(|(g, i)| span(g * 32..(g + 1) * 32, i * 257..(i + 1) * 257, 0..0, false));
+    let long = |d| apart(vec![span(0..20, 0..290, 0..0, false)], [20, 290], [1, d], None);
+    on_kernels_by_turns(
+        &[Storage::F16, Storage::BF16, Storage::BF16, Storage::F32],
+        [
+            apart(merged(), [42, 42], [3, 64], Some(DROP)),
+            apart(merged(), [42, 42], [2, 88], Some(DROP)),
+            apart(merged(), [42, 42], [2, 16], None),
+            apart(pairs.collect(), [101, 101], [2, 64], Some(DROP)),
+            apart(images.collect(), [128, 514], [1, 64], Some(DROP)),
+            long(64),
+            Attention { drop: Some(DROP), ..long(88) },
+        ],
+    );
+}
+
+/// The smallest tables of every head size.
+#[test]
+fn smallest_on_kernels() {
+    on_kernels_by_turns(
+        &[Storage::F16, Storage::BF16, Storage::F32, Storage::BF16],
+        [8, 24, 64, 88, 128].into_iter().flat_map(|d| {
+            [
+                apart(vec![span(0..1, 0..1, 0..0, false)], [1, 1], [1, d], None),
+                apart(vec![span(0..1, 0..2, 2..3, true)], [1, 3], [2, d], Some(DROP)),
+                apart(vec![span(1..2, 0..0, 1..3, true)], [3, 4], [1, d - 1], Some(DROP)),
+            ]
+        }),
+    );
+}
+
+/// As many keys as the kernel that holds all keys of a set may have and a little fewer, in two ranges, causal, two sets, one
+/// of them without keys; a negative scale, and none. The keys at the ends of the ranges, and those behind them, are the
+/// first query: one too many or too few is a large part of its row.
+#[test]
+fn whole_sets_on_kernels() {
+    let sets = [(200, 64, true, 1.0), (3, 254, false, -1.0), (255, 0, false, 0.0)];
+    on_kernels_by_turns(
+        &[Storage::F16, Storage::BF16],
+        sets.into_iter().map(|(a, b, causal, scale)| {
+            let first = 5 + a + b;
+            let segments = vec![
+                span(0..70, first..first + a, 2..2 + b, causal),
+                span(80..81, first..first + a, 2..2 + b, false),
+                span(81..90, 0..0, 0..0, false),
+                span(90..100, 1..2, 2..20, true),
+            ];
+            let sizes = [2, if causal { 64 } else { 88 }];
+            let mut case = apart(segments, [103, first + a + 1], sizes, (b > 0).then_some(DROP));
+            let c = sizes[0] * sizes[1];
+            let query = case.values[0][80 * c..81 * c].to_vec();
+            for row in [first - 1, first, first + a - 1, first + a, 1, 2, 1 + b, 2 + b] {
+                case.values[1][row * c..(row + 1) * c].copy_from_slice(&query);
+            }
+            case.scale *= scale;
+            case
+        }),
+    );
 }
 
 /// Segments that share keys are one group; a chain of overlaps, first and last of which share nothing, is too.
@@ -263,17 +331,12 @@ fn overlapping_keys_add_up() {
         vec![segment(0, 0..0, 0..0), segment(1, 0..9, 0..0), segment(2, 0..0, 2..3)],
     ] {
         let case = Attention {
-            heads: 1,
-            group: 1,
-            d: c,
-            rows: [q, k],
-            segments,
             place: [0, 1, 1],
             column: [0, 0, c],
             widths: vec![c, 2 * c],
             values: values.clone(),
             scale: 1.0,
-            drop: None,
+            ..apart(segments, [q, k], [1, c], None)
         };
         prove_one(&case, 0, &mut rng);
     }
@@ -318,18 +381,75 @@ fn nothing_to_see_and_large_scores() {
     assert_eq!(ops::attention([all; 3], &none, 1, 1.0, None).unwrap().to_f64().unwrap(), [0.0; 4]);
 }
 
+/// What is not finite shows in every row that sees it, and in no other; rows without keys give zeros. A score of -inf counts
+/// for nothing forward.
 #[test]
-fn nan_stays_in_the_rows_that_see_it() {
-    let x = t(&[1.0, f64::NAN, 1.0, 2.0], &[4, 1]);
-    let segment = |q: Range<usize>, a: Range<usize>| Segment { q, a, b: 0..0, causal: false };
-    let list = vec![segment(0..1, 0..2), segment(2..4, 2..4)];
-    let y = ops::attention(
-        [Heads { tensor: &x, column: 0 }; 3],
-        &Segments::new(list, 4, 4).unwrap(),
-        1,
-        1.0,
-        None,
-    );
-    let y = y.unwrap().to_f64().unwrap();
-    assert!(y[0].is_nan() && y[1] == 0.0 && y[2].is_finite() && y[3].is_finite(), "{y:?}");
+fn what_is_not_finite_stays_in_the_rows_that_see_it() {
+    let list = || {
+        vec![
+            span(0..4, 0..140, 0..0, false),
+            span(4..8, 140..144, 0..0, false),
+            span(8..9, 0..0, 0..0, false),
+        ]
+    };
+    let case = apart(list(), [9, 144], [1, 64], None);
+    for (place, storage) in places().flat_map(|place| STORAGES.map(|s| (place, s))) {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let mut values = case.values.clone();
+            values[1][133 * 64] = bad;
+            let (tape, mut grads) = (Tape::new(), Gradients::new());
+            let x: Vec<Tensor> = (case.inputs().iter().zip(&values).enumerate())
+                .map(|(i, (input, v))| tape.leaf(&there(place, storage, v, &input.shape), i))
+                .collect();
+            let y = case.run(&x).unwrap();
+            let dy = there(place, storage, &Rng::new(3).values(9 * 64), &[9, 64]);
+            tape.backward_from(&[(&y, dy)], &mut grads).unwrap();
+            let grad = |i: usize, rows: usize| {
+                Tensor::of_buffer(grads.get(i).unwrap().clone(), &[rows, 64]).unwrap().to_f64().unwrap()
+            };
+            let (y, dq, dk, dv) = (y.to_f64().unwrap(), grad(0, 9), grad(1, 144), grad(2, 144));
+            let nan = |rows: &[f64]| rows.iter().any(|v| v.is_nan());
+            for i in 0..4 {
+                let seen = values[0][i * 64] * bad != f64::NEG_INFINITY;
+                let row = i * 64..(i + 1) * 64;
+                assert_eq!(nan(&y[row.clone()]), seen, "row {i} of {bad}, {storage:?}, {place:?}");
+                assert!(nan(&dq[row]), "dq of row {i}, {storage:?}, {place:?}");
+            }
+            assert!(!nan(&y[4 * 64..]) && !nan(&dq[4 * 64..]), "{storage:?}, {place:?}");
+            assert!(!nan(&dk[140 * 64..]) && !nan(&dv[140 * 64..]), "{storage:?}, {place:?}");
+            assert!(y[8 * 64..].iter().chain(&dq[8 * 64..]).all(|v| *v == 0.0), "{storage:?}, {place:?}");
+        }
+    }
+}
+
+/// The operation takes the kernel that holds all keys of a set where they fit and are many, and there are warp groups.
+#[test]
+fn the_kernel_that_fits() {
+    let Some(Device::Gpu(gpu)) = device() else { return };
+    // A handle that counts for itself.
+    let gpu = qformer::tensor::Gpu::open(&std::env::var("QFORMER_TEST_DEVICE").unwrap_or("host".into()))
+        .unwrap_or(gpu.clone());
+    let device = Device::Gpu(gpu.clone());
+    let launched = |keys: usize, d: usize, storage| {
+        let x = |rows: usize| Tensor::zeros(DType::F32, &[rows, d]).to(&device, storage).unwrap();
+        let segments = Segments::new(vec![span(0..1, 0..keys, 0..0, false)], 1, keys).unwrap();
+        let (q, k) = (x(1), x(keys));
+        gpu.take_counts();
+        let of = |tensor| Heads { tensor, column: 0 };
+        ops::attention([of(&q), of(&k), of(&k)], &segments, 1, 1.0, None).unwrap();
+        gpu.take_counts().launches.into_keys().find(|name| name.starts_with("attention")).unwrap()
+    };
+    for (keys, d, storage, name) in [
+        (257, 88, Storage::F16, "attention_whole_f16_d88"),
+        (264, 64, Storage::BF16, "attention_whole_bf16_d64"),
+        (129, 64, Storage::F16, "attention_whole_f16_d64"),
+        (128, 64, Storage::F16, "attention_fwd_f16_d64"),
+        (265, 88, Storage::BF16, "attention_fwd_bf16_d88"),
+        (257, 80, Storage::F16, "attention_fwd_f16_d80"),
+        (257, 160, Storage::BF16, "attention_fwd_bf16_d160"),
+        (257, 88, Storage::F32, "attention_fwd_f32"),
+    ] {
+        let name = if gpu.has_warp_groups() { name.into() } else { name.replace("whole", "fwd") };
+        assert_eq!(launched(keys, d, storage), name);
+    }
 }

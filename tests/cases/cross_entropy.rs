@@ -1,9 +1,11 @@
 //! The mean over counted rows of -sum target log softmax(x)
 
-use super::harness::{Case, Input, Rng, device, distance, gradient_of, prove, t};
+use super::harness::{
+    Case, Input, Rng, STORAGES, device, distance, gradient_of, on_kernels, places, prove, t, there,
+};
 use qformer::device::Real;
 use qformer::ops::{Options, Targets, Weight};
-use qformer::tensor::{DType, Device, Gpu, Gradients, Storage, Tape, Tensor};
+use qformer::tensor::{DType, Gpu, Gradients, Storage, Tape, Tensor};
 use qformer::{Result, ops};
 
 #[derive(Debug)]
@@ -84,6 +86,47 @@ impl Case for CrossEntropy {
 #[test]
 fn equals_its_definition_and_differences() {
     prove(draw);
+}
+
+/// A Japanese BERT's vocabulary with [DEC], an English one's (3 more than a multiple of 8), ITM's two classes; the similarities
+/// of a batch with targets that are not classes.
+#[test]
+fn vocabularies_and_batches_on_kernels() {
+    let rng = &mut Rng::new(11);
+    on_kernels([(4, 32001, 0.1), (2, 30523, 0.1), (7, 2, 0.0), (37, 37, -1.0)].map(|(r, v, smoothing)| {
+        let want = if smoothing < 0.0 {
+            Want::Soft(rng.values(r * v).iter().map(|x| f64::from(0.1 * x.abs() as f32)).collect())
+        } else {
+            Want::Classes((0..r).map(|i| (i % 5 != 3).then(|| rng.below(v) as u32)).collect(), smoothing)
+        };
+        CrossEntropy { r, v, x: rng.values(r * v).iter().map(|x| 3.0 * x).collect(), want }
+    }));
+}
+
+/// What is not finite shows in the loss and in the gradient of its row alone, and not at all where the row is ignored; -inf is
+/// a token that cannot be.
+#[test]
+fn logits_that_are_not_finite() {
+    for (place, storage) in places().flat_map(|place| STORAGES.map(|s| (place, s))) {
+        let loss = |x: &[f64], classes: &[Option<u32>]| {
+            let (tape, mut grads) = (Tape::new(), Gradients::new());
+            let x = tape.leaf(&there(place, storage, x, &[classes.len(), 40]), 0);
+            let loss = ops::cross_entropy(&x, Targets::Classes(classes, 0.1)).unwrap();
+            tape.backward(&loss, 1.0, &mut grads).unwrap();
+            let dx = Tensor::of_buffer(grads.get(0).unwrap().clone(), &[classes.len(), 40]).unwrap();
+            (loss.item().unwrap(), dx.to_f64().unwrap())
+        };
+        let finite = Rng::new(1).values(3 * 40);
+        for bad in [f64::NAN, f64::INFINITY] {
+            let mut x = finite.clone();
+            (x[47], x[85]) = (bad, bad);
+            let (all, dx) = loss(&x, &[Some(1), Some(2), None]);
+            assert!(all.is_nan() && dx[40..80].iter().any(|v| v.is_nan()), "{bad}, {storage:?}, {place:?}");
+            assert!(dx[..40].iter().all(|v| v.is_finite()) && dx[80..].iter().all(|v| *v == 0.0));
+            let (rest, _) = loss(&x, &[Some(1), None, None]);
+            assert!(rest.is_finite(), "{bad}, {storage:?}, {place:?}");
+        }
+    }
 }
 
 /// A dense layer before it, whose rows on a GPU are padded to 16 bytes.
@@ -209,7 +252,7 @@ fn logits_near_ten_thousand_lose_nothing() {
         for shift in [1e4, -1e4] {
             let moved =
                 Tensor::of(DType::F32, &x.iter().map(|x| x + shift).collect::<Vec<_>>(), &[r, v]).unwrap();
-            for place in std::iter::once(&Device::Cpu).chain(device()) {
+            for place in places() {
                 let (loss, dx) = run(&moved.to(place, Storage::F32).unwrap()).unwrap();
                 // Soft targets of a row add up to 10, classes to 1.
                 let most = if way == 2 { 10.0 * bound } else { bound };
@@ -232,8 +275,7 @@ fn right_answers_are_the_first_largest() {
         let classes: Vec<_> = (0..4).map(|i| (i < counted).then(|| classes[i])).collect();
         ops::right(x, &classes).unwrap().share().unwrap()
     };
-    let places = std::iter::once(&Device::Cpu).chain(device());
-    for x in places.map(|place| x.to(place, Storage::F32).unwrap()) {
+    for x in places().map(|place| x.to(place, Storage::F32).unwrap()) {
         assert_eq!(share(&x, [1, 2, 0, 0], 4), 1.0);
         assert_eq!(share(&x, [1, 2, 2, 1], 4), 0.5);
         assert_eq!(share(&x, [1, 0, 1, 2], 4), 0.25);
@@ -296,7 +338,7 @@ fn head_loss_equals_its_definition_and_differences() {
 /// The same as a dense layer and its loss on the GPU's kernels, in every storage, many rows at once and few.
 #[test]
 fn head_loss_on_the_kernels() {
-    let Some(device) = super::harness::device() else { return };
+    let Some(device) = device() else { return };
     let mut rng = Rng::new(91);
     for (rows, width, vocab) in [(37, 24, 61), (5, 16, 32), (1, 8, 3)] {
         let case = HeadLoss {
@@ -307,7 +349,7 @@ fn head_loss_on_the_kernels() {
             weight: rng.values(vocab * width),
             classes: rng.ids(rows, vocab),
         };
-        for storage in [Storage::F32, Storage::F16, Storage::BF16] {
+        for storage in STORAGES {
             let both = |f: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>| {
                 let on = |v: &[f64], shape: &[usize]| {
                     Tensor::of(DType::F32, v, shape).unwrap().to(device, storage).unwrap()

@@ -1,8 +1,8 @@
 //! y[i] = table[ids[i]]; the gradient of the padding id's row is none
 
-use super::harness::{Case, Input, Rng, gradient_of, prove, t};
+use super::harness::{Case, Input, Rng, STORAGES, gradient_of, on_kernels, places, prove, t, there};
 use qformer::device::Real;
-use qformer::tensor::Tensor;
+use qformer::tensor::{Device, Storage, Tensor};
 use qformer::{Result, ops};
 
 #[derive(Debug)]
@@ -47,6 +47,15 @@ fn equals_its_definition_and_differences() {
     prove(draw);
 }
 
+/// Many tokens of a small table and few of a large one, as wide as the models.
+#[test]
+fn wide_tables_on_kernels() {
+    on_kernels([(5, 40, 33), (2, 90, 264), (50, 3, 768)].map(|(v, n, c)| {
+        let rng = &mut Rng::new(n as u32);
+        Embedding { c, table: rng.values(v * c), ids: rng.ids(n, v), padding: None }
+    }));
+}
+
 /// torch.nn.functional.embedding([[1, 3], [0]], padding_idx=0).
 #[test]
 fn padding_is_looked_up_but_learns_nothing() {
@@ -61,9 +70,18 @@ fn padding_is_looked_up_but_learns_nothing() {
 
 #[test]
 fn the_sum_of_two_tables_rows() {
-    let (words, places) = (t(&[1., 2., 3., 4., 5., 6.], &[3, 2]), t(&[10., 20., 30., 40.], &[2, 2]));
-    let y = ops::embedding_sum([&words, &places], &[(2, 0), (0, 1), (2, 1)]).unwrap();
-    assert_eq!((y.shape().sizes(), y.to_f64().unwrap()), (&[3, 2][..], vec![15., 26., 31., 42., 35., 46.]));
+    let tables = |place, storage| {
+        [
+            there(place, storage, &[1., 2., 3., 4., 5., 6.], &[3, 2]),
+            there(place, storage, &[10., 20., 30., 40.], &[2, 2]),
+        ]
+    };
+    for (place, storage) in places().flat_map(|place| STORAGES.map(|s| (place, s))) {
+        let y = ops::embedding_sum(tables(place, storage).each_ref(), &[(2, 0), (0, 1), (2, 1)]).unwrap();
+        let want = (&[3, 2][..], vec![15., 26., 31., 42., 35., 46.]);
+        assert_eq!((y.shape().sizes(), y.to_f64().unwrap()), want, "{storage:?}, {place:?}");
+    }
+    let [words, places] = tables(&Device::Cpu, Storage::F32);
     for (rows, bad) in [([(3, 0)], "ids below 3, got 3"), ([(0, 2)], "ids below 2, got 2")] {
         let e = ops::embedding_sum([&words, &places], &rows).unwrap_err().to_string();
         assert!(e.starts_with(&format!("embedding: ids: expected {bad}")), "{e}");

@@ -1,8 +1,8 @@
 //! y = x (1 + erf(x / sqrt 2)) / 2
 
-use super::harness::{Case, Input, Rng, gradient_of, prove, t};
+use super::harness::{Case, Input, Rng, STORAGES, device, gradient_of, on_kernels, places, prove, t, there};
 use qformer::device::Real;
-use qformer::tensor::Tensor;
+use qformer::tensor::{Storage, Tensor};
 use qformer::{Result, ops};
 
 #[derive(Debug)]
@@ -54,7 +54,32 @@ fn known_answers() {
 
 #[test]
 fn what_is_not_finite_stays_so() {
-    let y = ops::gelu(&t(&[f64::NAN, f64::INFINITY, 40.0, -40.0], &[4])).unwrap().to_f64().unwrap();
-    assert!(y[0].is_nan());
-    assert_eq!(y[1..], [f64::INFINITY, 40.0, -0.0]);
+    let x = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, 40.0, -40.0];
+    for (place, storage) in places().flat_map(|place| STORAGES.map(|s| (place, s))) {
+        let y = ops::gelu(&there(place, storage, &x, &[6])).unwrap().to_f64().unwrap();
+        // -inf * 0, as in PyTorch
+        assert!(y[0].is_nan() && y[2].is_nan(), "{storage:?}, {place:?}");
+        assert_eq!((y[1], &y[3..]), (f64::INFINITY, &[0.0, 40.0, -0.0][..]), "{storage:?}, {place:?}");
+    }
+}
+
+/// More elements than a block has, and rests of every size.
+#[test]
+fn many_elements_on_kernels() {
+    let of = |n: usize| Gelu { shape: vec![n], x: Rng::new(1).values(n).iter().map(|x| 3.0 * x).collect() };
+    on_kernels([9216, 4096, 65, 9].map(of));
+}
+
+/// Every f16 there is: within half a unit in the last place and a 24th of it, of what is exact.
+#[test]
+fn of_every_f16() {
+    let Some(device) = device() else { return };
+    let x: Vec<f64> =
+        (0..=u16::MAX).map(half::f16::from_bits).filter(|x| x.is_finite()).map(f64::from).collect();
+    let y = ops::gelu(&there(device, Storage::F16, &x, &[x.len()])).unwrap().to_f64().unwrap();
+    for (x, y) in x.into_iter().zip(y) {
+        let want = x * 0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2);
+        let unit = 2f64.powi((want.abs().log2().floor() as i32).max(-14) - 10);
+        assert!((y - want).abs() <= unit * (0.5 + 1.0 / 24.0), "gelu({x}): {y}, not {want}");
+    }
 }

@@ -10,7 +10,8 @@
 //! - an input that is not tracked gets none, and a second run gives the same bits: on the host's kernels under another
 //!   schedule of their threads;
 //! - on a GPU in f32 both hold to the same bounds, in f16 and bf16 to a few roundings (every fourth draw): the one that
-//!   QFORMER_TEST_DEVICE names, or the kernels on the host where they are built.
+//!   QFORMER_TEST_DEVICE names, or the kernels on the host where they are built. The host reports races, reads of what
+//!   nobody wrote and accesses past the end. [`on_kernels`] does this alone, for shapes too large for differences.
 //!
 //! Inputs are leaves of the tape or results on it, and begin at the start of their buffer or inside it, by turns.
 
@@ -132,21 +133,59 @@ pub fn prove<C: Case>(make: impl Fn(&mut Rng) -> C) {
     }
 }
 
-pub fn prove_one<C: Case>(case: &C, n: u32, rng: &mut Rng) {
-    let (interior, offset) = (n % 2 == 1, n as usize % 3);
+fn about<C: Case>(case: &C, n: u32) -> String {
     let mut about = format!("draw {n} of {case:?}");
     about.truncate(about.floor_char_boundary(2000));
-    let setting = Setting { about, interior, offset };
+    about
+}
+
+pub fn prove_one<C: Case>(case: &C, n: u32, rng: &mut Rng) {
+    let (interior, offset) = (n % 2 == 1, n as usize % 3);
+    let setting = Setting { about: about(case, n), interior, offset };
     let inputs = case.inputs();
     forward(case, &inputs, &setting);
     backward(case, &inputs, &setting, rng);
     if let Some(device) = device().filter(|_| n.is_multiple_of(4) && case.on_gpu()) {
-        for storage in [Storage::F32, Storage::F16, Storage::BF16] {
+        for storage in STORAGES {
             let setting =
                 Setting { about: format!("{} on a GPU: {}", storage.name(), setting.about), ..setting };
             on_gpu(case, &inputs, &setting, (device, another(n), storage), rng);
         }
     }
+}
+
+/// Holds cases of given shapes to what kernels promise, in every storage.
+pub fn on_kernels<C: Case>(cases: impl IntoIterator<Item = C>) {
+    for (n, case) in (0..).zip(cases) {
+        STORAGES.iter().for_each(|storage| on_kernels_in(*storage, &case, n));
+    }
+}
+
+/// Cases that take long: each in one of these storages, by turns.
+pub fn on_kernels_by_turns<C: Case>(storages: &[Storage], cases: impl IntoIterator<Item = C>) {
+    for ((n, case), storage) in (0..).zip(cases).zip(storages.iter().cycle()) {
+        on_kernels_in(*storage, &case, n);
+    }
+}
+
+fn on_kernels_in<C: Case>(storage: Storage, case: &C, n: u32) {
+    let Some(device) = device() else { return };
+    let about = format!("{} on a GPU: {}", storage.name(), about(case, n));
+    let setting = Setting { about, interior: n % 2 == 1, offset: n as usize % 3 };
+    on_gpu(case, &case.inputs(), &setting, (device, another(4 * n), storage), &mut Rng::new(n));
+}
+
+pub const STORAGES: [Storage; 3] = [Storage::F32, Storage::F16, Storage::BF16];
+
+/// The CPU, and where kernels are tested.
+pub fn places() -> impl Iterator<Item = &'static Device> {
+    std::iter::once(&Device::Cpu).chain(device())
+}
+
+/// A tensor of values on a device, in a storage of it.
+pub fn there(place: &Device, storage: Storage, values: &[f64], shape: &[usize]) -> Tensor {
+    let storage = if place.keeps_storages() { storage } else { Storage::F32 };
+    Tensor::of(DType::F32, values, shape).unwrap().to(place, storage).unwrap()
 }
 
 /// Where kernels are tested, if anywhere.
@@ -247,7 +286,7 @@ fn on_gpu<C: Case>(
     }
 }
 
-fn unit_roundoff(storage: Storage) -> f64 {
+pub fn unit_roundoff(storage: Storage) -> f64 {
     match storage {
         Storage::F16 => 2f64.powi(-11),
         Storage::BF16 => 2f64.powi(-8),

@@ -1,8 +1,10 @@
 //! y = x / max(|x|, 1e-12), row by row
 
-use super::harness::{Case, Input, Rng, gradient_of, prove, t};
+use super::harness::{
+    Case, Input, Rng, STORAGES, distance, gradient_of, on_kernels, places, prove, t, there,
+};
 use qformer::device::Real;
-use qformer::tensor::Tensor;
+use qformer::tensor::{Storage, Tensor};
 use qformer::{Result, ops};
 
 #[derive(Debug)]
@@ -67,14 +69,20 @@ fn short_rows_and_rows_of_zeros() {
     );
 }
 
+/// The width of a projection; the floor of the length in f32.
+#[test]
+fn projections_on_kernels() {
+    on_kernels([(4, 256), (3, 13)].map(|(r, c)| Normalize { r, c, x: Rng::new(5).values(r * c) }));
+    for place in places() {
+        let y = ops::l2_normalize(&there(place, Storage::F32, &[3e-13, 4e-13, 0.0, 0.0], &[2, 2])).unwrap();
+        assert!(distance(&y.to_f64().unwrap(), &[0.3, 0.4, 0.0, 0.0]) < 1e-6, "{place:?}");
+    }
+}
+
 #[test]
 fn nan_stays_nan() {
-    assert!(
-        ops::l2_normalize(&t(&[f64::NAN, 1.0], &[1, 2]))
-            .unwrap()
-            .to_f64()
-            .unwrap()
-            .iter()
-            .all(|y| y.is_nan())
-    );
+    for (place, storage) in places().flat_map(|place| STORAGES.map(|s| (place, s))) {
+        let y = ops::l2_normalize(&there(place, storage, &[f64::NAN, 1.0], &[1, 2])).unwrap();
+        assert!(y.to_f64().unwrap().iter().all(|y| y.is_nan()), "{storage:?}, {place:?}");
+    }
 }

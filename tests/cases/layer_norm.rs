@@ -1,9 +1,12 @@
 //! y = (x - mean) / sqrt(var + eps) weight + bias, row by row; var is the mean of squares (not of n - 1)
 
 use super::dropout;
-use super::harness::{Case, Input, Rng, device, distance, doubles, floats, gradient_of, prove, prove_one, t};
+use super::harness::{
+    Case, Input, Rng, STORAGES, device, distance, doubles, floats, gradient_of, on_kernels_by_turns, places,
+    prove, prove_one, t, there,
+};
 use qformer::device::Real;
-use qformer::tensor::{DType, Device, Dropout, Gradients, Storage, Tape, Tensor};
+use qformer::tensor::{DType, Dropout, Gradients, Storage, Tape, Tensor};
 use qformer::{Result, ops};
 
 #[derive(Debug)]
@@ -135,6 +138,30 @@ fn the_end_of_a_sublayer_equals_its_definition_and_differences() {
     }
 }
 
+/// Widths of the models and the smallest, one block and many: 23, so two groups of them, and 300, whose groups are added up in
+/// two goes.
+#[test]
+fn widths_of_the_models_on_kernels() {
+    let sizes = [(3, 768), (2, 1408), (1, 7), (5, 13), (30, 776), (3, 769), (1, 2048), (180, 24), (2400, 3)];
+    on_kernels_by_turns(
+        &[Storage::BF16, Storage::F16, Storage::F32, Storage::BF16],
+        (0..).zip(sizes).map(|(n, (r, c))| {
+            let rng = &mut Rng::new(40 + n);
+            let [x, residual] =
+                [1.0, 2.0].map(|by| rng.values(r * c).iter().map(|x| by * x).collect::<Vec<_>>());
+            let norm = Norm { r, c, x: residual, weight: rng.values(c), bias: rng.values(c), eps: 1e-6 };
+            Sublayer { norm, x, drop: (n % 2 == 0).then(|| dropout::random(rng)), wide: n % 3 > 0 }
+        }),
+    );
+    on_kernels_by_turns(
+        &STORAGES,
+        [(180, 24), (2400, 3), (2, 1408)].map(|(r, c)| {
+            let rng = &mut Rng::new(r as u32);
+            Norm { r, c, x: rng.values(r * c), weight: rng.values(c), bias: rng.values(c), eps: 1e-6 }
+        }),
+    );
+}
+
 #[test]
 fn rows_without_an_affine_part_are_normalised_on_a_gpu() {
     let Some(device) = device() else { return };
@@ -170,11 +197,14 @@ fn known_answers() {
 fn a_large_mean_takes_no_precision() {
     let c = 769;
     let x: Vec<f64> = Rng::new(1).values(c).iter().map(|x| f64::from((1000.0 + x) as f32)).collect();
-    let one = Tensor::new(vec![1f32; c], &[c]).unwrap();
-    let zero = Tensor::new(vec![0f32; c], &[c]).unwrap();
-    let y = ops::layer_norm(&Tensor::new(floats::<f32>(&x), &[1, c]).unwrap(), &one, &zero, 1e-12).unwrap();
-    // The mean is off by at most 1000 * 2^-24 * (a few steps of its sum): 16 of them.
-    assert!(distance(&y.to_f64().unwrap(), &normalized(&x, 1e-12)) < 16.0 * 1000.0 / f64::from(1 << 24));
+    for place in places() {
+        let there = |v: &[f64], sizes: &[usize]| there(place, Storage::F32, v, sizes);
+        let (one, zero) = (there(&vec![1.0; c], &[c]), there(&vec![0.0; c], &[c]));
+        let y = ops::layer_norm(&there(&x, &[1, c]), &one, &zero, 1e-12).unwrap();
+        // The mean is off by at most 1000 * 2^-24 * (a few steps of its sum): 16 of them.
+        let far = distance(&y.to_f64().unwrap(), &normalized(&x, 1e-12));
+        assert!(far < 16.0 * 1000.0 / f64::from(1 << 24), "{far:e}, {place:?}");
+    }
 }
 
 /// A row of equal numbers is its bias: a mean that is off by a rounding would be 0.06 of it at eps 1e-12. (0.1 is not exact in
@@ -184,7 +214,7 @@ fn a_constant_row_is_the_bias() {
     for c in [1, 3, 48, 769, 1408, 2047] {
         let x = [0.1f32, -3.7, 1000.3, 0.0].map(|v| vec![v; c]).concat();
         let (w, b): (Vec<f32>, Vec<f32>) = (vec![1.5; c], (0..c).map(|j| j as f32).collect());
-        for place in std::iter::once(&Device::Cpu).chain(device()) {
+        for place in places() {
             let there = |v: &[f32], sizes: &[usize]| {
                 Tensor::new(v.to_vec(), sizes).unwrap().to(place, Storage::F32).unwrap()
             };
@@ -215,7 +245,13 @@ fn a_constant_row_is_the_bias() {
 
 #[test]
 fn nan_stays_nan_in_its_row_only() {
-    let x = t(&[f64::NAN, 1.0, 2.0, 5.0], &[2, 2]);
-    let y = ops::layer_norm(&x, &t(&[1.; 2], &[2]), &t(&[0.; 2], &[2]), 1e-5).unwrap().to_f64().unwrap();
-    assert!(y[..2].iter().all(|y| y.is_nan()) && y[2..].iter().all(|y| y.is_finite()), "{y:?}");
+    for (place, storage) in places().flat_map(|place| STORAGES.map(|s| (place, s))) {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let x = there(place, storage, &[1.0, 3.0, bad, 1.0, 2.0, 5.0], &[3, 2]);
+            let [w, b] = [1.0, 0.0].map(|v| there(place, Storage::F32, &[v; 2], &[2]));
+            let y = ops::layer_norm(&x, &w, &b, 1e-5).unwrap().to_f64().unwrap();
+            let nan: Vec<bool> = y.iter().map(|y| y.is_nan()).collect();
+            assert_eq!(nan, [false, false, true, true, false, false], "{bad}, {storage:?}, {place:?}");
+        }
+    }
 }

@@ -1,10 +1,13 @@
 //! y = x weight^T + bias
 
-use super::harness::{Case, DRAWS, Input, Rng, device, distance, floats, gradient_of, prove, t};
+use super::harness::{
+    Case, DRAWS, Input, Rng, STORAGES, device, distance, floats, gradient_of, largest, on_kernels, places,
+    prove, t, unit_roundoff,
+};
 use qformer::Result;
 use qformer::device::Real;
 use qformer::ops::{self, Cache, Gelu, Options, Weight};
-use qformer::tensor::{Storage, Tensor};
+use qformer::tensor::{DType, Tensor};
 
 fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     ops::linear(x, Weight::Dense(w, b), Options::default())
@@ -119,38 +122,91 @@ fn batch_invariant_layers_equal_their_definition_and_ignore_the_other_rows() {
     }
 }
 
-/// Whole products of 32 rows, and what is left of them.
+/// Rows of sums alone and in whole groups, three layers side by side, GELU, no bias, columns in several rounds, none at all:
+/// equal to the definition, and every row the same bits alone, where its first byte is aligned or not.
 #[test]
-fn batch_invariant_layers_on_a_gpu_ignore_the_other_rows() {
+fn batch_invariant_layers_on_kernels_ignore_the_other_rows() {
     let Some(device) = device() else { return };
-    for (r, bias) in [(0, true), (1, false), (31, true), (32, false), (33, true), (70, true)] {
-        let mut rng = Rng::new(r as u32);
-        let (n, k) = (5, 7);
-        let [x, weight, b] = [r * k, n * k, n].map(|n| rng.values(n));
-        let case = Linear { lead: vec![r], n, k, x, weight, bias: bias.then_some(b) };
-        let there = |x: &[f64], shape: &[usize]| {
-            Tensor::new(floats::<f32>(x), shape).unwrap().to(device, Storage::F32).unwrap()
-        };
-        let (x, w) = (there(&case.x, &[r, k]), there(&case.weight, &[n, k]));
-        let b = case.bias.as_ref().map(|b| there(b, &[n]));
-        let all = few_rows(&x, &w, b.as_ref()).unwrap();
-        let values: Vec<Vec<f64>> = case.inputs().into_iter().map(|i| i.values).collect();
-        let (shape, want) = case.define::<f64>(&values);
-        assert_eq!(all.shape().sizes(), shape);
-        // Eight terms of at most 10.
-        assert!(distance(&all.to_f64().unwrap(), &want) < 8.0 * 8.0 * 10.0 * 2f64.powi(-24), "{case:?}");
-        for i in 0..r {
-            let alone = few_rows(&x.slice_rows(i..i + 1).unwrap(), &w, b.as_ref()).unwrap();
-            assert_eq!(alone.to_f32().unwrap(), all.to_f32().unwrap()[i * n..(i + 1) * n], "row {i} of {r}");
+    let layers = [
+        (0, 5, 7, false, true, false),
+        (1, 1, 1, false, true, false),
+        (3, 13, 24, false, true, false),
+        (5, 9, 64, true, true, false),
+        (18, 16, 100, true, true, false),
+        (4, 24, 768, false, true, true),
+        (3, 8, 1600, false, false, false),
+        (33, 7, 37, false, true, true),
+        (70, 5, 7, false, true, false),
+    ];
+    for (i, (r, n, k, three, bias, gelu)) in layers.into_iter().enumerate() {
+        // Those of many rows, one by one, in one storage each.
+        for storage in STORAGES.into_iter().skip(i % 3).take(if r > 5 { 1 } else { 3 }) {
+            let rng = &mut Rng::new((r * n) as u32);
+            let mut there = |shape: &[usize], by: f64| {
+                let values: Vec<f64> = rng.values(shape.iter().product()).iter().map(|x| x * by).collect();
+                super::harness::there(device, storage, &values, shape)
+            };
+            let (x, parts) = (there(&[r, k], 1.0), if three { 3 } else { 1 });
+            let layers = [0, 1, 2].map(|_| (there(&[n, k], 0.2), there(&[n], 1.0)));
+            let run = |x: &Tensor| {
+                if !three {
+                    let (w, b) = &layers[0];
+                    let options = Options { gelu: gelu.then_some(Gelu::Exact), ..Options::batch_invariant() };
+                    let y = ops::linear(x, Weight::Dense(w, bias.then_some(b)), options).unwrap();
+                    return vec![y.to_f64().unwrap()];
+                }
+                let mut caches = [0, 1].map(|_| ops::with_room(&no_rows(x, n), x.rows().0).unwrap());
+                let [keys, values] = &mut caches;
+                let cache = Some(Cache { tensors: [keys, values], at: 0 });
+                let beside = Weight::Beside(layers.each_ref().map(|(w, b)| [w, b]));
+                let q = ops::linear(x, beside, Options { cache, ..Options::batch_invariant() }).unwrap();
+                [&q, &*keys, &*values].map(|y| y.to_f64().unwrap()).to_vec()
+            };
+            let all = run(&x);
+            let values = x.to_f64().unwrap();
+            for ((w, b), y) in layers.iter().zip(&all).take(parts) {
+                let (w, b) = (t(&w.to_f64().unwrap(), &[n, k]), t(&b.to_f64().unwrap(), &[n]));
+                let want = few_rows(&t(&values, &[r, k]), &w, bias.then_some(&b)).unwrap();
+                let want = if gelu { ops::gelu(&want).unwrap() } else { want }.to_f64().unwrap();
+                // Sums of k terms of up to 1 in f32, and up to three roundings to the storage.
+                let unit = 4.0 * unit_roundoff(storage) * (1.0 + largest(&want));
+                let far = distance(y, &want);
+                assert!(far <= k as f64 * 2f64.powi(-24) + unit, "{r} x {k} by {n}, {storage:?}: {far:e}");
+            }
+            for i in 0..r {
+                let alone = run(&x.slice_rows(i..i + 1).unwrap());
+                for (alone, all) in alone.iter().zip(&all) {
+                    assert_eq!(alone[..], all[i * n..(i + 1) * n], "row {i} of {r}, {k} by {n}, {storage:?}");
+                }
+            }
         }
     }
 }
 
+/// No rows of n columns, in x's storage.
+fn no_rows(x: &Tensor, n: usize) -> Tensor {
+    Tensor::zeros(DType::F32, &[0, n]).like(x).unwrap()
+}
+
+/// Sums of columns over many rows, in several shares and in one.
+#[test]
+fn gradients_of_a_bias_on_kernels() {
+    on_kernels([(700, 33), (1, 1), (257, 100), (200, 520)].map(|(r, n)| {
+        let rng = &mut Rng::new(n as u32);
+        let (x, weight, bias) = (rng.values(r * 3), rng.values(n * 3), Some(rng.values(n)));
+        Linear { lead: vec![r], n, k: 3, x, weight, bias }
+    }));
+}
+
 #[test]
 fn nan_and_infinity_propagate() {
-    let x = t(&[f64::NAN, 1., f64::INFINITY, 1., 1., 1.], &[3, 2]);
-    let y = linear(&x, &t(&[1., 1.], &[1, 2]), None).unwrap().to_f64().unwrap();
-    assert!(y[0].is_nan() && y[1] == f64::INFINITY && y[2] == 2.0, "{y:?}");
+    for (place, storage) in places().flat_map(|place| STORAGES.map(|s| (place, s))) {
+        let there = |x: &[f64], shape: &[usize]| super::harness::there(place, storage, x, shape);
+        let (x, w) = (there(&[f64::NAN, 1., f64::INFINITY, 1., 1., 1.], &[3, 2]), there(&[1., 1.], &[1, 2]));
+        for y in [linear(&x, &w, None), few_rows(&x, &w, None)].map(|y| y.unwrap().to_f64().unwrap()) {
+            assert!(y[0].is_nan() && y[1] == f64::INFINITY && y[2] == 2.0, "{y:?}, {storage:?}, {place:?}");
+        }
+    }
 }
 
 /// Queries are given back; keys and values become rows of their caches, the others stay as they are.

@@ -1,6 +1,6 @@
 //! y = (n gamma + beta) weight^T + bias, n a constant
 
-use super::harness::{Case, Input, Rng, prove};
+use super::harness::{Case, Input, Rng, on_kernels, prove};
 use qformer::Result;
 use qformer::device::Real;
 use qformer::ops::{self, Options, Weight};
@@ -20,6 +20,10 @@ struct NormLinear {
 
 fn draw(rng: &mut Rng) -> NormLinear {
     let (r, n, k) = (rng.rows(), rng.pick(&[1, 2, 3, 7, 17, 32, 65, 131]), rng.size());
+    draw_of(rng, [r, n, k])
+}
+
+fn draw_of(rng: &mut Rng, [r, n, k]: [usize; 3]) -> NormLinear {
     // The rows are kept as f32 can hold them: they are not among the inputs that the harness rounds.
     let x = rng.values(r * k).iter().map(|x| f64::from(*x as f32)).collect();
     NormLinear {
@@ -73,4 +77,9 @@ impl Case for NormLinear {
 #[test]
 fn equals_its_definition_and_differences() {
     prove(draw);
+}
+
+#[test]
+fn more_columns_than_a_block_has_on_kernels() {
+    on_kernels([[9, 20, 70], [3, 130, 1408], [5, 33, 33]].map(|sizes| draw_of(&mut Rng::new(9), sizes)));
 }

@@ -1,6 +1,6 @@
 //! Patches of a picture through a linear layer, behind a class token, each with its position added
 
-use super::harness::{Case, Input, Rng, prove};
+use super::harness::{Case, Input, Rng, on_kernels, places, prove};
 use qformer::device::Real;
 use qformer::tensor::Tensor;
 use qformer::{Result, ops};
@@ -21,6 +21,10 @@ fn draw(rng: &mut Rng) -> Patches {
         (rng.pick(&[0, 1, 1, 2, 3]), rng.pick(&[1, 3, 3]), rng.pick(&[1, 2, 3, 4]), rng.size());
     // Some pictures have pixels left over at their right and lower edges.
     let s = p * rng.pick(&[1, 2, 3]) + rng.below(p);
+    draw_of(rng, [b, channels, s, p, w])
+}
+
+fn draw_of(rng: &mut Rng, [b, channels, s, p, w]: [usize; 5]) -> Patches {
     let n = (s / p) * (s / p) + 1;
     let image = rng.values(b * channels * s * s).iter().map(|x| f64::from(*x as f32)).collect();
     let inputs = [w * channels * p * p, w, w, n * w].map(|n| rng.values(n));
@@ -76,4 +80,30 @@ impl Case for Patches {
 #[test]
 fn equals_its_definition_and_differences() {
     prove(draw);
+}
+
+/// Patches of 14 and 16 pixels, one pixel beyond the last whole patch.
+#[test]
+fn patches_of_the_models_on_kernels() {
+    let sizes = [[2, 3, 29, 14, 40], [1, 3, 16, 16, 13], [1, 3, 6, 2, 8]];
+    on_kernels(sizes.map(|sizes| draw_of(&mut Rng::new(3), sizes)));
+}
+
+/// (v / 255 - mean) / std of every byte there is, in f32 and in this order, on every device.
+#[test]
+fn planes_of_pixels_are_torchvisions() {
+    let (size, mean, std) = (10, [0.48f32, 0.45, 0.40], [0.27f32, 0.26, 0.28]);
+    let bytes: Vec<u8> = (0..2 * size * size * 3).map(|i| (i * 7 % 256) as u8).collect();
+    let want: Vec<f32> = (0..bytes.len())
+        .map(|i| {
+            let (picture, c, pixel) = (i / (3 * size * size), i / (size * size) % 3, i % (size * size));
+            let v = bytes[(picture * size * size + pixel) * 3 + c];
+            (f32::from(v) / 255.0 - mean[c]) / std[c]
+        })
+        .collect();
+    for place in places() {
+        let planes = ops::pixel_planes(place, &bytes, size, mean, std).unwrap();
+        assert_eq!(planes.shape().sizes(), [2, 3, size, size]);
+        assert_eq!(planes.to_f32().unwrap(), want, "{place:?}");
+    }
 }

@@ -1,6 +1,6 @@
 //! gather_rows, concat_rows, transpose and Tensor::slice_rows: elements moved, never changed
 
-use super::harness::{Case, Input, Rng, gradient_of, prove, t};
+use super::harness::{Case, Input, Rng, gradient_of, on_kernels, prove, t};
 use qformer::device::Real;
 use qformer::tensor::Tensor;
 use qformer::{Result, ops};
@@ -83,6 +83,16 @@ fn gather_equals_its_definition_and_differences() {
             Move::Gather(rng.ids(n, r))
         })
     });
+}
+
+/// Many rows of few targets and few of many, as wide as the models; a transpose over several tiles.
+#[test]
+fn wide_rows_on_kernels() {
+    on_kernels([(5, 40, 33), (2, 90, 264), (50, 3, 768), (33, 0, 70)].map(|(r, n, c)| {
+        let mut rng = Rng::new(n as u32);
+        let which = if n == 0 { Move::Transpose } else { Move::Gather(rng.ids(n, r)) };
+        Rows { r, c, x: rng.values(r * c), more: vec![], which }
+    }));
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! Negatives drawn by their weights: the same on every device.
 
-use super::harness::{Rng, device, t};
+use super::harness::{Rng, device, places, t};
 use qformer::ops;
 use qformer::tensor::{Storage, Stream, Tensor};
 
 fn draw(rng: &mut Rng) -> (usize, Tensor, Option<Vec<i64>>) {
-    let n = rng.pick(&[2, 3, 7, 31, 32, 33, 65]);
+    let n = rng.pick(&[2, 3, 7, 31, 32, 33, 65, 128]);
     let sim: Vec<f32> = rng.values(n * n).iter().map(|x| 3.0 * *x as f32).collect();
     // The last row's id is its own, so that every row has something to draw from.
     let ids =
@@ -63,6 +63,10 @@ fn rows_without_a_negative_are_refused() {
                  different images";
     assert_eq!(said(t(&[0.5], &[1, 1]), None), alone);
     assert_eq!(said(t(&[0.5; 4], &[2, 2]), None), "no error");
-    let nan = said(t(&[f64::NAN; 4], &[2, 2]), None);
-    assert_eq!(nan, "stage 1: expected finite similarities, got NaN");
+    for place in places() {
+        let there = |x: &[f64], n: usize| super::harness::there(place, Storage::F32, x, &[n, n]);
+        assert_eq!(said(there(&[0.5], 1), None), alone, "{place:?}");
+        let nan = said(there(&[f64::NAN; 4], 2), None);
+        assert_eq!(nan, "stage 1: expected finite similarities, got NaN", "{place:?}");
+    }
 }

@@ -1,10 +1,7 @@
 //! The rules of the house that a compiler does not hold kernels to.
 
-use crate::harness::needs_emulator;
 use qformer::device::emulator::signatures;
 use std::path::{Path, PathBuf};
-
-const ABOUT_SOURCES: &str = "it is about the kernels' sources and the emulator's list of them";
 
 /// The kernels' files, with their text.
 fn sources() -> Vec<(PathBuf, String)> {
@@ -17,9 +14,6 @@ fn sources() -> Vec<(PathBuf, String)> {
 
 #[test]
 fn only_dev_knows_gpu_and_host() {
-    if needs_emulator(ABOUT_SOURCES) {
-        return;
-    }
     for (path, text) in sources().iter().filter(|(p, _)| !p.ends_with("dev.cuh")) {
         for banned in ["asm", "__CUDA", "__nv_", "__half", "cooperative", "atomicAdd", "extern", "goto"] {
             assert!(!text.contains(banned), "{}: {banned}", path.display());
@@ -33,9 +27,6 @@ fn only_dev_knows_gpu_and_host() {
 
 #[test]
 fn every_file_states_its_contract() {
-    if needs_emulator(ABOUT_SOURCES) {
-        return;
-    }
     for (path, text) in sources().iter().filter(|(p, _)| p.extension().is_some_and(|e| e == "cu")) {
         let header: Vec<&str> = text.lines().take_while(|l| l.starts_with("//")).collect();
         let name = path.file_name().expect("a name").to_string_lossy();
@@ -51,9 +42,6 @@ fn every_file_states_its_contract() {
 /// The linker keeps every kernel, and no two have a name in common.
 #[test]
 fn every_kernel_is_linked() {
-    if needs_emulator(ABOUT_SOURCES) {
-        return;
-    }
     let names: Vec<&str> = signatures().iter().map(|s| s.name.as_str()).collect();
     assert!(names.windows(2).all(|w| w[0] < w[1]));
     for types in ["f32", "f16", "bf16"] {
@@ -111,9 +99,6 @@ fn is_made_of(name: &str, pieces: &[String]) -> bool {
 
 #[test]
 fn every_kernel_is_launched() {
-    if needs_emulator(ABOUT_SOURCES) {
-        return;
-    }
     let launched = launched();
     let own = |name: &&str| !name.starts_with("planted_") && !name.starts_with("wrapper_");
     let never: Vec<&str> = (signatures().iter().map(|s| s.name.as_str()))

@@ -1,14 +1,10 @@
 //! The testers tested: every class of mistake, planted in `kernels/host/planted.cu`, must be found on every run, and
 //! the wrappers of `dev.cuh` must do what the PTX ISA says.
 
-use crate::harness::*;
+use crate::place::*;
 use half::{bf16, f16};
 use qformer::device::emulator::{self, Schedule};
 use qformer::device::launch::{Arg, Launch};
-
-/// Why none of this is for a device.
-const ONLY_THERE: &str =
-    "the kernels of kernels/host/planted.cu are the emulator's, and so is what it finds in them";
 
 /// The errors a kernel gives under the schedules; None where it ran through.
 fn outcomes(launch: &Launch, args: &[Arg]) -> Vec<Option<String>> {
@@ -39,9 +35,6 @@ fn ones(n: usize) -> Memory {
 
 #[test]
 fn races_in_shared_memory() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     let out = fresh::<f32>(64);
     let args = [Arg::from(&out)];
     // without the barrier a thread reads what is not yet written, or another's write races with its read
@@ -59,9 +52,6 @@ fn races_in_shared_memory() {
 
 #[test]
 fn a_missing_barrier_changes_the_result() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     let wrong = |kernel: &str, right: &dyn Fn(usize) -> f32| {
         let schedules = Schedule::several(6).into_iter();
         schedules
@@ -79,9 +69,6 @@ fn a_missing_barrier_changes_the_result() {
 
 #[test]
 fn divergence() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     let out = ones(128);
     let args = [Arg::from(&out)];
     found(
@@ -100,9 +87,6 @@ fn divergence() {
 
 #[test]
 fn bounds() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     let (out, input) = (ones(32), ones(32));
     let (o, i) = (Arg::from(&out), Arg::from(&input));
     found(By::Checker, "planted_shared_read_past_end", 1, 32, 0, &[o], "outside every array");
@@ -132,9 +116,6 @@ fn bounds() {
 
 #[test]
 fn memory_nobody_wrote() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     let (out, input) = (ones(32), fresh::<f32>(32));
     let o = Arg::from(&out);
     found(By::Checker, "planted_shared_uninitialised", 1, 32, 0, &[o], "uninitialised shared");
@@ -161,9 +142,6 @@ fn memory_nobody_wrote() {
 
 #[test]
 fn alignment_and_blocks() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     let (out, input) = (ones(32), ones(64));
     found(By::Emulator, "planted_misaligned", 1, 32, 0, &[Arg::from(&out), Arg::from(&input)], "misaligned");
     found(By::Checker, "planted_blocks_race", 2, 32, 0, &[Arg::from(&out)], "data race on global memory");
@@ -171,9 +149,6 @@ fn alignment_and_blocks() {
 
 #[test]
 fn the_last_block() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     let (left, out, counter) = (ones(3 * 64), ones(64), on_device(&[0u32]));
     let args = [&left, &out, &counter].map(Arg::from);
     let right = launch_of("wrapper_last_block", [3, 1, 1], [64, 1, 1]);
@@ -194,9 +169,6 @@ fn the_last_block() {
 
 #[test]
 fn asynchronous_copies() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     let (out, input) = (ones(32), ones(128));
     let args = [Arg::from(&out), Arg::from(&input), 100.into()];
     let right = Launch { kernel: "planted_copies_right", grid: [1, 1, 1], block: [32, 1, 1], shared: 1024 };
@@ -222,9 +194,6 @@ fn asynchronous_copies() {
 
 #[test]
 fn wrong_launches() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     let out = ones(32);
     let o = Arg::from(&out);
     let right = launch_of("planted_blocks_race", [1, 1, 1], [32, 1, 1]);
@@ -244,9 +213,6 @@ fn wrong_launches() {
 
 #[test]
 fn mma_multiplies_matrices() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     // small integers: every product and sum is exact, so the layout is compared bit by bit
     let a: Vec<f16> = (0..256).map(|i| f16::from_f64(f64::from(i * 7 % 11) - 4.0)).collect();
     let b: Vec<f16> = (0..128).map(|i| f16::from_f64(f64::from(i * 5 % 13) - 6.0)).collect();
@@ -267,9 +233,6 @@ fn mma_multiplies_matrices() {
 
 #[test]
 fn a_warpgroup_multiplies_matrices() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     let small = |n: i32, by: i32, of: i32| -> Vec<f16> {
         (0..n).map(|i| f16::from_f64(f64::from(i * by % of - of / 2))).collect()
     };
@@ -296,9 +259,6 @@ fn a_warpgroup_multiplies_matrices() {
 
 #[test]
 fn sixteen_bit_conversions_are_those_of_ieee() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     let n = 65536usize;
     let all: Vec<u16> = (0..=u16::MAX).collect();
     // and f32 patterns: every 16-bit value, its neighbours, and the midpoint to the next
@@ -339,9 +299,6 @@ fn sixteen_bit_conversions_are_those_of_ieee() {
 
 #[test]
 fn philox_gives_the_known_answers() {
-    if needs_emulator(ONLY_THERE) {
-        return;
-    }
     // Random123 1.14, kat_vectors: philox4x32 10
     let cases: [([u32; 4], [u32; 2], [u32; 4]); 3] = [
         ([0; 4], [0; 2], [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]),
