@@ -8,6 +8,8 @@ mod client;
 mod commands;
 #[path = "serve/load.rs"]
 mod load;
+#[path = "serve/page.rs"]
+mod page;
 
 use client::{Answer, Served, form, get, post};
 use commands::{Place, broken, json};
@@ -420,43 +422,4 @@ fn a_port_that_is_taken_and_a_wrong_run_are_errors() {
     assert!(said.contains("nowhere") && said.contains("qformer train"), "{said}");
     let value: Value = json(&server.get("/v1/about").text());
     assert_eq!((&value["model"], &value["pictures"]), (&json!("model"), &json!(5)));
-}
-
-/// The page in Chromium, where it and Node are installed; with QFORMER_AXE, the path of axe.min.js, its accessibility, too.
-#[test]
-fn the_page_works_in_a_browser() {
-    if std::env::var_os("QFORMER_LONG").is_none() {
-        eprintln!("SKIPPED: takes minutes (QFORMER_LONG=1, as .ci/run --long sets it)");
-        return;
-    }
-    let there = |name: &str| {
-        let path = std::env::var("PATH").unwrap_or_default();
-        std::env::split_paths(&path).map(|p| p.join(name)).find(|p| p.is_file())
-    };
-    let (Some(chromium), Some(node)) = (there("chromium"), there("node")) else {
-        eprintln!("SKIPPED: no Chromium or no Node (apt-get install chromium nodejs)");
-        return;
-    };
-    let place = Place::new(54);
-    place.pictures("p", 8);
-    // Its name would run a script on a page that took it for markup.
-    let hostile = "p/<img src=x onerror=alert(1)>.png";
-    place.picture(hostile, 99);
-    place.ok(&["search", "index", "--model", "model", "--out", "x", "p", "-q"]);
-    let step = |n: u32| {
-        format!("{{\"kind\":\"step\",\"step\":{n},\"loss\":{},\"itc\":2.0,\"itm\":0.6,\"lm\":3.0}}\n", 90 - n)
-    };
-    place.write("<img src=x onerror=alert(2)>/log.jsonl", (1..80).map(step).collect::<String>());
-    let run = ["--index", "x", "--run", "<img src=x onerror=alert(2)>"];
-    let server = Served::start(&place, &run);
-    let mut command = std::process::Command::new(node);
-    command.arg("tests/serve/browser.mjs").arg(chromium).arg(format!("http://127.0.0.1:{}/", server.port));
-    command.arg(place.path(hostile));
-    match std::env::var_os("QFORMER_AXE") {
-        Some(axe) => drop(command.arg(axe)),
-        None => eprintln!("SKIPPED: accessibility (npm install axe-core; QFORMER_AXE=.../axe.min.js)"),
-    }
-    let ran = command.output().unwrap();
-    let said = String::from_utf8_lossy(&ran.stdout).into_owned() + &String::from_utf8_lossy(&ran.stderr);
-    assert!(ran.status.success(), "{said}");
 }

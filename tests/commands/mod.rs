@@ -32,13 +32,18 @@ impl Place {
     }
 
     pub fn model(&self, name: &str, seed: u64) {
+        self.model_with(name, seed, |i| i.to_string());
+    }
+
+    /// The same, its vocabulary filled with other words.
+    pub fn model_with(&self, name: &str, seed: u64, word: impl Fn(usize) -> String) {
         let config = Config { max_txt_len: 16, ..Config::tiny() };
         let mut vocabulary: Vec<String> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
             .into_iter()
             .chain(WORDS)
             .map(str::to_owned)
             .collect();
-        vocabulary.extend((vocabulary.len()..config.vocab - 1).map(|i| i.to_string()));
+        vocabulary.extend((vocabulary.len()..config.vocab - 1).map(word));
         let tokenizer = Tokenizer::new(vocabulary, Settings::default()).unwrap();
         let (model, specs) = Model::new(config, false).unwrap();
         // Wider than training begins, so that pictures differ by more than rounding.
