@@ -7,7 +7,7 @@ use crate::data::{self, Checks, Dataset, Tokens};
 use crate::model;
 use crate::pretrained::parts;
 use crate::text::llm::LlmTokenizer;
-use crate::text::{Settings, Tokenizer, clean_caption, vocabulary};
+use crate::text::{Settings, Tokenizer, clean_caption, train_vocabulary};
 use crate::vision::{Photo, Turn};
 use crate::{Error, Kind, Result};
 use std::path::{Path, PathBuf};
@@ -147,7 +147,7 @@ fn tokenizer(args: &Args, data: &Dataset) -> Result<(Tokenizer, usize)> {
             let captions: Vec<&str> =
                 data.samples.iter().flat_map(|s| s.captions.iter().map(String::as_str)).collect();
             Tokenizer::new(
-                vocabulary::train(captions, crate::train::config::VOCABULARY_SIZE)?,
+                train_vocabulary(captions, crate::train::config::VOCABULARY_SIZE)?,
                 Settings::default(),
             )?
         }

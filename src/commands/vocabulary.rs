@@ -2,7 +2,7 @@
 
 use super::output::say;
 use crate::files::{RealDisk, write_atomic};
-use crate::text::{Settings, Tokenizer, vocabulary};
+use crate::text::{Settings, Tokenizer, train_vocabulary};
 use crate::{Error, Kind, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<()> {
             return Err(Error::file(OPERATION, file, "captions", "none"));
         }
     }
-    let tokens = vocabulary::train(&captions, args.size)?;
+    let tokens = train_vocabulary(&captions, args.size)?;
     let mut text = tokens.join("\n");
     text.push('\n');
     write_atomic(&RealDisk, &args.out, text.len() as u64, |file| file.write_all(text.as_bytes()))?;

@@ -1,14 +1,22 @@
 //! A recorded case: metadata and tensors of a safetensors file, by name. A tensor's bytes are read when it is asked for.
 
-use super::tolerance;
 use crate::model::Config;
 use crate::nn::{Precision, Spec};
-use crate::tensor::{DType, Stream, Tensor};
+use crate::tensor::{DType, Storage, Stream, Tensor};
 use crate::weights::{Dtype, Format, Weights};
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The unit roundoff of a storage of 16 bits; 0 of others.
+pub fn unit(storage: Storage) -> f64 {
+    match storage {
+        Storage::F16 => 2f64.powi(-11),
+        Storage::BF16 => 2f64.powi(-8),
+        _ => 0.0,
+    }
+}
 
 #[derive(Clone)]
 pub struct Case {
@@ -138,7 +146,7 @@ impl Case {
         let vit = spec.name.starts_with("visual_encoder.");
         let (draw, deviation) = match self.off {
             Some(Off::Rounded(draw, precision)) if spec.dense => {
-                let unit = tolerance::unit(if vit { precision.vit } else { precision.rest });
+                let unit = unit(if vit { precision.vit } else { precision.rest });
                 (draw, unit * (4f64 / 3.0).sqrt())
             }
             Some(Off::Moved(draw)) => (draw, 0.01),

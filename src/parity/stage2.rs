@@ -3,8 +3,9 @@
 use super::case::Case;
 use super::compare::Report;
 use super::decode::Run;
-use super::training::{self, are_finite, compare, gradients, losses_of_a_run};
-use super::{CLOSE, Place, Setup, set_up, trace};
+use super::trace::{self, compare};
+use super::training::{self, are_finite, gradients, losses_of_a_run};
+use super::{CLOSE, Place, Setup, set_up};
 use crate::model::llm::LlmConfig;
 use crate::model::{AnswerProfile, Answering, Batch, Image, LlmTrace};
 use crate::nn::Pass;

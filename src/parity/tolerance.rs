@@ -81,7 +81,7 @@
 //! comparable. Not comparable are the key biases after training steps: AdamW makes steps of the noise around their gradient of 0.
 
 use super::Place;
-use super::case::Case;
+use super::case::{Case, unit};
 use crate::tensor::Storage;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -117,14 +117,6 @@ pub struct Rounded {
     layers: usize,
     /// Pictures of a batch.
     samples: usize,
-}
-
-pub fn unit(storage: Storage) -> f64 {
-    match storage {
-        Storage::F16 => 2f64.powi(-11),
-        Storage::BF16 => 2f64.powi(-8),
-        _ => 0.0,
-    }
 }
 
 fn group(name: &str) -> usize {

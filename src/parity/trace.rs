@@ -3,11 +3,16 @@
 use super::CLOSE;
 use super::case::Case;
 use super::compare::Report;
-use super::training::compare;
 use crate::model::{Layout, Trace};
 use crate::tensor::Tensor;
 use crate::{Error, Result, ops};
 use std::ops::Range;
+
+/// A tensor of ours against the case's of this name.
+pub(super) fn compare(case: &Case, name: &str, ours: &Tensor, report: &mut Report) -> Result<()> {
+    report.close(name, case.shape(name)?, &ours.to_f64()?, &case.f64s(name)?, CLOSE);
+    Ok(())
+}
 
 /// Every recorded activation of a step, or of process `of` ("rank0."), padded rows left out.
 pub(super) fn lines(case: &Case, of: &str, t: &Trace, texts: usize, report: &mut Report) -> Result<()> {

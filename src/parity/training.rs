@@ -3,7 +3,7 @@
 use super::case::Case;
 use super::compare::{FROZEN, NOISE, Report};
 use super::tolerance::{NOTHING, ZERO};
-use super::trace::{self, Best};
+use super::trace::{self, Best, compare};
 use super::{CLOSE, Place, Setup, set_up};
 use crate::model::{Batch, Image, Negatives, Profile, Sampling, Trace};
 use crate::nn::{DropoutPlan, Gelu, Params, Pass};
@@ -12,11 +12,6 @@ use crate::train::optimizer::{AdamW, Hyper};
 use crate::train::schedule::Schedule;
 use crate::{Error, Result};
 use serde::Deserialize;
-
-pub(super) fn compare(case: &Case, name: &str, ours: &Tensor, report: &mut Report) -> Result<()> {
-    report.close(name, case.shape(name)?, &ours.to_f64()?, &case.f64s(name)?, CLOSE);
-    Ok(())
-}
 
 /// Gradients of ordinary size still have digits in f16 at this loss scale.
 const SMALLEST_SCALE: f64 = 1.0 / 1024.0;

@@ -2,8 +2,9 @@
 
 use super::case::Case;
 use super::compare::Report;
-use super::training::{after, compare, gradients, losses_of_a_run, of_step, optimizer};
-use super::{CLOSE, Place, Setup, set_up, trace};
+use super::trace::{self, compare};
+use super::training::{after, gradients, losses_of_a_run, of_step, optimizer};
+use super::{CLOSE, Place, Setup, set_up};
 use crate::model::{Batch, Image, Negatives, Profile, Trace};
 use crate::ops;
 use crate::tensor::{Gradients, Tensor};

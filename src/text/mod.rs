@@ -19,6 +19,7 @@ pub mod vocabulary;
 
 pub use clean::{clean_caption, clean_text};
 pub use settings::{Dictionary, Settings, Subwords};
+pub use train::train as train_vocabulary;
 pub use vocabulary::Special;
 
 use crate::files::{RealDisk, folder_of, read_most, read_regular, write_atomic};

@@ -1,6 +1,5 @@
 //! The tokens of a model: `vocab.txt`, one a line, its line number the id.
 
-pub use super::train::train;
 use crate::{Error, Result};
 use std::collections::HashMap;
 

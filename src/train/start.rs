@@ -7,7 +7,7 @@ use crate::nn::{self, Params, Spec};
 use crate::pretrained::llm::{LlmFolder, LlmPart};
 use crate::pretrained::{self, Opening, Pretrained};
 use crate::tensor::DType;
-use crate::text::{Settings, Tokenizer, clean_caption, vocabulary};
+use crate::text::{Settings, Tokenizer, clean_caption, train_vocabulary};
 use crate::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ impl Start {
             Some(directory) => Tokenizer::open(directory)?,
             None => {
                 let captions: Vec<&str> = corpus.captions().collect();
-                Tokenizer::new(vocabulary::train(captions, config.vocab_size)?, Settings::default())?
+                Tokenizer::new(train_vocabulary(captions, config.vocab_size)?, Settings::default())?
             }
         };
         let mut sizes = sizes.map_or_else(|| config.model_sizes(tokenizer.len()), Ok)?;

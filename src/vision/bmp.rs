@@ -4,8 +4,9 @@
 //! index 0, a delta takes the two bytes *behind* its own, absolute runs of RLE4 count whole bytes. The pixels it makes of
 //! such files are the ones that LAVIS sees.
 
-use super::decode::{Facts as Kind, Header, Rows, Source};
+use super::decode::{Facts as Kind, Header, Rows};
 use super::exif::Orientation;
+use super::source::Source;
 use crate::Result;
 
 /// How the samples of a pixel lie.

@@ -11,6 +11,7 @@
 
 use super::exif::Orientation;
 use super::resize::Squeeze;
+use super::source::Source;
 use super::{Crop, Picture, Resampling, bmp, gif, jpeg, png, webp};
 use crate::{Error, Result};
 use std::borrow::Cow;
@@ -43,12 +44,6 @@ impl Turn {
     pub fn upright(asked: bool) -> Turn {
         if asked { Turn::Upright } else { Turn::AsStored }
     }
-}
-
-/// The bytes of a file under its name: what the decoders work on and whose errors they report.
-pub(super) struct Source<'a> {
-    pub path: &'a Path,
-    pub bytes: &'a [u8],
 }
 
 /// What a file says of itself, as its format's file read it; enough to decode it.

@@ -5,7 +5,7 @@
 //!   7 transposed the other way   8 a quarter turn counterclockwise
 
 use super::Picture;
-use super::decode::Source;
+use super::source::Source;
 
 /// One of the eight ways to turn and mirror a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,9 @@
 //! The canvas is filled with the transparent index if the frame has one and with index 0 otherwise, and grows if the frame
 //! reaches over its edge. Transparent pixels keep their colour.
 
-use super::decode::{Facts as Kind, Header, Rows, Source};
+use super::decode::{Facts as Kind, Header, Rows};
 use super::exif::Orientation;
+use super::source::Source;
 use crate::Result;
 use gif::{DecodeOptions, Decoder, DecodingError, MemoryLimit};
 

@@ -8,8 +8,9 @@
 //! Pillow takes CMYK files as inverted, always:   rgb = k - round(k * (255 - c) / 255) for stored c, k.
 
 use super::c::Jpeg;
-use super::decode::{Facts as Kind, Header, MAX_MEMORY, Rows, Source};
+use super::decode::{Facts as Kind, Header, MAX_MEMORY, Rows};
 use super::exif::{self, Orientation};
+use super::source::Source;
 use crate::{Error, Result};
 
 /// More scans than this only slow a decoder down; encoders write about ten.

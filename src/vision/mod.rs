@@ -23,6 +23,7 @@ mod normalise;
 mod png;
 mod randaugment;
 mod resize;
+mod source;
 mod vp8l;
 mod webp;
 

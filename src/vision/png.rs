@@ -1,7 +1,8 @@
 //! PNG: the `png` crate decodes row by row (interlaced files whole), the reductions to RGB are Pillow's.
 
-use super::decode::{Facts as Kind, Header, Rows, Source};
+use super::decode::{Facts as Kind, Header, Rows};
 use super::exif;
+use super::source::Source;
 use crate::Result;
 use png::{BitDepth, ColorType, Decoder, Limits, Transformations};
 use std::io::Cursor;

@@ -4,8 +4,9 @@
 //! its lossless parts ask for.
 
 use super::c::WebP;
-use super::decode::{Facts as Kind, Header, Rows, Source};
+use super::decode::{Facts as Kind, Header, Rows};
 use super::exif::{self, Orientation};
+use super::source::Source;
 use super::vp8l;
 use crate::Result;
 

@@ -1,7 +1,7 @@
 //! Vocabularies: refused ones, trained ones, settings, decoding.
 
-use qformer::text::vocabulary::{Vocabulary, train};
 use qformer::text::{Settings, Special, Subwords, Tokenizer, clean_caption};
+use qformer::text::{train_vocabulary as train, vocabulary::Vocabulary};
 use std::path::Path;
 
 const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];

@@ -7,9 +7,10 @@
 
 use super::Refusal;
 use super::graph::{Graph, Id, Node};
-use super::rebuild::SAVE_ALONE;
 use crate::weights::names::Naming;
 use std::collections::HashSet;
+
+pub(super) const SAVE_ALONE: &str = "save the state dict alone: torch.save(model.state_dict(), path)";
 
 /// Keys under which weights are saved, the most usual first.
 const USUAL: [&str; 10] = [

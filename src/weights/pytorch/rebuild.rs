@@ -1,6 +1,6 @@
 //! From a pickle's nodes to tensors: names, shapes, and views of storages.
 
-use super::choose::choose;
+use super::choose::{SAVE_ALONE, choose};
 use super::graph::{Element, Graph, Id, Node};
 use super::{Info, Refusal};
 use std::collections::HashMap;
@@ -11,7 +11,6 @@ const MOST_NAME: usize = 512;
 const MOST_SHARING: u64 = 2;
 
 const DAMAGED: &str = "the file is damaged or built to deceive";
-pub(super) const SAVE_ALONE: &str = "save the state dict alone: torch.save(model.state_dict(), path)";
 
 /// A storage that tensors refer to.
 pub(super) struct Storage {
