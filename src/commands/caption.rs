@@ -5,17 +5,21 @@ use super::engine::{self, ModelArgs, Stream};
 use super::generation::Generation;
 use super::inputs::{Inputs, Picture};
 use super::outputs::{Form, Outputs, Where};
+use super::shard::{ShardArgs, Taken};
 use crate::model::Images;
 use crate::pretrained::Pretrained;
 use crate::pretrained::pictures::{self, Seen};
 use crate::pretrained::scores::{self, Texts};
+use crate::results::shard::{Maker, Record};
 use crate::results::{self, Rated};
+use crate::search::index::Identity;
 use crate::terminal::note;
 use crate::{Error, Kind, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const OPERATION: &str = "caption";
+const AGAIN: &str = "--overwrite";
 
 /// Describe pictures in Japanese
 ///
@@ -32,6 +36,7 @@ const OPERATION: &str = "caption";
   qformer caption --model runs/stair photos/ --sample --top-p 0.9 --seed 7 --num-captions 5
   qformer caption --model runs/llm photos/ --out captions.json --prompt '画像の説明:'
   qformer caption --model runs/llm --ask '質問: {} 答え:' --questions questions.json --out answers.json
+  qformer caption --model runs/stair photos/ --shard 3/16 --out captions-3.json    (qformer merge makes one of all)
   find /data -name '*.jpg' -print0 | qformer caption --model runs/stair - --out captions.csv")]
 pub struct Args {
     #[command(flatten)]
@@ -63,10 +68,12 @@ pub struct Args {
     #[command(flatten)]
     asked: Asked,
     #[command(flatten)]
+    shard: ShardArgs,
+    #[command(flatten)]
     generation: Generation,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Spaces {
     Keep,
@@ -83,7 +90,10 @@ pub fn run(args: &Args) -> Result<()> {
     if args.asked.questions() {
         return answer::run(&args.asked, &args.model, &args.inputs, &args.generation, args.out.as_deref());
     }
-    let found = args.inputs.find()?;
+    let quiet = args.model.run.quiet;
+    let mut found = args.inputs.find()?;
+    let taken = args.shard.take(&mut found, quiet)?;
+    let kept = kept(args, taken.as_ref())?;
     let to = Where {
         out: args.out.as_deref(),
         form: args.format,
@@ -93,10 +103,12 @@ pub fn run(args: &Args) -> Result<()> {
         ascii: args.ascii,
     };
     let mut outputs = Outputs::open(&to, &found.pictures, found.single)?;
+    if taken.is_some() {
+        outputs.begin();
+    }
     let all = found.pictures.len();
     let todo: Vec<Picture> = found.pictures.into_iter().filter(|p| outputs.lacks(p)).collect();
     outputs.notes().for_each(|note| note!("{note}"));
-    let quiet = args.model.run.quiet;
     for error in &found.unusable {
         note!("skipped {error}");
     }
@@ -105,6 +117,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if todo.is_empty() {
         outputs.end()?;
+        note_share(args, taken, kept, None)?;
         outputs.all_written()?;
         return match found.unusable.len() {
             0 => Ok(()),
@@ -117,6 +130,14 @@ pub fn run(args: &Args) -> Result<()> {
         let fix = "write .json or text: a model of stage 2 has no ITC and ITM scores";
         return Err(Error::argument(OPERATION, "--out", "captions alone", "a form with scores").fix(fix));
     }
+    let maker = Maker {
+        model: Identity::of(&model, &args.model.model).model,
+        options: format!(
+            "{:?}, {:?}, prompt {:?}, spaces {:?}",
+            how.options, how.profile, how.prompt, args.spaces
+        ),
+    };
+    note_share(args, taken, kept, Some(maker))?;
     let loading = model.clone();
     let load = move |p: &Picture| pictures::see(&loading, &p.image);
     let mut stream =
@@ -137,6 +158,25 @@ pub fn run(args: &Args) -> Result<()> {
     match end {
         Err(e) if matches!(e.kind(), Kind::Signal(_)) => Err(e),
         end => outputs.all_written().and(end),
+    }
+}
+
+/// The file of captions, if it is one that stays and that a share belongs to. An error if it is another's.
+fn kept<'a>(args: &'a Args, taken: Option<&Taken>) -> Result<Option<&'a Path>> {
+    let Some(out) = args.out.as_deref().filter(|out| out.is_file() || !out.exists()) else { return Ok(None) };
+    if !args.overwrite {
+        let filled = out.metadata().is_ok_and(|about| about.len() > 0);
+        Record::check(out, taken.map(Taken::shard), filled, AGAIN)?;
+    }
+    Ok(Some(out))
+}
+
+/// Notes beside a file of captions what share of the pictures it holds.
+fn note_share(args: &Args, taken: Option<Taken>, out: Option<&Path>, maker: Option<Maker>) -> Result<()> {
+    match (taken, out) {
+        (Some(taken), Some(out)) => taken.note(out, maker, args.overwrite, AGAIN),
+        (None, Some(out)) if args.overwrite => Record::forget(out),
+        _ => Ok(()),
     }
 }
 

@@ -17,6 +17,7 @@ mod generation;
 mod inputs;
 mod inspect;
 mod manual;
+mod merge;
 mod output;
 mod outputs;
 mod parity;
@@ -24,6 +25,7 @@ mod report;
 mod search;
 #[cfg(feature = "serve")]
 mod serve;
+mod shard;
 mod tokens;
 mod train;
 mod vocabulary;
@@ -48,6 +50,7 @@ enum Command {
     Report(report::Args),
     Caption(caption::Args),
     Search(search::Args),
+    Merge(merge::Args),
     #[cfg(feature = "serve")]
     Serve(serve::Args),
     Features(features::Args),
@@ -73,6 +76,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Report(args) => report::run(&args),
         Command::Caption(args) => caption::run(&args),
         Command::Search(args) => search::run(&args),
+        Command::Merge(args) => merge::run(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(&args),
         Command::Features(args) => features::run(&args),

@@ -146,6 +146,11 @@ impl Outputs {
         std::mem::take(&mut self.notes).into_iter()
     }
 
+    /// A file of captions is written even if it has none.
+    pub fn begin(&mut self) {
+        self.file.iter_mut().for_each(CaptionFile::begin);
+    }
+
     /// Whether captions are to be scored.
     pub fn rated(&self) -> bool {
         let file = self.file.as_ref().is_some_and(|f| f.format() != Format::Json);

@@ -3,9 +3,11 @@
 use super::engine::{self, ModelArgs, Stream};
 use super::inputs::{Inputs, Picture};
 use super::output;
+use super::shard::{ShardArgs, Taken};
 use crate::data::Image;
 use crate::files::RealDisk;
 use crate::pretrained::Pretrained;
+use crate::results::shard::{Maker, Record};
 use crate::results::{Hit, page};
 use crate::search::add::{self, Added, Known, Read};
 use crate::search::index::{Identity, Index};
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const OPERATION: &str = "search index";
+const AGAIN: &str = "--rebuild";
 
 /// Find pictures by a Japanese text or by another picture
 #[derive(clap::Args)]
@@ -43,7 +46,8 @@ enum What {
 #[command(after_help = "Examples:
   qformer search index --model runs/stair --out photos.index photos/
   qformer search index --model runs/stair --out photos.index photos/ --prune
-  qformer search index --model runs/new --out photos.index photos/ --rebuild")]
+  qformer search index --model runs/new --out photos.index photos/ --rebuild
+  qformer search index --model runs/stair --out photos-3.index photos/ --shard 3/16    (qformer merge makes one of all)")]
 struct IndexArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -58,6 +62,8 @@ struct IndexArgs {
     /// Begin anew, with this model; until it is complete, searches find the old index
     #[arg(long)]
     rebuild: bool,
+    #[command(flatten)]
+    shard: ShardArgs,
 }
 
 /// Search in an index
@@ -125,16 +131,27 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn make(args: &IndexArgs) -> Result<()> {
-    let found = args.inputs.find()?;
+    let mut found = args.inputs.find()?;
     if let Some(p) = found.pictures.iter().find(|p| !matches!(p.image, Image::File(_))) {
         let got = format!("{}, which lies in another file", p.path.display());
         return Err(Error::argument("search", "PICTURES", "picture files: the index names them", got)
             .fix("unpack the shards first"));
     }
     let run = &args.model.run;
+    let taken = args.shard.take(&mut found, run.quiet)?;
+    if !args.rebuild {
+        let filled = Index::written(&args.out).is_some();
+        Record::check(&args.out, taken.as_ref().map(Taken::shard), filled, AGAIN)?;
+    }
     let model = Arc::new(engine::open(&args.model.model, &args.model.run)?);
     let identity = Identity::of(&model, &args.model.model);
     let mut index = Index::own(&RealDisk, &args.out, &identity, args.rebuild)?;
+    if let Some(taken) = taken {
+        let maker = Maker { model: identity.model.clone(), options: String::new() };
+        taken.note(&args.out, Some(maker), args.rebuild, AGAIN)?;
+    } else if args.rebuild {
+        Record::forget(&args.out)?;
+    }
     let forgotten = if args.prune { index.retain(|p| Path::new(&p.path).is_file()) } else { 0 };
     let all = found.pictures.len();
     let (todo, known): (Vec<Picture>, Vec<Picture>) =

@@ -136,6 +136,11 @@ impl CaptionFile {
         self.known.is_empty()
     }
 
+    /// Lets the next save write the file even if it has no pictures.
+    pub fn begin(&mut self) {
+        self.changed |= self.stamp.is_none() && self.stream.is_none();
+    }
+
     pub fn push(&mut self, captioned: &Captioned) -> Result<()> {
         let text = render(captioned, self.format, self.ascii)?;
         let image = composed(&captioned.image).into_owned();
@@ -229,7 +234,7 @@ impl Stream {
     }
 }
 
-fn begin(format: Format) -> String {
+pub(super) fn begin(format: Format) -> String {
     match format {
         Format::Json => "[".into(),
         Format::JsonLines => String::new(),
@@ -237,7 +242,7 @@ fn begin(format: Format) -> String {
     }
 }
 
-fn write_entry(format: Format, first: bool, text: &str, to: &mut dyn Write) -> io::Result<()> {
+pub(super) fn write_entry(format: Format, first: bool, text: &str, to: &mut dyn Write) -> io::Result<()> {
     let (before, after) = match format {
         Format::Json => (if first { "" } else { ", " }, ""),
         Format::JsonLines => ("", "\n"),
@@ -247,7 +252,7 @@ fn write_entry(format: Format, first: bool, text: &str, to: &mut dyn Write) -> i
     [before, text, after].iter().try_for_each(|part| to.write_all(part.as_bytes()))
 }
 
-fn end(format: Format) -> &'static str {
+pub(super) fn end(format: Format) -> &'static str {
     if format == Format::Json { "]" } else { "" }
 }
 
@@ -256,7 +261,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((about.len(), about.modified().ok()?, about.ino()))
 }
 
-fn read(path: &Path) -> Result<String> {
+pub(super) fn read(path: &Path) -> Result<String> {
     let failed = |e| Error::io(ADDING, path, &e);
     let length = std::fs::metadata(path).map_err(failed)?.len();
     if length > MAX_FILE {

@@ -4,13 +4,16 @@ mod arrays;
 mod caption_file;
 mod captions;
 mod maps;
+mod merge;
 mod page;
+pub mod shard;
 mod sidecar;
 
 pub use arrays::{Array, Spool, write_npy, write_safetensors};
 pub use caption_file::CaptionFile;
 pub use captions::{Captioned, Format, Rated, csv_header, parse, render};
 pub use maps::{MapPage, Small, heat, paint};
+pub use merge::{Merged, merge_captions};
 pub use page::{Hit, data, escape, page};
 pub use sidecar::SideCars;
 

@@ -15,12 +15,14 @@
 
 mod halves;
 mod list;
+mod merge;
 mod parts;
 mod store;
 #[cfg(test)]
 mod tests;
 
 pub use halves::Halves;
+pub use merge::merge;
 pub use store::Part;
 
 use crate::files::{self, Disk};
