@@ -8,6 +8,7 @@ mod cases {
     mod attend_rows;
     mod attention;
     mod cross_entropy;
+    mod drop_path;
     mod dropout;
     mod embedding;
     mod gelu;
