@@ -142,6 +142,11 @@ impl Model {
         }
     }
 
+    /// How often training drops a branch of the image encoder's last block for a picture, and of those before it less often.
+    pub fn set_drop_path(&mut self, rate: f64) {
+        self.vit.drop_path = rate;
+    }
+
     /// Whether results inside the language model's layers are computed again for its backward instead of kept: the same numbers in
     /// less memory.
     pub fn set_recompute(&mut self, on: bool) {

@@ -6,6 +6,7 @@
 //! | [`MERGED`] .. | dropout of the merged pass: queries, texts and captions |
 //! | [`PAIRS`] .. | dropout of the pass over matching pairs |
 //! | [`LLM`] .. | dropout of a language model, whose layers have `LAYER` sites each |
+//! | [`VIT`] .. | drop path of the image encoder, two of each block |
 //! | [`NEGATIVE_IMAGES`], [`NEGATIVE_TEXTS`] | the negatives of the matching loss |
 //!
 //! Of a pass, the first site is the embeddings'; each layer has eight behind it (`layer`). The micro-batches of a step
@@ -22,6 +23,8 @@ pub const NEGATIVE_IMAGES: u32 = 1 << 13;
 pub const NEGATIVE_TEXTS: u32 = NEGATIVE_IMAGES + 1;
 /// Dropout of a language model.
 pub const LLM: u32 = 1 << 14;
+/// Drop path of the image encoder.
+pub const VIT: u32 = 1 << 15;
 /// Sites of one micro-batch.
 const MICRO_BATCH: u32 = 1 << 16;
 /// Sites of a layer.
@@ -30,11 +33,16 @@ const LAYER: u32 = 8;
 pub(super) const MAX_LAYERS: usize = ((PAIRS - MERGED - 1) / LAYER) as usize;
 
 /// The same of a language model.
-pub(super) const MAX_LLM_LAYERS: usize = ((MICRO_BATCH - LLM) / LAYER) as usize;
+pub(super) const MAX_LLM_LAYERS: usize = ((VIT - LLM) / LAYER) as usize;
 
 /// The first site of a language model's layer.
 pub(super) fn llm(i: usize) -> u32 {
     LLM + LAYER * i as u32
+}
+
+/// The first site of a block of the image encoder: behind attention, then behind the MLP.
+pub(super) fn vit(i: usize) -> u32 {
+    VIT + 2 * i as u32
 }
 
 /// The first site of a micro-batch.

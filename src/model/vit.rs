@@ -1,6 +1,6 @@
 //! The image encoder: EVA's ViT, pre-norm, no final norm.     image [B,3,S,S] -> [B*N,W]
 
-use super::Config;
+use super::{Config, sites};
 use crate::Result;
 use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Pass};
 use crate::ops::{self, Heads, Segment, Segments};
@@ -14,6 +14,8 @@ pub struct Vit {
     blocks: Vec<Block>,
     heads: usize,
     tokens: usize,
+    /// How often training drops the last block's branches.
+    pub drop_path: f64,
 }
 
 struct Block {
@@ -39,6 +41,7 @@ impl Vit {
             blocks: (0..c.vit_depth).map(|i| Block::new(b, c, &format!("{v}.blocks.{i}"))).collect(),
             heads: c.vit_heads,
             tokens: c.image_tokens(),
+            drop_path: 0.0,
         }
     }
 
@@ -57,7 +60,14 @@ impl Vit {
         let Some(first) = self.blocks.first() else { return Ok(x) };
         let mut n = first.norm1.forward(pass, &x)?;
         for (i, block) in self.blocks.iter().enumerate() {
-            let up = block.forward(pass, &mut x, &n, &segments, self.heads)?;
+            let kept = |branch: Tensor, site: u32| {
+                ops::drop_path(
+                    &branch,
+                    self.tokens,
+                    pass.dropout_of(sites::vit(i) + site, self.drop_path_of(i)),
+                )
+            };
+            let up = block.forward(pass, &mut x, &n, &segments, self.heads, kept)?;
             match self.blocks.get(i + 1) {
                 Some(next) => (x, n) = next.norm1.between(pass, &up, &x)?,
                 None => x = ops::add(&x, &up)?,
@@ -65,6 +75,11 @@ impl Vit {
             each(i, &x);
         }
         Ok(x)
+    }
+
+    /// How often training drops a branch of block i for a picture: from 0 at the first block on in equal steps, as EVA has it.
+    fn drop_path_of(&self, i: usize) -> f32 {
+        (self.drop_path * i as f64 / (self.blocks.len().max(2) - 1) as f64) as f32
     }
 }
 
@@ -92,7 +107,8 @@ impl Block {
         }
     }
 
-    /// From the stream x and its norm n to the branch that is to be added to x, which has the attention's by then.
+    /// From the stream x and its norm n to the branch that is to be added to x, which has the attention's by then. `kept` is
+    /// what drop path leaves of a branch.
     fn forward(
         &self,
         pass: &Pass,
@@ -100,14 +116,16 @@ impl Block {
         n: &Tensor,
         segments: &Arc<Segments>,
         heads: usize,
+        kept: impl Fn(Tensor, u32) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let w = x.rows().1;
         let qkv = pass.linear_qkv(n, self.qkv)?;
         let [q, k, v] = [0, 1, 2].map(|i| Heads { tensor: &qkv, column: i * w });
         let scale = ((w / heads) as f64).powf(-0.5);
         let y = ops::attention([q, k, v], segments, heads, scale, None)?;
-        let (sum, n) = self.norm2.between(pass, &self.proj.forward(pass, &y)?, x)?;
+        let up = kept(self.proj.forward(pass, &y)?, 0)?;
+        let (sum, n) = self.norm2.between(pass, &up, x)?;
         *x = sum;
-        self.fc2.forward(pass, &pass.vit_gelu(&n, &self.fc1)?)
+        kept(self.fc2.forward(pass, &pass.vit_gelu(&n, &self.fc1)?)?, 1)
     }
 }

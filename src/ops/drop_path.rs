@@ -50,7 +50,7 @@ fn masked<T: Real>(x: &[T], per: usize, drop: Dropout) -> Vec<T> {
     cpu::each_row(&mut y, per, |sample, row| {
         let mut factor = [T::ONE];
         drop.apply(sample as u64, &mut factor);
-        row.iter_mut().for_each(|y| *y = *y * factor[0]);
+        row.iter_mut().for_each(|y| *y *= factor[0]);
     });
     y
 }

@@ -100,6 +100,7 @@ impl Run<'_> {
             }
             None => Model::new(sizes.clone(), config.trains_vit())?,
         };
+        model.set_drop_path(config.vit_drop_path);
         model.set_recompute(llm.is_some_and(|(_, _, recompute)| recompute));
         let params = Params::zeros(specs, &device, precision)?;
         let mut trainer = Trainer::new(model, params, config.options(length))?;

@@ -150,12 +150,8 @@ impl Trainer {
         let (seed, step) = (self.options.seed, self.step as u32);
         StepPlan {
             profile: self.options.profile,
-            // A language model has a dropout of its own.
-            drop: (self.options.dropout > 0.0 || self.model.llm().is_some()).then_some(DropoutPlan {
-                p: self.options.dropout,
-                seed,
-                step,
-            }),
+            // Also where p is 0: a language model has a dropout of its own, a trained image encoder drop path.
+            drop: Some(DropoutPlan { p: self.options.dropout, seed, step }),
             seed,
             step,
             scale: self.scale.scale,

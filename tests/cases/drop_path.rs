@@ -31,7 +31,10 @@ impl Case for DropPath {
     fn define<T: Real>(&self, x: &[Vec<T>]) -> (Vec<usize>, Vec<T>) {
         let per = self.rows * self.c;
         let factor = |i: usize| T::of(dropout::factor(self.drop, (i / per) as u64));
-        (vec![self.samples * self.rows, self.c], x[0].iter().enumerate().map(|(i, x)| *x * factor(i)).collect())
+        (
+            vec![self.samples * self.rows, self.c],
+            x[0].iter().enumerate().map(|(i, x)| *x * factor(i)).collect(),
+        )
     }
 }
 

@@ -60,6 +60,33 @@ fn every_gradient_under_dropout() {
     });
 }
 
+/// A picture that goes past both branches of the last block leaves it as it entered; the others' branches are the larger.
+/// Where none is dropped, the gradients are those of differences as anywhere.
+#[test]
+fn drop_path_leaves_pictures_out_of_a_branch() {
+    let config = Config { vit_depth: 2, ..tiny::config() };
+    let (mut model, params) = tiny::model(config.clone(), true, DType::F64);
+    model.set_drop_path(0.5);
+    let images = tiny::pictures(&config, 40, 5, DType::F64);
+    let blocks = |pass: &Pass| {
+        let mut each = Vec::new();
+        model.vit_tokens(pass, &images, |_, x| each.push(x.to_f64().unwrap())).unwrap();
+        each
+    };
+    let (tape, plan) = (Tape::new(), DropoutPlan { p: 0.0, seed: 3, step: 1 });
+    let dropped = blocks(&Pass::training(&params, &tape, Some(plan)));
+    assert_eq!(dropped, blocks(&Pass::untracked(&params, Some(plan))), "another draw of the same step");
+    let whole = blocks(&Pass::inference(&params));
+    assert_eq!(dropped[0], whole[0], "the first block drops nothing");
+    let of = config.image_tokens() * config.vit_width;
+    let pictures = |x: &[f64]| x.chunks(of).map(<[f64]>::to_vec).collect::<Vec<_>>();
+    let ends = [&dropped[0], &dropped[1], &whole[1]].map(|x| pictures(x));
+    let past = (0..40).filter(|i| ends[0][*i] == ends[1][*i]).count();
+    // A quarter of 40, four deviations (2.7) either way.
+    assert!((1..=21).contains(&past), "{past} of 40 pictures past both branches");
+    assert!((0..40).all(|i| ends[1][i] != ends[2][i]), "a branch of a picture at its own size");
+}
+
 /// The true gradient of a key bias is 0: softmax ignores a constant.
 fn is_key_bias(name: &str) -> bool {
     name.ends_with("attention.self.key.bias")

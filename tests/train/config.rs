@@ -166,7 +166,7 @@ fn files_for_fine_tuning_and_for_the_second_stage_begin_with_a_model() {
         )
     };
     let retrieval = format!(
-        "model:\n  arch: blip2\n  model_type: coco\n  load_pretrained: True\n  load_finetuned: False \n  freeze_vit: False\n{}{}",
+        "model:\n  arch: blip2\n  model_type: coco\n  load_pretrained: True\n  load_finetuned: False \n  freeze_vit: False\n  drop_path_rate: 0.1\n{}{}",
         sets("coco_retrieval", 28),
         run(
             "retrieval",
@@ -178,6 +178,7 @@ fn files_for_fine_tuning_and_for_the_second_stage_begin_with_a_model() {
     let shown = dry("retrieval.yaml", &[]).good();
     for line in [
         "vit_layer_decay: 0.95",
+        "vit_drop_path: 0.1",
         "train_vit: true",
         "warmup_steps: 1000",
         "init_lr: 0.00001",
@@ -198,7 +199,7 @@ fn files_for_fine_tuning_and_for_the_second_stage_begin_with_a_model() {
     ]);
     none.refused(2, &["a model directory to begin with", "published weights", "--start DIR"]);
     world.write("retrieval.yaml", retrieval.replace("freeze_vit: False", "freeze_vit: True"));
-    dry("retrieval.yaml", &[]).refused(2, &["vit_layer_decay", "freeze_vit: False"]);
+    dry("retrieval.yaml", &[]).refused(2, &["vit_layer_decay", "vit_drop_path", "freeze_vit: False"]);
 
     let second = |model_type: &str| {
         format!(

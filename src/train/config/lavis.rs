@@ -1,7 +1,7 @@
 //! LAVIS's settings that are none of ours: what they ask for, or that they mean nothing here.
 
 use super::Config;
-use super::values::{self, Read, choice, flag, text, whole};
+use super::values::{Read, choice, flag, text, whole};
 use serde_json::Value;
 
 /// How a key's value is taken into the configuration.
@@ -24,7 +24,6 @@ pub(super) const LAVIS: &[(&str, Take)] = &[
     ("model.pretrained", |c, v| { c.weights.pretrained = weights(v)?; Ok(()) }),
     ("model.finetuned", |c, v| { c.weights.finetuned = weights(v)?; Ok(()) }),
     ("model.freeze_vit", |c, v| { c.train_vit = Some(!flag(v)?); Ok(()) }),
-    ("model.drop_path_rate", |_, v| values::number(v, 0.0, 0.0).map(|_| ())),
     ("model.vit_model", |_, v| choice(v, &[("eva_clip_g", ())])),
     ("model.use_grad_checkpoint", |c, v| { if flag(v)? { note(c, "use_grad_checkpoint: activations are kept; the numbers are the same"); } Ok(()) }),
     ("model.vit_precision", |c, _| { note(c, "vit_precision: dtype says it here (f32 on a CPU; on a GPU f16, with bf16-vit bf16)"); Ok(()) }),

@@ -75,6 +75,8 @@ pub struct Config {
     pub contrast: Contrast,
     /// Of the Q-Former.
     pub dropout: f64,
+    /// How often training drops a branch of a trained image encoder's last block for a picture.
+    pub vit_drop_path: f64,
     /// Of everything that is drawn.
     pub seed: u64,
     /// Times over the data.
@@ -164,6 +166,7 @@ impl Default for Config {
             profile: Profile::LavisDiagonal,
             contrast: Contrast::MicroBatch,
             dropout: 0.1,
+            vit_drop_path: 0.0,
             seed: 42,
             epochs: None,
             steps: None,
@@ -292,6 +295,15 @@ impl Config {
             let got = self.hyper.vit_layer_decay.to_string();
             let fix = "set train_vit: true (LAVIS: freeze_vit: False), or leave it out";
             wrong("vit_layer_decay", "1 where the image encoder is frozen", got, fix);
+        }
+        if self.vit_drop_path > 0.0 && !self.trains_vit() {
+            let fix = "set train_vit: true (LAVIS: freeze_vit: False), or leave it out";
+            wrong(
+                "vit_drop_path",
+                "0 where the image encoder is frozen",
+                self.vit_drop_path.to_string(),
+                fix,
+            );
         }
         if let (None, Some(weights)) = (&self.start, self.weights.wanted()) {
             let file = if values::is_url(weights) { "the downloaded file" } else { weights };

@@ -205,6 +205,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("vit_layer_decay", "run.lr_layer_decay", "of a trained image encoder: each block's learning rate is this times that of the block after it",
         |c| json!(c.hyper.vit_layer_decay), |c, v| { c.hyper.vit_layer_decay = values::number(v, 0.01, 1.0)?; Ok(()) })
         .same_unless_default(),
+    setting("vit_drop_path", "model.drop_path_rate", "of a trained image encoder: how often a picture goes past a branch of the last block; of blocks before it less often, in equal steps",
+        |c| json!(c.vit_drop_path), |c, v| { c.vit_drop_path = values::number(v, 0.0, 0.99)?; Ok(()) })
+        .same_unless_default(),
     setting("beta1", "", "of AdamW",
         |c| json!(c.hyper.betas[0]), |c, v| { c.hyper.betas[0] = values::number(v, 0.0, 0.999_999)?; Ok(()) }),
     setting("beta2", "run.beta2", "of AdamW",
