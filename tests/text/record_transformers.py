@@ -214,6 +214,27 @@ NOISY_CAPTIONS = [
     "*犬*:猫;(鳥)",
 ]
 
+# The inputs of transformers' own tests of BertJapaneseTokenizer (tests/models/bert_japanese), Apache License 2.0.
+OF_TRANSFORMERS = [
+    "こんにちは、世界。 \nこんばんは、世界。",
+    "こんにちは 、 世界 。 こんばんは 、 世界 。",
+    "こんにちは、世界。\nこんばんは、世界。",
+    " \tｱｯﾌﾟﾙストアでiPhone８ が  \n 発売された　。  ",
+    "こんにちは",
+    "こんばんは",
+    "こんばんは こんばんにちは こんにちは",
+    "ありがとう。",
+    "まとめ記事。",
+    "外国人参政権",
+    "国境を越えて",
+    "くぅ～(疲れました)。",
+    "ありがとうございますm(_ _)m見つけるのが大変です。",
+    "こんにちは、世界。\nこんばんは、㍻",
+    "恵比寿ガーデンプレイス",
+    "国立国会図書館",
+    "すもももももももものうち",
+]
+
 POOLS = [
     "あいうえおかきくけこさしすせそたちつてとなにのはをがでもるれろんっゃ",
     "アイウカキコサシスタチツトナニノマミムラリルレンーッャュョ",
@@ -261,13 +282,13 @@ def main():
         return write(Path(sys.argv[3]), [f(t, text) for text in texts for f in (plain_line, caption_line)])
     if len(sys.argv) != 1:
         return sys.exit(__doc__)
-    texts = CAPTIONS + HARD + list(random_texts(150))
+    texts = CAPTIONS + HARD + OF_TRANSFORMERS + list(random_texts(150))
     vocab = HERE / "vocab.txt"
     with open(vocab, "w", encoding="utf-8", newline="\n") as file:
         file.write("".join(token + "\n" for token in own_vocabulary(CAPTIONS + HARD)))
     pieces, characters = tokenizer(vocab), tokenizer(vocab, "character")
     write(HERE / "wordpiece.jsonl", [plain_line(pieces, text) for text in texts])
-    write(HERE / "captions.jsonl", [caption_line(pieces, text) for text in CAPTIONS + HARD + NOISY_CAPTIONS])
+    write(HERE / "captions.jsonl", [caption_line(pieces, text) for text in CAPTIONS + HARD + OF_TRANSFORMERS + NOISY_CAPTIONS])
     write(HERE / "character.jsonl", [plain_line(characters, text) for text in texts])
 
 
