@@ -4,7 +4,7 @@
     python3 tests/planted/run.py [--only N ..] [--cases NAME ..] [--jobs 2]
 
 A copy of the sources is made in target/planted in which every mistake stands beside what is right, behind a switch; it is compiled
-once, with the GPU's kernels on the host, and the switch is the variable QFORMER_PLANTED. The product's own sources know nothing of it. Of each
+once, with the GPU's kernels on the host (without the checker, which costs several times as much), and the switch is the variable QFORMER_PLANTED. The product's own sources know nothing of it. Of each
 mistake the quick tests of its room are run, and `qformer parity` on the recorded cases of tests/lavis: on the CPU, and by the kernels in f32,
 f16 and bf16, quickest case first, until one differs. Cases that take longer than SLOW seconds are left out. What was found is kept in
 target/planted/found.json; --only adds to it, and the table is written when it holds every mistake. Exit code 1 if a mistake of those run is
@@ -82,7 +82,7 @@ def plant(mistakes):
 
 def build():
     """The test programs by name, and the command."""
-    command = ["cargo", "test", "--no-run", "--features", "host-check", "--message-format", "json", "--lib", *[a for s in SUITES for a in ("--test", s)]]
+    command = ["cargo", "test", "--no-run", "--features", "host-kernels", "--message-format", "json", "--lib", *[a for s in SUITES for a in ("--test", s)]]
     environment = dict(os.environ, CARGO_TARGET_DIR=os.path.join(TREE, "target"), CXXFLAGS="-w")
     done = subprocess.run(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
