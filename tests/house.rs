@@ -170,6 +170,49 @@ fn names_behind_crate_are_found() {
     assert_eq!(without_comments("a // crate::b\n\"http://c\" // d"), "a \n\"http://c\" \n");
 }
 
+/// Two files of a room that need each other: what is known, with what would open it.
+const CIRCLES: &[[&str; 2]] = &[
+    // A picture's place may be a row of a parquet file, and that file's rows are pictures.
+    ["data::image", "data::parquet"],
+    // Requests are read into what handlers answer, whose errors they are.
+    ["serve::body", "serve::handlers"],
+];
+
+/// `train::cache::fill`, or of a folder's mod.rs `train::cache`.
+fn module(path: &Path) -> String {
+    let name = path.with_extension("").to_string_lossy().replace('/', "::");
+    name.strip_suffix("::mod").unwrap_or(&name).to_string()
+}
+
+/// No file needs, directly or through others of its room, a file that needs it. (A folder's own file and those in it are one.)
+#[test]
+fn no_circle_between_files_of_a_room() {
+    let all: Vec<(String, String)> = sources().into_iter().map(|s| (module(&s.path), s.code)).collect();
+    let needs = |from: &(String, String), to: &str| {
+        let (parent, name) = to.rsplit_once("::").unwrap_or(("", to));
+        let beside = from.0.rsplit_once("::").is_some_and(|(of, _)| of == parent);
+        let room = |m: &str| m.split("::").next().unwrap_or_default().to_string();
+        from.0 != to
+            && room(&from.0) == room(to)
+            && (from.1.contains(&format!("crate::{to}::"))
+                || beside && from.1.contains(&format!("super::{name}::")))
+    };
+    let reached = |from: usize| {
+        let (mut seen, mut left) = (BTreeSet::new(), vec![from]);
+        while let Some(at) = left.pop() {
+            for to in (0..all.len()).filter(|to| needs(&all[at], &all[*to].0)).collect::<Vec<_>>() {
+                if seen.insert(to) {
+                    left.push(to);
+                }
+            }
+        }
+        seen
+    };
+    let circles: Vec<&str> =
+        (0..all.len()).filter(|i| reached(*i).contains(i)).map(|i| all[i].0.as_str()).collect();
+    assert_eq!(circles, CIRCLES.concat(), "files that need themselves");
+}
+
 /// The table itself goes down only: a room imports rooms that stand above it in the table.
 #[test]
 fn the_table_has_no_circle() {

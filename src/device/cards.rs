@@ -3,7 +3,7 @@
 //! An H200 was measured: a copy reaches 4.3 of its 4.8 TB/s, a matmul of 8192 in bf16 790 of its 989 TFLOP/s. Of another
 //! card a prediction takes the same shares. In f32, data sheets' figures stand as they are.
 
-use super::gpu::Storage;
+use super::storage::Storage;
 
 /// A GPU. Rates are those of the data sheet: bytes and operations per second; tensor cores in 16 bits without sparsity,
 /// accumulating in f32.

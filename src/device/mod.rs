@@ -15,6 +15,7 @@ pub mod launch;
 mod real;
 pub mod running;
 pub mod setup;
+mod storage;
 
 pub use chunk::Chunk;
 pub use real::{DType, Real};

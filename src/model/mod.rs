@@ -25,12 +25,13 @@ pub use beams::Hypothesis;
 pub use config::{CLS, Config, PAD, SEP};
 pub use features::{Images, ItmScores, Retrieval, TextFeatures, mean_cosine, retrieval_scores};
 pub use layout::Layout;
+pub use llm::generate::{Answering, Profile as AnswerProfile};
 pub(crate) use negatives::NegativeWeights;
 pub use negatives::{Negatives, Sampling};
 pub use options::Options as GenerateOptions;
 pub(crate) use stage1::Matching;
 pub use stage1::{Batch, Image, Outputs, Profile, Trace};
-pub use stage2::{Answering, LlmTrace, Profile as AnswerProfile};
+pub use stage2::LlmTrace;
 
 use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Part, Spec};
 use crate::{Error, Result};

@@ -14,8 +14,6 @@ use crate::tensor::Tensor;
 use crate::{Error, Result};
 use std::ops::Range;
 
-pub use super::llm::generate::{Answering, Profile};
-
 const OP: &str = "stage 2";
 
 pub(super) struct Stage2 {

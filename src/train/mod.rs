@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod config;
 #[doc(hidden)]
 pub mod corpus;
+pub mod loading;
 pub mod log;
 mod manifest;
 #[doc(hidden)]

@@ -10,7 +10,8 @@
 
 use super::checkpoint::{self, Folder, Metric};
 use super::config::{Config, Length};
-use super::corpus::{Corpus, Item, Loading};
+use super::corpus::Corpus;
+use super::loading::{Item, Loading};
 use super::log::{Log, StepLine, Time, now};
 use super::state::{self, Identity, State};
 use super::trainer::{LossScale, Micro, SKIPPED_STOPS, SKIPPED_WARNS, StepReport, Trainer};

@@ -1,7 +1,8 @@
 //! Where a training begins: a model and its tokenizer, from nothing or from a model directory.
 
 use super::config::Config;
-use super::corpus::{Corpus, Tokenize};
+use super::corpus::Corpus;
+use super::loading::Tokenize;
 use crate::model::Model;
 use crate::nn::{self, Params, Spec};
 use crate::pretrained::llm::{LlmFolder, LlmPart};

@@ -3,7 +3,7 @@
 //! One caption of each picture, whole pictures, no dropout, the same negatives every time: what changes from one
 //! evaluation to the next is the model. Pictures that cannot be read are left out.
 
-use super::corpus::{Item, Loading};
+use super::loading::{Item, Loading};
 use super::log::{EvaluationLine, Time};
 use super::trainer::{Micro, Trainer};
 use crate::data::Batch;

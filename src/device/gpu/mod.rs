@@ -16,7 +16,8 @@ mod pool;
 mod product;
 mod slots;
 
-pub use array::{Array, Storage};
+pub use super::storage::Storage;
+pub use array::Array;
 pub use counts::{Counts, Launches};
 pub use driver::{Driver, Kernels, Memory, kernel_headers};
 pub use pool::Holder;

@@ -5,7 +5,7 @@ use crate::data::{Loader, Options, Order};
 use crate::model::Model;
 use crate::nn::{Params, Pass};
 use crate::tensor::Chunk;
-use crate::train::corpus::Loading;
+use crate::train::loading::Loading;
 use crate::train::watch::Watch;
 use crate::{Error, Kind, Result};
 use std::sync::Arc;
