@@ -354,6 +354,29 @@ fn the_index_is_read_again_when_it_grew() {
     assert_eq!(count(), 6);
 }
 
+/// What the image encoder said of a picture is kept: the second search gives the same bytes, and so does the command. A file that is
+/// gone or changed since is not looked at again, there as here.
+#[test]
+fn searches_again_are_the_first_ones() {
+    for keep in ["0", "1", "256"] {
+        let (place, server) = served(58, &["--keep", keep]);
+        let search =
+            |text: &str| server.post("/v1/search", &post(&json!({"text": text, "rerank": 3}))).text();
+        let command = |text: &str| {
+            place.ok(&["search", "query", "--index", "x", "--json", "-q", "--rerank", "3", text])
+        };
+        let first = search("二匹の犬");
+        assert_eq!(first, command("二匹の犬"));
+        assert_eq!(search("赤い傘"), command("赤い傘"));
+        assert_eq!(search("二匹の犬"), first);
+        let best = json(&first)["results"][0]["path"].as_str().unwrap().to_owned();
+        std::fs::remove_file(&best).unwrap();
+        let without = search("二匹の犬");
+        assert_ne!(without, first);
+        assert_eq!(without, command("二匹の犬"));
+    }
+}
+
 /// A request that was begun is read to its end and answered, nobody else is let in, and the exit code is the signal's.
 #[test]
 fn a_signal_lets_requests_end() {

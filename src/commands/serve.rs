@@ -15,7 +15,7 @@ use crate::pretrained::pictures::{self, Seen};
 use crate::results::{Captioned, Format, Rated, paint, render};
 use crate::search::index::Identity;
 use crate::search::query::{self, Rank};
-use crate::search::{Index, Query};
+use crate::search::{Index, Kept, Query};
 use crate::serve::{self, About, Answer, Ask, Engine, Settings, Shown, Word};
 use crate::terminal::{note, printable};
 use crate::vision::{self, Photo, Turn, encode_png};
@@ -64,6 +64,9 @@ pub struct Args {
     /// A name under which clients reach the server, beside localhost and addresses; may be given several times
     #[arg(long = "host", value_name = "NAME")]
     hosts: Vec<String>,
+    /// Memory for what the image encoder says of pictures that searches look at again, so that it sees none of them twice; on a GPU unused
+    #[arg(long, default_value_t = 256, value_name = "MIB", value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
+    keep: u64,
     /// Seconds that a request may wait for its answer
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
@@ -81,8 +84,8 @@ pub fn run(args: &Args) -> Result<()> {
     // Before the model is read, which may take long.
     settings.check()?;
     let model = engine::open(&args.model.model, &args.model.run)?;
-    let gallery =
-        args.index.as_ref().map(|folder| Gallery::open(folder, &model, &args.model.model)).transpose()?;
+    let open = |folder: &PathBuf| Gallery::open(folder, &model, &args.model.model, args.keep);
+    let gallery = args.index.as_ref().map(open).transpose()?;
     let name = args.model.model.canonicalize().ok();
     let name = name.as_deref().unwrap_or(&args.model.model).file_name();
     let name = name.map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
@@ -104,18 +107,20 @@ pub fn run(args: &Args) -> Result<()> {
 struct Gallery {
     folder: PathBuf,
     identity: Identity,
+    kept: Kept,
     now: Mutex<(Option<SystemTime>, Arc<Index>)>,
 }
 
 impl Gallery {
-    fn open(folder: &Path, model: &Pretrained, from: &Path) -> Result<Gallery> {
+    fn open(folder: &Path, model: &Pretrained, from: &Path, keep: u64) -> Result<Gallery> {
         let identity = Identity::of(model, from);
         let written = Index::written(folder);
         let index = Index::read(folder)?;
         index.check(&identity)?;
         // Checked now, not when the first search waits for it.
         index.parts().into_iter().try_for_each(|part| index.halves(part).map(drop))?;
-        Ok(Gallery { folder: folder.to_owned(), identity, now: Mutex::new((written, Arc::new(index))) })
+        let kept = Kept::new((keep as usize) << 20);
+        Ok(Gallery { folder: folder.to_owned(), identity, kept, now: Mutex::new((written, Arc::new(index))) })
     }
 
     /// The index as it is; as it was, where the new one cannot be read or belongs to another model.
@@ -162,12 +167,15 @@ impl Held {
         Ok(Shown { name: name.to_owned(), picture, size: photo.size(), upright })
     }
 
-    fn index(&self) -> Result<Arc<Index>> {
-        let gallery = self.gallery.as_ref().ok_or_else(|| {
+    fn gallery(&self) -> Result<&Gallery> {
+        self.gallery.as_ref().ok_or_else(|| {
             Error::argument("search", "--index", "a server with an index", "one without")
                 .fix("start it with --index FOLDER")
-        })?;
-        Ok(gallery.index())
+        })
+    }
+
+    fn index(&self) -> Result<Arc<Index>> {
+        Ok(self.gallery()?.index())
     }
 
     fn captions(&self, asked: &[&Shown], options: &Map<String, Value>) -> Result<Vec<Result<Answer>>> {
@@ -209,7 +217,8 @@ impl Held {
         if options.top_k == 0 {
             return Err(Error::argument("search", "top-k", "at least 1", 0));
         }
-        let index = self.index()?;
+        let gallery = self.gallery()?;
+        let index = gallery.index();
         let (query, rerank) = match query {
             serve::Query::Text(text) => (Query::of_text(&self.model, text)?, 32),
             serve::Query::Picture(shown) => {
@@ -218,7 +227,8 @@ impl Held {
             }
         };
         let rerank = options.rerank.unwrap_or(rerank);
-        let ranked = query::search(&self.model, &index, &query, (rerank, options.rank_by), options.top_k)?;
+        let how = (rerank, options.rank_by);
+        let ranked = query::search_keeping(&self.model, &index, &query, how, options.top_k, &gallery.kept)?;
         let hits = ranked.found;
         Ok(Answer::Json(format!("{}\n", in_json(&query, &index, &hits))))
     }

@@ -4,11 +4,13 @@
 pub mod add;
 pub mod gallery;
 pub mod index;
+pub mod kept;
 pub mod query;
 pub mod scan;
 
 pub use index::Index;
-pub use query::{Found, Query, Rank, Ranked, search};
+pub use kept::Kept;
+pub use query::{Found, Query, Rank, Ranked, search, search_keeping};
 
 use crate::files::RealDisk;
 use crate::pretrained::Pretrained;

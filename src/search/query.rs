@@ -1,6 +1,8 @@
 //! One search in an index: all pictures by `itc`, then the best of them by what the model sees in each together with the text.
 
+use super::add;
 use super::index::{self, Index};
+use super::kept::Kept;
 use super::scan::{self, Scored};
 use crate::data::Image;
 use crate::model::{Images, mean_cosine};
@@ -160,8 +162,20 @@ pub fn search(
     model: &Pretrained,
     index: &Index,
     query: &Query,
+    how: (usize, Rank),
+    top_k: usize,
+) -> Result<Ranked> {
+    search_keeping(model, index, query, how, top_k, &Kept::new(0))
+}
+
+/// The same; what the image encoder says of pictures that are looked at again is kept, and used where it is there.
+pub fn search_keeping(
+    model: &Pretrained,
+    index: &Index,
+    query: &Query,
     (rerank, rank): (usize, Rank),
     top_k: usize,
+    kept: &Kept,
 ) -> Result<Ranked> {
     let best = scan::best(&model.model, index, query.rows(), rerank.max(top_k))?;
     let found = |s: Scored| Found { picture: s.picture, itc: s.itc, itm: None, mean_cosine: None };
@@ -170,21 +184,27 @@ pub fn search(
     let (mut again, mut unread) = (Vec::with_capacity(found.len()), Vec::new());
     for some in found.chunks(Chunk::of(model.params.device()).pictures) {
         let known: Vec<_> = some.iter().map(|f| (*f, index.picture(f.picture))).collect();
-        let read: Vec<(Found, Result<Seen>)> =
-            known.par_iter().map(|(f, known)| (*f, see_again(model, known))).collect();
-        let good: Vec<&Seen> = read.iter().filter_map(|(_, seen)| seen.as_ref().ok()).collect();
-        let mut images = look(model, &good)?.into_iter();
-        for (f, seen) in read {
-            match seen.map(|_| images.next()) {
-                Ok(image) => {
-                    if let Some(image) = image {
-                        again.push(Found { picture: f.picture, ..query.scores(model, &image, f.itc)? });
-                    }
-                }
-                Err(e) => {
+        let read: Vec<(Found, &index::Picture, Again)> =
+            known.par_iter().map(|(f, known)| (*f, *known, again_of(model, index, known, kept))).collect();
+        let mut unseen = Vec::new();
+        for (_, known, again) in &read {
+            if let Again::Seen(seen) = again {
+                unseen.push((known.hash.as_str(), seen));
+            }
+        }
+        let mut new = kept.look(model, &unseen)?.into_iter();
+        for (f, _, seen) in read {
+            let image = match seen {
+                Again::Unusable(e) => {
                     unread.push(e);
                     rest.push(f);
+                    continue;
                 }
+                Again::Seen(_) => new.next(),
+                Again::Tokens(tokens) => Some(Kept::images(model, &tokens)?),
+            };
+            if let Some(image) = image {
+                again.push(Found { picture: f.picture, ..query.scores(model, &image, f.itc)? });
             }
         }
     }
@@ -198,6 +218,20 @@ pub fn search(
 /// Largest first, ties in the order of the index.
 fn sort(found: &mut [Found], rank: Rank) {
     found.sort_by(|a, b| b.value(rank).total_cmp(&a.value(rank)).then(a.picture.cmp(&b.picture)));
+}
+
+/// A picture of the index that is looked at again.
+enum Again {
+    Seen(Seen),
+    Tokens(Tensor),
+    Unusable(Error),
+}
+
+fn again_of(model: &Pretrained, index: &Index, known: &index::Picture, kept: &Kept) -> Again {
+    match kept.tokens(&known.hash).filter(|_| add::unchanged(index, Path::new(&known.path))) {
+        Some(tokens) => Again::Tokens(tokens),
+        None => see_again(model, known).map_or_else(Again::Unusable, Again::Seen),
+    }
 }
 
 /// A picture of the index, if its file is as it was.
