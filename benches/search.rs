@@ -54,6 +54,12 @@ fn memory() -> f64 {
     line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0) / 1e3
 }
 
+/// Milliseconds of processor time so far.
+fn processor() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    now.tv_sec as f64 * 1e3 + now.tv_nsec as f64 / 1e6
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let count: usize = std::env::var("QFORMER_COUNT").ok().map_or(Ok(100_000), |n| n.parse())?;
     let folder = tempfile::tempdir()?;
@@ -103,7 +109,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("first search, which checks every part: {:.0} ms", begun.elapsed().as_secs_f64() * 1e3);
     for (name, rows) in [("text", 1), ("picture", QUERIES)] {
         let mut times = Vec::new();
-        let before = memory();
+        let (before, processor) = (memory(), processor());
         for n in 0..RUNS as u64 {
             let query = query(n, rows)?;
             let begun = Instant::now();
@@ -111,9 +117,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             times.push(begun.elapsed().as_secs_f64() * 1e3);
         }
         times.sort_by(f64::total_cmp);
+        let used = (self::processor() - processor) / RUNS as f64;
         let (median, most) = (times[RUNS / 2], times[RUNS - 1]);
         println!(
-            "{name}: median {median:.0} ms, longest {most:.0} ms of {RUNS}; memory {before:.0} MB, then {:.0} MB",
+            "{name}: median {median:.0} ms, longest {most:.0} ms of {RUNS}, {used:.0} ms of processor time each; memory {before:.0} MB, then {:.0} MB",
             memory()
         );
     }

@@ -10,6 +10,8 @@ mod commands;
 mod load;
 #[path = "serve/page.rs"]
 mod page;
+#[path = "serve/second.rs"]
+mod second;
 
 use client::{Answer, Served, form, get, post};
 use commands::{Place, broken, json};
@@ -145,6 +147,7 @@ fn errors_are_the_commands_messages() {
         ("/v1/search", json!({"text": "犬", "top_k": 0}), "at least 1"),
         ("/v1/features", json!({}), "neither"),
         ("/v1/ask", json!({"text": "何匹?"}), "language model"),
+        ("/v1/caption", json!({"place": 0, "prompt": "x"}), "language model"),
         ("/v1/chat/completions", json!({"messages": []}), "none"),
         (
             "/v1/chat/completions",
@@ -197,7 +200,7 @@ fn the_openapi_document_is_the_server() {
                 assert!(listed.iter().any(|l| *l == name), "{path}: {name} is not in the document");
             }
             let own: Vec<&str> = said.split('`').skip(3).step_by(2).collect();
-            let apart = ["image", "name", "place", "text", "spaces"];
+            let apart = ["image", "name", "place", "text", "spaces", "prompt"];
             if ["/v1/caption", "/v1/search"].contains(&path.as_str()) {
                 for name in listed.iter().filter(|l| !apart.contains(&l.as_str())) {
                     assert!(own.contains(&name.as_str()), "{path}: the code does not know {name}: {said}");
@@ -323,11 +326,14 @@ fn a_run_is_watched_while_it_trains() {
     };
     place.write("<run>/log.jsonl", step(1));
     place.write("<run>/config.yaml", "batch: 8\n");
+    place.write("<run>/vocabulary/vocab.txt", "字\n".repeat(15));
     place.write("other/log.jsonl", step(1) + &step(2));
     let server = Served::start(&place, &["--run", "<run>", "--run", "other"]);
     assert_eq!(json(&server.get("/v1/runs").text())["runs"], json!(["<run>", "other"]));
     let one = server.get("/v1/training?runs=0&lang=en").text();
     assert!(one.contains("ln B = 2.079") && one.contains("chance, matching: 0.637"), "{one}");
+    // 15 words and [DEC]: ln 16.
+    assert!(one.contains("ln V = 2.773"), "{one}");
     place.write("<run>/log.jsonl", step(1) + &step(2) + &step(3));
     let grown = server.get("/v1/training?runs=0&lang=en&smoothing=0.5").text();
     assert_ne!(one, grown);

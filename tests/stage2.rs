@@ -5,7 +5,6 @@ use qformer::model::{Batch, Config, Image, Model};
 use qformer::nn::{DropoutPlan, Params, Pass, Precision};
 use qformer::parity::{self, Place as At};
 use qformer::tensor::{DType, Device, Gradients, Storage, Tape, Tensor};
-use qformer::text::llm::LlmTokenizer;
 use std::path::{Path, PathBuf};
 
 mod commands;
@@ -128,50 +127,6 @@ fn a_frozen_layer_keeps_no_input_of_its_matmuls() {
     assert!(each >= 0.5 * list, "{each} bytes a row and layer: nothing was counted");
 }
 
-/// A Llama-shaped language model of random numbers with a tokenizer, in a folder as Hugging Face has it.
-fn language_model(place: &Place, name: &str) {
-    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/llm/bpe-llama.model");
-    place.write(&format!("{name}/tokenizer.model"), std::fs::read(&tokenizer).unwrap());
-    let settings =
-        r#"{"tokenizer_class":"LlamaTokenizer","bos_token":"<s>","eos_token":"</s>","add_bos_token":true}"#;
-    place.write(&format!("{name}/tokenizer_config.json"), settings);
-    let vocab = LlmTokenizer::open_file(&tokenizer).unwrap().len();
-    let config = format!(
-        r#"{{"model_type":"llama","vocab_size":{vocab},"hidden_size":24,"num_hidden_layers":2,"num_attention_heads":4,
-        "num_key_value_heads":2,"intermediate_size":40,"max_position_embeddings":64,"rms_norm_eps":1e-5}}"#
-    );
-    place.write(&format!("{name}/config.json"), &config);
-    let (_, specs) =
-        Model::with_llm(Config::tiny(), LlmConfig::from_json(&config).unwrap(), 0, false).unwrap();
-    let params = Params::random(specs, DType::F32, 5).unwrap();
-    let all: Vec<(String, Vec<usize>, Vec<u8>)> = (params.iter())
-        .filter(|(_, s, _)| s.name.starts_with("llm_model."))
-        .map(|(_, s, t)| {
-            let bf16 = t
-                .to_f32()
-                .unwrap()
-                .iter()
-                .flat_map(|x| half::bf16::from_f32(8.0 * x).to_le_bytes())
-                .collect();
-            (s.name["llm_model.".len()..].to_string(), s.shape.clone(), bf16)
-        })
-        .collect();
-    // Two shards and their index, as large models have them.
-    let middle = all.len() / 2;
-    let mut index = serde_json::Map::new();
-    for (i, part) in [&all[..middle], &all[middle..]].into_iter().enumerate() {
-        let file = format!("model-0000{}-of-00002.safetensors", i + 1);
-        let views = part.iter().map(|(n, s, b)| {
-            index.insert(n.clone(), file.clone().into());
-            (n.clone(), safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, s.clone(), b).unwrap())
-        });
-        let views: Vec<_> = views.collect();
-        safetensors::serialize_to_file(views, None, &place.path(&format!("{name}/{file}"))).unwrap();
-    }
-    let index = serde_json::json!({ "weight_map": index });
-    place.write(&format!("{name}/model.safetensors.index.json"), index.to_string());
-}
-
 fn world() -> Place {
     let place = Place::new(3);
     place.pictures("photos", 6);
@@ -179,7 +134,7 @@ fn world() -> Place {
         .map(|i| serde_json::json!({ "image": format!("p{i:02}.png"), "caption": format!("犬が{i}匹いる"), "image_id": i }))
         .collect();
     place.write("captions.json", serde_json::to_string(&entries).unwrap());
-    language_model(&place, "llm");
+    place.language_model("llm");
     place
 }
 
@@ -268,7 +223,7 @@ fn trains_resumes_captions_and_answers() {
         assert!(ran.code == 3 && ran.err.contains("stage 1"), "{command:?}: {}", ran.err);
     }
     // Another language model than the one it was trained with.
-    language_model(&place, "other");
+    place.language_model("other");
     let shard = place.path("other/model-00001-of-00002.safetensors");
     let mut bytes = std::fs::read(&shard).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -297,7 +252,7 @@ fn what_is_refused() {
     assert!(code == 2 && err.contains("max_txt_len"), "{err}");
 
     let broken = |name: &str, change: &dyn Fn(&Path)| {
-        language_model(&place, name);
+        place.language_model(name);
         change(&place.path(name));
         said(&["--start", "model", "--llm", name])
     };

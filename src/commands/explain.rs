@@ -1,18 +1,21 @@
 //! `qformer explain`: where in a picture a number comes from.
 
 use super::engine::{self, ModelArgs};
+use super::generation::Generation;
 use super::output::say;
 use crate::data::Image;
 use crate::files::{self, RealDisk};
-use crate::model::{Attended, GenerateOptions, Number};
+use crate::model::{AnswerProfile, Attended, GenerateOptions, Number};
 use crate::nn::Pass;
+use crate::pretrained::llm::Second;
 use crate::pretrained::pictures::Seen;
-use crate::pretrained::{Pretrained, pictures};
+use crate::pretrained::{Caption, Pretrained, pictures};
 use crate::results::{Array, MapPage, Small, heat, paint, write_npy};
 use crate::terminal::note;
 use crate::text::clean_caption;
 use crate::vision::{Turn, encode_png};
 use crate::{Error, Result};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -23,7 +26,7 @@ const SIDE: usize = 768;
 /// Show where in a picture a number comes from (Grad-CAM and attention maps)
 ///
 /// Words never look at the picture, the query tokens do. So a map belongs to a number: the matching logit of a text (itm), its
-/// similarity (itc), or the log-probability of a word in a caption (word:N). The map is attention times the positive part of
+/// similarity (itc), or the log-probability of a word in a caption (word:N; the one number of a language model). The map is attention times the positive part of
 /// the number's gradient, as LAVIS's compute_gradcam has it, of one layer's cross-attention, averaged over heads and queries.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -48,6 +51,9 @@ pub struct Args {
     /// One query token instead of the mean of all, counted from 0
     #[arg(long, value_name = "Q")]
     query: Option<usize>,
+    /// Where the language model of a model of stage 2 is, if not where its folder says
+    #[arg(long, value_name = "DIR")]
+    llm: Option<PathBuf>,
     /// File to write: .png (the map over the picture), .html (that, and the attention of each head and query) or .npy (the map's
     /// numbers, f32, one for each patch of the picture)
     #[arg(long, short, value_name = "FILE")]
@@ -111,17 +117,22 @@ pub struct Found {
 pub fn explain(model: &Pretrained, seen: &Seen, asked: &Asked) -> Result<Found> {
     let pass = Pass::inference(&model.params);
     let tokens = model.model.vit_tokens(&pass, &pictures::planes(model, &[seen])?, |_, _| {})?;
-    let text = match &asked.text {
-        Some(text) => text.clone(),
+    let (text, ids, number, what) = match &model.second {
+        Some(second) => word_of_llm(model, second, seen, asked)?,
         None => {
-            let images = model.model.image_features_of(&pass, &tokens)?;
-            let captions = model.caption(&images, &GenerateOptions::default(), &[seen.identity])?;
-            let first = captions.into_iter().flatten().next();
-            first.map(|caption| caption.text).unwrap_or_default()
+            let text = match &asked.text {
+                Some(text) => text.clone(),
+                None => {
+                    let images = model.model.image_features_of(&pass, &tokens)?;
+                    let captions = model.caption(&images, &GenerateOptions::default(), &[seen.identity])?;
+                    first_of(captions)
+                }
+            };
+            let ids = model.tokenizer.caption(&text, model.model.config.max_txt_len);
+            let (number, what) = number(model, asked.of, &text, ids.len())?;
+            (text, ids, number, what)
         }
     };
-    let ids = model.tokenizer.caption(&text, model.model.config.max_txt_len);
-    let (number, what) = number(model, asked.of, &text, ids.len())?;
     let found = model.model.explain(&model.params, &tokens, &ids, &number)?;
     let layer = layer(found.layers, asked.layer)?;
     let map = layer.grad_cam(asked.query).ok_or_else(|| {
@@ -137,6 +148,68 @@ pub fn explain(model: &Pretrained, seen: &Seen, asked: &Asked) -> Result<Found> 
     let line = format!("{what} of {text:?}: {:.4}, layer {}", found.value, layer.layer);
     let config = &model.model.config;
     Ok(Found { line, what, text, layer, map, side: config.image_size / config.patch_size })
+}
+
+fn first_of(captions: Vec<Vec<Caption>>) -> String {
+    captions.into_iter().flatten().next().map(|caption| caption.text).unwrap_or_default()
+}
+
+/// A word that a language model may say: the text, its ids behind the model's prompt, which of them are meant, and its name. Words
+/// stand between spaces; where there is none, every token is one.
+fn word_of_llm(
+    model: &Pretrained,
+    second: &Second,
+    seen: &Seen,
+    asked: &Asked,
+) -> Result<(String, Vec<u32>, Number, String)> {
+    let prompt = &second.part.prompt;
+    let Of::Word(n) = asked.of else {
+        let got = if asked.of == Of::Itm { "itm" } else { "itc" };
+        return Err(Error::argument(OPERATION, "--of", "word:N of a model with a language model", got)
+            .fix("give --of word:1 for the first word, or a model of stage 1"));
+    };
+    let text = match (&asked.text, model.model.llm()) {
+        (Some(text), _) => text.clone(),
+        (None, Some(llm)) => {
+            let options = Generation::default().options_of_llm(llm, false)?;
+            let how = (&options, AnswerProfile::named("lavis-head")?);
+            let planes = pictures::planes(model, &[seen])?;
+            first_of(model.answer(&planes, std::slice::from_ref(prompt), how, &[seen.identity])?)
+        }
+        (None, None) => String::new(),
+    };
+    let tokenizer = &second.tokenizer;
+    let ids = tokenizer.prompt(&format!("{prompt}{text}"))?;
+    let before = tokenizer.prompt(prompt)?.len();
+    // How much of the text there is behind each token: a token belongs to the word that its first new character is in.
+    let mut words: Vec<(String, Range<usize>)> = Vec::new();
+    let spaced = text.trim().contains(' ');
+    let (mut known, mut begun) = (tokenizer.decode(&ids[..before.min(ids.len())])?, false);
+    for at in before..ids.len() {
+        let now = tokenizer.decode(&ids[..=at])?;
+        let new = now.strip_prefix(known.as_str()).unwrap_or(&now).to_owned();
+        let joins = begun && (!spaced || !new.starts_with(' '));
+        match words.last_mut() {
+            Some((word, range)) if spaced && joins => {
+                word.push_str(&new);
+                range.end = at + 1;
+            }
+            _ => words.push((new, at..at + 1)),
+        }
+        (known, begun) = (now, true);
+    }
+    match words.get(n - 1) {
+        Some((word, range)) => {
+            let what = format!("log-probability of {:?}", word.trim());
+            Ok((text, ids, Number::Tokens(range.clone()), what))
+        }
+        None => {
+            let list: Vec<String> =
+                words.iter().enumerate().map(|(i, (w, _))| format!("{} {}", i + 1, w.trim())).collect();
+            let want = format!("a word that the model says: {}", list.join(", "));
+            Err(Error::argument(OPERATION, "--of", want, format!("word:{n}")))
+        }
+    }
 }
 
 /// The forms of what is written.
@@ -161,10 +234,10 @@ pub fn run(args: &Args) -> Result<()> {
         let got = args.out.display();
         return Err(Error::argument(OPERATION, "--out", "another file than the picture", got));
     }
-    let model = engine::open(&args.model.model, &args.model.run)?;
+    let model = engine::open_stage(&args.model.model, &args.model.run, args.llm.as_deref())?;
     let image = Image::File(args.picture.clone());
     let seen = pictures::see(&model, &image)?;
-    if let (Some(text), quiet) = (&args.text, args.model.run.quiet) {
+    if let (Some(text), None, quiet) = (&args.text, &model.second, args.model.run.quiet) {
         engine::note_texts(&model, &[text], quiet);
     }
     let asked = Asked { text: args.text.clone(), of: args.of, layer: args.layer, query: args.query };

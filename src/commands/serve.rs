@@ -1,7 +1,7 @@
 //! `qformer serve`: a page and an HTTP interface over a model that stays in memory. The answers are those of `caption`, `search` and
 //! `features`, made by the same functions.
 
-use super::answer::How;
+use super::answer::{How, answers};
 use super::caption::{self, Spaces, Wanted};
 use super::engine::{self, ModelArgs};
 use super::explain::{Asked, explain};
@@ -10,13 +10,14 @@ use super::generation::Generation;
 use super::search::in_json;
 use crate::console::signals::Stop;
 use crate::model::AnswerProfile;
-use crate::pretrained::Pretrained;
 use crate::pretrained::pictures::{self, Seen};
+use crate::pretrained::{Caption, Pretrained};
 use crate::results::{Captioned, Format, Rated, paint, render};
 use crate::search::index::Identity;
 use crate::search::query::{self, Rank};
 use crate::search::{Index, Kept, Query};
 use crate::serve::{self, About, Answer, Ask, Engine, Settings, Shown, Word};
+use crate::tensor::Device;
 use crate::terminal::{note, printable};
 use crate::vision::{self, Photo, Turn, encode_png};
 use crate::{Error, Kind, Result};
@@ -46,6 +47,9 @@ const MAP: usize = 512;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    /// Where the language model of a model of stage 2 is, if not where its folder says
+    #[arg(long, value_name = "DIR")]
+    llm: Option<PathBuf>,
     /// An index to search in, as `search index` made it with this model
     #[arg(long, value_name = "INDEX")]
     index: Option<PathBuf>,
@@ -83,13 +87,22 @@ pub fn run(args: &Args) -> Result<()> {
     };
     // Before the model is read, which may take long.
     settings.check()?;
-    let model = engine::open(&args.model.model, &args.model.run)?;
+    let model = engine::open_stage(&args.model.model, &args.model.run, args.llm.as_deref())?;
+    if let (Some(index), true) = (&args.index, model.second.is_some()) {
+        return Err(Error::argument(OPERATION, "--index", "a model of stage 1 with it", "one of stage 2")
+            .about(index.display().to_string())
+            .fix("leave --index out, or serve the model of stage 1 that made the index"));
+    }
     let open = |folder: &PathBuf| Gallery::open(folder, &model, &args.model.model, args.keep);
     let gallery = args.index.as_ref().map(open).transpose()?;
     let name = args.model.model.canonicalize().ok();
     let name = name.as_deref().unwrap_or(&args.model.model).file_name();
     let name = name.map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
-    let held = Held { model, name, device: args.model.run.place.device.clone(), gallery };
+    let device = match model.params.device() {
+        Device::Cpu => "CPU".into(),
+        Device::Gpu(_) => args.model.run.place.device.clone(),
+    };
+    let held = Held { model, name, device, gallery };
     let stop = Stop::listen()?;
     let signal = stop.clone();
     serve::run(
@@ -178,37 +191,86 @@ impl Held {
         Ok(self.gallery()?.index())
     }
 
-    fn captions(&self, asked: &[&Shown], options: &Map<String, Value>) -> Result<Vec<Result<Answer>>> {
+    /// How captions or answers of these options are made, and what stands around a question.
+    fn how(&self, options: &Map<String, Value>, question: bool) -> Result<(How, Spaces, String)> {
         let mut options = options.clone();
+        let mut text =
+            |name: &str| options.remove(name).map(|value| parsed::<String>("caption", value)).transpose();
+        let (prompt, template) = match question {
+            true => (None, text("template")?.unwrap_or_else(|| "{}".into())),
+            false => (text("prompt")?, String::new()),
+        };
+        if question && !template.contains("{}") {
+            return Err(Error::argument("ask", "template", "{} where the question stands", template));
+        }
         let spaces = match options.remove("spaces") {
             None => Spaces::Keep,
             Some(value) => parsed("caption", value)?,
         };
         let generation: Generation = parsed("caption", Value::Object(options))?;
-        let config = &self.model.model.config;
-        let how = How {
-            options: generation.options(config.vocab, config.max_pos)?,
-            profile: AnswerProfile::named("lavis-head")?,
-            prompt: String::new(),
-            second: false,
+        let profile = AnswerProfile::named("lavis-head")?;
+        let how = match (&self.model.second, self.model.model.llm()) {
+            (Some(second), Some(llm)) => How {
+                options: generation.options_of_llm(llm, question)?,
+                profile,
+                prompt: prompt.unwrap_or_else(|| second.part.prompt.clone()),
+                second: true,
+            },
+            _ if prompt.is_some() => {
+                return Err(Error::argument(
+                    "caption",
+                    "prompt",
+                    "a model with a language model",
+                    "one without",
+                )
+                .fix("leave it out"));
+            }
+            _ => {
+                let config = &self.model.model.config;
+                let options = generation.options(config.vocab, config.max_pos)?;
+                How { options, profile, prompt: String::new(), second: false }
+            }
         };
-        let seen = asked.iter().map(|s| Seen::of(&self.model, &s.picture)).collect::<Result<Vec<_>>>()?;
-        let wanted = Wanted { how: &how, rated: true, spaces, alone: false };
-        let captions = |seen: &[Seen]| caption::caption(&self.model, seen, &wanted);
-        let line = |shown: &Shown, captions: Vec<Rated>| {
-            let captioned = Captioned { image: shown.name.clone(), captions };
-            render(&captioned, Format::JsonLines, false).map(|line| Answer::Json(line + "\n"))
+        Ok((how, spaces, template))
+    }
+
+    /// Captions of pictures, or answers where there are questions, all of the same options.
+    fn captions(
+        &self,
+        asked: &[(&Shown, Option<&str>)],
+        options: &Map<String, Value>,
+    ) -> Result<Vec<Result<Answer>>> {
+        let question = asked.iter().any(|(_, question)| question.is_some());
+        let (how, spaces, template) = self.how(options, question)?;
+        let seen =
+            asked.iter().map(|(s, _)| Seen::of(&self.model, &s.picture)).collect::<Result<Vec<_>>>()?;
+        let wanted = Wanted { how: &how, rated: !how.second, spaces, alone: false };
+        let lines = |asked: &[(&Shown, Option<&str>)], seen: &[Seen]| -> Result<Vec<Result<Answer>>> {
+            if question {
+                let text = |q: &Option<&str>| template.replace("{}", q.unwrap_or_default());
+                let prompts: Vec<String> = asked.iter().map(|(_, q)| text(q)).collect();
+                let found = answers(&self.model, seen, &prompts, &how)?;
+                return Ok(asked
+                    .iter()
+                    .zip(found)
+                    .map(|(asked, found)| Ok(answered(asked, found)))
+                    .collect());
+            }
+            let format = if how.second { Format::Json } else { Format::JsonLines };
+            let line = |((shown, _), captions): (&(&Shown, _), Vec<Rated>)| {
+                let captioned = Captioned { image: shown.name.clone(), captions };
+                render(&captioned, format, false).map(|line| Answer::Json(line + "\n"))
+            };
+            Ok(asked.iter().zip(caption::caption(&self.model, seen, &wanted)?).map(line).collect())
         };
-        match captions(&seen) {
-            Ok(all) => Ok(asked.iter().zip(all).map(|(shown, captions)| line(shown, captions)).collect()),
+        match lines(asked, &seen) {
             Err(e) if asked.len() == 1 => Err(e),
             // One of them may be to blame: each for itself.
             Err(_) => {
-                let one = |(shown, seen): (&&Shown, &Seen)| {
-                    line(shown, captions(std::slice::from_ref(seen))?.remove(0))
-                };
-                Ok(asked.iter().zip(&seen).map(one).collect())
+                let one = |i: usize| lines(&asked[i..=i], &seen[i..=i])?.remove(0);
+                Ok((0..asked.len()).map(one).collect())
             }
+            all => all,
         }
     }
 
@@ -241,8 +303,8 @@ impl Held {
 
     fn one(&self, ask: &Ask) -> Result<Answer> {
         match ask {
-            Ask::Caption { picture, options } => {
-                self.captions(&[picture], options).and_then(|mut answers| answers.remove(0))
+            Ask::Caption { picture, question, options } => {
+                self.captions(&[(picture, question.as_deref())], options).and_then(|mut all| all.remove(0))
             }
             Ask::Search { query, options } => self.search(query, options),
             Ask::Features { picture, texts } => self.features(picture.as_ref(), texts),
@@ -259,12 +321,16 @@ fn parsed<T: serde::de::DeserializeOwned>(operation: &str, value: Value) -> Resu
 impl Engine for Held {
     fn about(&self) -> About {
         let c = &self.model.model.config;
+        let second = self.model.second.as_ref().map(|s| &s.part);
         About {
             model: self.name.clone(),
             image_size: c.image_size,
             vocabulary: c.vocab,
             longest_text: c.max_txt_len,
             pictures: self.gallery.as_ref().map(|g| g.index().len()),
+            language_model: second
+                .map(|s| s.path.file_name().unwrap_or_default().to_string_lossy().into_owned()),
+            prompt: second.map(|s| s.prompt.clone()),
             device: self.device.clone(),
         }
     }
@@ -304,13 +370,13 @@ impl Engine for Held {
                 answers[i] = Some(nobody());
                 continue;
             }
-            let Ask::Caption { options, .. } = &asks[i] else {
+            let Ask::Caption { question, options, .. } = &asks[i] else {
                 answers[i] = Some(self.one(&asks[i]));
                 continue;
             };
-            let (places, pictures): (Vec<usize>, Vec<&Shown>) = (asks.iter().enumerate().skip(i))
+            let (places, pictures): (Vec<usize>, Vec<_>) = (asks.iter().enumerate().skip(i))
                 .filter(|(j, _)| answers[*j].is_none() && !gone(*j))
-                .filter_map(|(j, ask)| Some((j, alike(ask, options)?)))
+                .filter_map(|(j, ask)| Some((j, alike(ask, question.is_some(), options)?)))
                 .unzip();
             match self.captions(&pictures, options) {
                 Ok(all) => places.into_iter().zip(all).for_each(|(j, answer)| answers[j] = Some(answer)),
@@ -342,12 +408,23 @@ impl Engine for Held {
     }
 }
 
-/// The picture of a caption of these options.
-fn alike<'a>(ask: &'a Ask, options: &Map<String, Value>) -> Option<&'a Shown> {
+/// The picture and the question of a caption or an answer of these options.
+fn alike<'a>(ask: &'a Ask, asks: bool, options: &Map<String, Value>) -> Option<(&'a Shown, Option<&'a str>)> {
     match ask {
-        Ask::Caption { picture, options: other } if other == options => Some(picture),
+        Ask::Caption { picture, question, options: other }
+            if other == options && question.is_some() == asks =>
+        {
+            Some((picture, question.as_deref()))
+        }
         _ => None,
     }
+}
+
+/// As `caption --ask` writes it.
+fn answered((shown, question): &(&Shown, Option<&str>), found: Vec<Caption>) -> Answer {
+    let answer = found.into_iter().next().map(|c| c.text);
+    let line = serde_json::json!({"image": shown.name, "question": question, "answer": answer});
+    Answer::Json(format!("{line}\n"))
 }
 
 fn known(index: &Index, place: usize) -> Result<&crate::search::index::Picture> {

@@ -19,6 +19,7 @@
 mod folder;
 mod leftovers;
 mod lock;
+mod map;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ mod tests;
 pub use folder::{check_writable, refuse_replacing, remove_partial_folders, write_folder};
 pub use leftovers::remove_leftovers;
 pub use lock::{Held, has_no_locks, hold, no_locks};
+pub use map::Map;
 pub use target::{Target, open_stream, scratch};
 
 use crate::{Error, Kind, Result};

@@ -3,7 +3,8 @@
 //! Of a layer with cross-attention, per head: A = softmax(scale q k^T) [Q,N], its result y = A v, so dA = dy v^T.
 //! These are what the hooks in LAVIS's Qformer.py give (`get_attention_map`, `get_attn_gradients`); a Grad-CAM is A relu(dA)
 //! (LAVIS, `compute_gradcam`; Selvaraju et al., Grad-CAM, 2017). Words never look at the image themselves, queries do: so a
-//! map belongs to a number, not to a word.
+//! map belongs to a number, not to a word. A language model of stage 2 reads the projected query rows, and the gradient of a
+//! word's log-probability comes back through them.
 
 use super::qformer::Observer;
 use super::{Layout, Model, sites};
@@ -22,7 +23,8 @@ pub enum Number {
     Match,
     /// The largest cosine of a query's projection and the text's.
     Similarity,
-    /// The log-probability of these tokens of a caption, each behind the image and the tokens before it. `[CLS]` is token 0.
+    /// The log-probability of these tokens of a caption, each behind the image and the tokens before it. `[CLS]` is token 0; of a
+    /// language model's text, token 0 is its first, behind the image alone.
     Tokens(Range<usize>),
 }
 
@@ -161,9 +163,13 @@ impl Model {
         range: &Range<usize>,
         eyes: &mut Eyes,
     ) -> Result<Tensor> {
-        if range.start == 0 || range.is_empty() || range.end > text.len() {
-            let want = format!("tokens within 1..{}", text.len());
+        let first = usize::from(self.llm().is_none());
+        if range.start < first || range.is_empty() || range.end > text.len() {
+            let want = format!("tokens within {first}..{}", text.len());
             return Err(Error::argument(OPERATION, "tokens", want, format!("{range:?}")));
+        }
+        if self.llm().is_some() {
+            return self.loss_of_tokens(pass, tokens, text, range, eyes);
         }
         let keys = self.keys_of(pass, tokens)?;
         let read: Vec<u32> =

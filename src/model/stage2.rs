@@ -7,6 +7,7 @@
 
 use super::layout::Layout;
 use super::llm::{Decoder, Kept, LlmConfig, Pack};
+use super::qformer::Observer;
 use super::{Batch, Config, Head, Model, sites};
 use crate::nn::{Builder, Linear, Params, Pass};
 use crate::ops::{self, Segment, Segments};
@@ -125,11 +126,11 @@ impl Model {
     }
 
     /// Query rows of images, from ViT tokens [B*N,W]: [B*Q,C].
-    fn query_rows(&self, pass: &Pass, tokens: &Tensor, n: usize) -> Result<Tensor> {
+    fn query_rows(&self, pass: &Pass, tokens: &Tensor, n: usize, eyes: &mut impl Observer) -> Result<Tensor> {
         let keys = self.keys_of(pass, tokens)?;
         let layout = Layout::merged(self.sizes(), n, &[], &[], false)?;
         let x = self.qformer.embed(pass, &pass.param(self.query_tokens), n, &[], sites::MERGED)?;
-        self.qformer.forward(pass, x, &layout, &keys, sites::MERGED)
+        self.qformer.forward_with(pass, x, &layout, &keys, sites::MERGED, eyes)
     }
 
     /// What the language model reads of images, from ViT tokens `[B*N,W]`: `[B*Q,E]`.
@@ -139,7 +140,7 @@ impl Model {
             let want = format!("[a multiple of {n}, {width}]");
             return Err(Error::argument(OP, "image tokens", want, tokens.shape()));
         }
-        let hidden = self.query_rows(pass, tokens, tokens.rows().0 / n)?;
+        let hidden = self.query_rows(pass, tokens, tokens.rows().0 / n, &mut ())?;
         self.second()?.proj.forward(pass, &hidden)
     }
 
@@ -166,26 +167,42 @@ impl Model {
         let n = batch.image.count(self.config.image_tokens());
         self.check_texts_of(batch, n)?;
         let second = self.second()?;
-        let hidden = self.query_rows(pass, &tokens, n)?;
+        let hidden = self.query_rows(pass, &tokens, n, &mut ())?;
         let x = second.proj.forward(pass, &hidden)?;
-        let Some(t) = trace else { return self.llm_loss(pass, &x, batch.text, None) };
+        let Some(t) = trace else { return self.llm_loss(pass, &x, batch.text, second.prompt, None) };
         t.image_embeds = Some(self.image_embeds(&frozen, &tokens.detach())?);
         t.query_hidden = Some(hidden.detach());
         let x = if pass.tracks() { pass.input(&x.detach(), 0) } else { x };
         t.inputs = Some(x.detach());
-        self.llm_loss(pass, &x, batch.text, Some(t))
+        self.llm_loss(pass, &x, batch.text, second.prompt, Some(t))
     }
 
-    /// The loss of texts behind projected query rows [B*Q,E].
+    /// Minus the mean log-probability of the tokens `range` of a text behind one image.
+    pub(super) fn loss_of_tokens(
+        &self,
+        pass: &Pass,
+        tokens: &Tensor,
+        text: &[u32],
+        range: &Range<usize>,
+        eyes: &mut impl Observer,
+    ) -> Result<Tensor> {
+        let hidden = self.query_rows(pass, tokens, 1, eyes)?;
+        let x = self.second()?.proj.forward(pass, &hidden)?;
+        // What comes behind the tokens does not reach them, and those before are as a prompt.
+        self.llm_loss(pass, &x, &[text[..range.end].to_vec()], range.start, None)
+    }
+
+    /// The loss of texts behind projected query rows [B*Q,E]; the first `prompt` tokens of each are no targets.
     fn llm_loss(
         &self,
         pass: &Pass,
         x: &Tensor,
         text: &[Vec<u32>],
+        prompt: usize,
         trace: Option<&mut LlmTrace>,
     ) -> Result<Tensor> {
-        let Stage2 { llm, prompt, .. } = self.second()?;
-        let (trim, predicts) = (trace.is_none(), *prompt == 0);
+        let llm = &self.second()?.llm;
+        let (trim, predicts) = (trace.is_none(), prompt == 0);
         let used = |t: &'_ Vec<u32>| if trim { t.len() - 1 } else { t.len() };
         let rows = Rows::new(self.config.num_query, text.iter().map(used));
         let ids: Vec<u32> = text.iter().flat_map(|t| &t[..used(t)]).copied().collect();
@@ -202,7 +219,7 @@ impl Model {
         let rest = text
             .iter()
             .enumerate()
-            .flat_map(|(b, t)| (usize::from(predicts).max(*prompt)..t.len()).map(move |i| (b, i, t[i])));
+            .flat_map(|(b, t)| (usize::from(predicts).max(prompt)..t.len()).map(move |i| (b, i, t[i])));
         let (index, labels): (Vec<u32>, Vec<u32>) =
             first.chain(rest.map(|(b, i, id)| (before(b, i), id))).map(|(row, id)| (row as u32, id)).unzip();
         let everyone =

@@ -7,7 +7,7 @@ use crate::model::Number;
 use crate::nn::Pass;
 
 /// Numbers are recorded of every image with the text of its place: `match`, `similarity`, and the log-probability of each token
-/// behind [CLS] of the first text (`token.T`).
+/// behind [CLS] of the first text (`token.T`); of stage 2, the log-probability of every token of every text.
 pub fn explain(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     let Setup { model, params } = set_up(case, at, false, &[""])?;
     let image = case.tensor("inputs.image", at.dtype)?;
@@ -16,10 +16,14 @@ pub fn explain(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     let n = model.config.image_tokens();
     for (i, text) in texts.iter().enumerate() {
         let own = tokens.slice_rows(i * n..(i + 1) * n)?;
-        let mut numbers =
-            vec![("match".to_owned(), Number::Match), ("similarity".to_owned(), Number::Similarity)];
-        if i == 0 {
-            numbers.extend((1..text.len()).map(|t| (format!("token.{t}"), Number::Tokens(t..t + 1))));
+        let token = |t: usize| (format!("token.{t}"), Number::Tokens(t..t + 1));
+        let mut numbers = Vec::new();
+        if model.llm().is_some() {
+            numbers.extend((0..text.len()).map(token));
+        } else {
+            numbers =
+                vec![("match".to_owned(), Number::Match), ("similarity".to_owned(), Number::Similarity)];
+            numbers.extend((1..text.len()).filter(|_| i == 0).map(token));
         }
         for (name, number) in numbers {
             let found = model.explain(&params, &own, text, &number)?;

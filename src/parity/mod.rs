@@ -86,14 +86,14 @@ fn compare_all(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         "generate" => decode::generate(case, at, report),
         "features" => decode::features(case, at, report),
         "retrieval" => decode::retrieval(case, at, report),
-        "explain" => explain::explain(case, at, report),
+        "explain" | "stage2_explain" => explain::explain(case, at, report),
         "images" => images::images(case, report),
         "stage2" => stage2::stage2(case, at, report),
         "stage2_train" => stage2::train(case, at, report),
         "stage2_generate" => stage2::generate(case, at, report),
         other => {
             let kinds = "vit, stage1, stage1_ids, train, stage1_world, train_world, generate, features, retrieval, explain, \
-                         images, stage2, stage2_train or stage2_generate";
+                         images, stage2, stage2_train, stage2_generate or stage2_explain";
             Err(Error::file("parity", &case.path, format!("a case of kind {kinds}"), other))
         }
     }

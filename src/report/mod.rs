@@ -14,6 +14,7 @@ pub use page::page;
 pub use samples::{Group, Sample, read as read_samples};
 
 use crate::train::log::LOG;
+use crate::train::run_folder::VOCABULARY;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -119,13 +120,29 @@ impl Story {
         let settings = std::fs::read_to_string(run.join("config.yaml")).unwrap_or_default();
         let number = |text: &str| text.trim().parse::<f64>().ok().filter(|n| *n >= 2.0);
         let batch = settings.lines().find_map(|line| number(line.strip_prefix("batch:")?));
-        let config = std::fs::read(run.join("model/config.json")).unwrap_or_default();
-        let config: Option<Value> = serde_json::from_slice(&config).ok();
-        let vocabulary = config.and_then(|c| c.get("vocab")?.as_f64()).filter(|n| *n >= 2.0);
+        let vocabulary = vocabulary(run, &settings).filter(|n| *n >= 2.0);
         let bad = crate::train::run::read_bad(&run.join(crate::train::run::BAD)).into_iter().collect();
         let name = run.display().to_string();
         Story { name, settings, bad, batch, vocabulary, ..Story::default() }
     }
+}
+
+/// How many words captions are made of: those of the language model of a second stage, or of the run's own vocabulary, and [DEC].
+fn vocabulary(run: &Path, settings: &str) -> Option<f64> {
+    let llm = settings.lines().find_map(|line| line.strip_prefix("llm:")).map(str::trim);
+    if let Some(llm) = llm.filter(|l| !["", "null", "~"].contains(l)) {
+        // A path as it is, or between quotation marks as JSON has it.
+        let path = serde_json::from_str(llm).unwrap_or_else(|_| llm.to_owned());
+        let config = std::fs::read(Path::new(&path).join("config.json")).ok()?;
+        let config: Value = serde_json::from_slice(&config).ok()?;
+        return config.get("vocab_size")?.as_f64();
+    }
+    let words = std::fs::read_to_string(run.join(VOCABULARY).join("vocab.txt"));
+    if let Ok(words) = words {
+        return Some(words.lines().count() as f64 + 1.0);
+    }
+    let config: Value = serde_json::from_slice(&std::fs::read(run.join("model/config.json")).ok()?).ok()?;
+    config.get("vocab")?.as_f64()
 }
 
 /// The log of a run, read as far as it goes, and on when more was written.

@@ -50,7 +50,7 @@ pub fn best(model: &Model, index: &Index, rows: &Tensor, wanted: usize) -> Resul
         let of_rows = match index.halves(number)? {
             Some(halves) => {
                 norm = norm.max(halves.norm);
-                compare(&halves, &numbers, width, queries)?
+                compare(&halves, &numbers, width, queries)
             }
             None => {
                 let features = index.part(number)?.features;
@@ -110,24 +110,16 @@ fn candidates(near: &mut [Near], wanted: usize, eps: f64) -> Vec<Near> {
 }
 
 /// The score of every picture of a part in 16 bits.
-fn compare(halves: &Halves, query: &[f32], width: usize, queries: usize) -> Result<Vec<f32>> {
-    let size = width * queries;
+fn compare(halves: &Halves, query: &[f32], width: usize, queries: usize) -> Vec<f32> {
     let mut scores = vec![0f32; halves.rows];
-    let pieces = scores.par_chunks_mut(PIECE).enumerate();
-    pieces.try_for_each_init(
-        || vec![0u16; PIECE * size],
-        |some, (i, out)| {
-            let some = &mut some[..out.len() * size];
-            halves.read(i * PIECE, some)?;
-            compare_some(some, query, (width, size), out);
-            Ok(())
-        },
-    )?;
-    Ok(scores)
+    scores.par_chunks_mut(PIECE).enumerate().for_each(|(i, out)| {
+        compare_some(halves.of(i * PIECE..i * PIECE + out.len()), query, (width, width * queries), out);
+    });
+    scores
 }
 
 /// The scores of some pictures.
-fn compare_some(halves: &[u16], query: &[f32], (width, size): (usize, usize), out: &mut [f32]) {
+fn compare_some(halves: &[[u8; 2]], query: &[f32], (width, size): (usize, usize), out: &mut [f32]) {
     let count = query.len() / width;
     simd(
         #[inline(always)]
@@ -146,15 +138,15 @@ fn compare_some(halves: &[u16], query: &[f32], (width, size): (usize, usize), ou
     );
 }
 
-/// A finite f16 as f32, exactly: its exponent is 112 lower there.
+/// A finite f16 as f32, exactly: sign, exponent and fraction move to where f32 has them, and the exponent is 112 lower there.
 #[inline(always)]
-fn widen(h: u16) -> f32 {
-    let bits = (u32::from(h & 0x8000) << 16) | (u32::from(h & 0x7fff) << 13);
+fn widen(h: [u8; 2]) -> f32 {
+    let bits = ((i32::from(i16::from_le_bytes(h)) << 13) as u32) & 0x8fff_e000;
     f32::from_bits(bits) * f32::from_bits((127 + 112) << 23)
 }
 
 #[inline(always)]
-fn dot_half(h: &[u16], b: &[f32]) -> f32 {
+fn dot_half(h: &[[u8; 2]], b: &[f32]) -> f32 {
     let mut sums = [0f32; LANES];
     for (h, b) in h.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
         for i in 0..LANES {
@@ -187,7 +179,7 @@ mod tests {
     #[test]
     fn every_finite_half_widens_exactly() {
         for h in (0..=u16::MAX).filter(|h| f16::from_bits(*h).is_finite()) {
-            assert_eq!(widen(h).to_bits(), f16::from_bits(h).to_f32().to_bits(), "{h:04x}");
+            assert_eq!(widen(h.to_le_bytes()).to_bits(), f16::from_bits(h).to_f32().to_bits(), "{h:04x}");
         }
     }
 
@@ -225,7 +217,7 @@ mod tests {
             let query: Vec<f32> = (0..count).flat_map(|t| row(7 + t, width, 1.0)).collect();
             let mut halves = vec![f16::ZERO; features.len()];
             halves.convert_from_f32_slice(&features);
-            let bits: Vec<u16> = halves.iter().map(|h| h.to_bits()).collect();
+            let bits: Vec<[u8; 2]> = halves.iter().map(|h| h.to_le_bytes()).collect();
             let size = width * queries as usize;
             let mut near = vec![0f32; pictures as usize];
             compare_some(&bits, &query, (width, size), &mut near);

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Memory of bodies is counted in these.
 const UNIT: usize = 4096;
 /// Fields that are texts whatever stands in them.
-const TEXTS: [&str; 6] = ["text", "name", "spaces", "rank_by", "image", "of"];
+const TEXTS: [&str; 8] = ["text", "name", "spaces", "rank_by", "image", "of", "prompt", "template"];
 /// How much of a body that is refused is read and forgotten, so that the client hears of the refusal.
 const FORGOTTEN: usize = 4 * limits::BODY;
 

@@ -1,5 +1,5 @@
 //! `POST /v1/chat/completions`: a caption in the form that chat clients know. The picture is a `data:` URL in the user's last message;
-//! a text beside it would be a question, which needs a language model.
+//! a text beside it is a question, which a model with a language model answers.
 
 use super::body::decoded;
 use crate::{Error, Result};
@@ -7,8 +7,17 @@ use serde_json::{Map, Value, json};
 
 const OPERATION: &str = "chat";
 
-/// A request as a caption is asked for: the picture's bytes, and the options of a caption.
-pub fn parse(mut fields: Map<String, Value>) -> Result<(Vec<u8>, Map<String, Value>)> {
+/// What a request asks for.
+pub struct Asked {
+    /// The picture's bytes.
+    pub image: Vec<u8>,
+    pub question: Option<String>,
+    /// Of a caption or an answer.
+    pub options: Map<String, Value>,
+}
+
+/// Reads a request; `answers` is whether the model has a language model.
+pub fn parse(mut fields: Map<String, Value>, answers: bool) -> Result<Asked> {
     let wrong =
         |argument: &str, expected: &str, got: &str| Error::argument(OPERATION, argument, expected, got);
     if fields.remove("stream").is_some_and(|s| s == Value::Bool(true)) {
@@ -27,7 +36,7 @@ pub fn parse(mut fields: Map<String, Value>) -> Result<(Vec<u8>, Map<String, Val
         Value::String(_) => return Err(wrong("messages", "a picture in the last message", "a text alone")),
         _ => return Err(wrong("content", "a list of parts", "another JSON value")),
     };
-    let mut image = None;
+    let (mut image, mut question) = (None, String::new());
     for part in parts {
         match part.get("type").and_then(Value::as_str) {
             Some("image_url") => {
@@ -38,7 +47,9 @@ pub fn parse(mut fields: Map<String, Value>) -> Result<(Vec<u8>, Map<String, Val
             }
             Some("text") => {
                 let text = part.get("text").and_then(Value::as_str).unwrap_or_default();
-                if !text.trim().is_empty() {
+                if answers {
+                    question += text;
+                } else if !text.trim().is_empty() {
                     let expected = "a picture without a text: this model captions and has no language model that answers";
                     return Err(wrong("content", expected, "a text")
                         .fix("leave the text out; to look for pictures by a text, ask /v1/search"));
@@ -63,22 +74,35 @@ pub fn parse(mut fields: Map<String, Value>) -> Result<(Vec<u8>, Map<String, Val
     if let Some(other) = fields.keys().next() {
         return Err(wrong(other, "a field that /openapi.json lists", "another"));
     }
+    let question = Some(question).filter(|q| !q.trim().is_empty());
+    complete(&mut options, answers, question.is_some())?;
+    Ok(Asked { image, question, options })
+}
+
+/// What the options of a chat leave open.
+fn complete(options: &mut Map<String, Value>, answers: bool, question: bool) -> Result<()> {
     let greedy = options.get("temperature").and_then(Value::as_f64) == Some(0.0);
     match options.contains_key("temperature") || options.contains_key("top_p") {
         true if greedy => ["temperature", "top_p"].iter().for_each(|o| drop(options.remove(*o))),
         true => drop(options.insert("sample".into(), Value::Bool(true))),
         false => {}
     }
-    // As many beams as captions, or more: the search finds no others.
     let captions = options.get("num_captions").and_then(Value::as_u64).unwrap_or(1);
+    if question {
+        if captions > 1 {
+            return Err(Error::argument(OPERATION, "n", "1 with a question", captions));
+        }
+        options.remove("num_captions");
+    }
+    // As many beams as captions, or more: the search finds no others.
     if captions > 3 && !options.contains_key("sample") {
         options.insert("num_beams".into(), captions.into());
     }
-    // The fewest tokens of a caption are 10 by default: fewer may be asked for.
-    if let Some(most) = options.get("max_length").and_then(Value::as_u64).filter(|n| *n < 10) {
+    // The fewest tokens of a caption of stage 1 are 10 by default: fewer may be asked for.
+    if let Some(most) = options.get("max_length").and_then(Value::as_u64).filter(|n| *n < 10 && !answers) {
         options.insert("min_length".into(), most.into());
     }
-    Ok((image, options))
+    Ok(())
 }
 
 /// `data:image/jpeg;base64,...`
@@ -94,11 +118,13 @@ fn of_data_url(url: &str) -> Result<Vec<u8>> {
     }
 }
 
-/// The answer, from the JSON line of a caption.
+/// The answer, from the JSON line of captions or of an answer.
 pub fn answer(line: &str, model: &str, id: u64, at: u64) -> Result<String> {
     let line: Value = serde_json::from_str(line)
         .map_err(|e| Error::argument(OPERATION, "answer", "a line of captions", e))?;
-    let captions = line.get("caption").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let answered = line.get("answer").map(std::slice::from_ref);
+    let captions = line.get("caption").and_then(Value::as_array).map(Vec::as_slice);
+    let captions = answered.or(captions).unwrap_or_default();
     let choice = |(i, caption): (usize, &Value)| json!({"index": i, "message": {"role": "assistant", "content": caption}, "finish_reason": "stop"});
     let choices: Vec<Value> = captions.iter().enumerate().map(choice).collect();
     let answer = json!({"id": format!("caption-{id}"), "object": "chat.completion", "created": at, "model": model,

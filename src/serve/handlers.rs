@@ -233,20 +233,22 @@ async fn compute(app: &App, route: &Route, sent: Sent) -> Result<Response, Fault
     let place = app.waiting.try_acquire().map_err(|_| full())?;
     let counted = app.metrics.wait();
     let Sent { image, mut fields, memory } = sent;
+    let about = app.engine.about();
     let answer = match route.name {
         Name::Chat => {
-            let (bytes, options) = chat::parse(fields)?;
-            let picture = see(app, ("image".into(), bytes)).await?;
+            let chat::Asked { image, question, options } =
+                chat::parse(fields, about.language_model.is_some())?;
+            let picture = see(app, ("image".into(), image)).await?;
             drop(memory);
-            let Answer::Json(line) = ask(app, Ask::Caption { picture, options }).await? else {
+            let Answer::Json(line) = ask(app, Ask::Caption { picture, question, options }).await? else {
                 return Err(full());
             };
             let id = app.answered.fetch_add(1, Ordering::Relaxed);
             let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
             let at = at.map_or(0, |d| d.as_secs());
-            Answer::Json(chat::answer(&line, &app.engine.about().model, id, at)?)
+            Answer::Json(chat::answer(&line, &about.model, id, at)?)
         }
-        Name::Ask => {
+        Name::Ask if about.language_model.is_none() => {
             return Err(Fault::Error(
                 Error::argument("ask", "--model", "a model with a language model", "one without")
                     .fix("ask /v1/caption for a caption"),
@@ -256,7 +258,12 @@ async fn compute(app: &App, route: &Route, sent: Sent) -> Result<Response, Fault
             let picture = picture(app, image, &mut fields).await?;
             drop(memory);
             let asked = match route.name {
-                Name::Caption => Ask::Caption { picture: needed(picture)?, options: fields },
+                Name::Caption => Ask::Caption { picture: needed(picture)?, question: None, options: fields },
+                Name::Ask => {
+                    let none = || Error::argument("ask", "text", "a question", "none");
+                    let question = text_of(&mut fields)?.filter(|t| !t.trim().is_empty()).ok_or_else(none)?;
+                    Ask::Caption { picture: needed(picture)?, question: Some(question), options: fields }
+                }
                 Name::Look => {
                     let (engine, picture) = (app.engine.clone(), needed(picture)?);
                     let map = on_a_thread(app, move || engine.look(&picture, &fields)).await?;

@@ -65,9 +65,20 @@ pub mod limits {
 /// What is asked of the model. Options are the flags of the command by their names, with `_` for `-`.
 #[derive(Debug)]
 pub enum Ask {
-    Caption { picture: Shown, options: Map<String, Value> },
-    Search { query: Query, options: Map<String, Value> },
-    Features { picture: Option<Shown>, texts: Vec<String> },
+    /// A caption, or with a question what a language model answers.
+    Caption {
+        picture: Shown,
+        question: Option<String>,
+        options: Map<String, Value>,
+    },
+    Search {
+        query: Query,
+        options: Map<String, Value>,
+    },
+    Features {
+        picture: Option<Shown>,
+        texts: Vec<String>,
+    },
 }
 
 /// A picture at the model's size, under the name the client gave it.
@@ -113,6 +124,9 @@ pub struct About {
     pub longest_text: usize,
     /// Pictures of the index; none if there is none.
     pub pictures: Option<usize>,
+    /// The language model's folder, and the prompt before its captions; none of a model of stage 1.
+    pub language_model: Option<String>,
+    pub prompt: Option<String>,
     pub device: String,
 }
 

@@ -144,10 +144,29 @@ function captionOptions() {
   return asked;
 }
 
+// What is asked of pictures, where the model has a language model; otherwise nothing.
+function question() {
+  const asked = options($("ask-form"));
+  return asked.text?.trim() ? asked : null;
+}
+
+// The defaults of answers are others than those of captions: what is as it was is left out.
+function answerOptions() {
+  const { elements } = $("caption-options");
+  const { num_captions, spaces, prompt, ...asked } = captionOptions();
+  const changed = ([name]) => elements[name].type === "checkbox" || elements[name].value !== elements[name].defaultValue;
+  return Object.fromEntries(Object.entries(asked).filter(changed));
+}
+
+function answered(answer) {
+  return [make("small", {}, answer.question), make("p", { className: "text" }, answer.answer ?? "")];
+}
+
 function captionLines(answer) {
   return answer.caption.flatMap((text, i) => [
     make("p", { className: "text", lang: "ja" }, text),
-    scores([[said.logProb, answer.log_prob[i]], ["itc", answer.itc[i]], ["itm", answer.itm[i]]]),
+    // A language model gives the text alone.
+    ...(answer.itc ? [scores([[said.logProb, answer.log_prob[i]], ["itc", answer.itc[i]], ["itm", answer.itm[i]]])] : []),
   ]);
 }
 
@@ -164,14 +183,16 @@ async function captionFile(file) {
   });
   $("captioned").prepend(item);
   try {
-    const answer = await post("/v1/caption", form(file, captionOptions()), abort.signal);
+    const asks = question();
+    const asked = asks ? { ...answerOptions(), ...asks } : captionOptions();
+    const answer = await post(asks ? "/v1/ask" : "/v1/caption", form(file, asked), abort.signal);
     const copy = make("button", { type: "button" }, said.copy);
     copy.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(answer.caption.join("\n"));
+      await navigator.clipboard.writeText(asks ? answer.answer : answer.caption.join("\n"));
       copy.textContent = said.copied;
     });
     const raw = make("details", {}, make("summary", {}, "JSON"), make("pre", { tabIndex: 0 }, JSON.stringify(answer, null, 1)));
-    state.replaceWith(...captionLines(answer), copy, " ");
+    state.replaceWith(...(asks ? answered(answer) : captionLines(answer)), copy, " ");
     item.append(raw);
   } catch (error) {
     state.textContent = error.message;
@@ -347,6 +368,16 @@ document.addEventListener("paste", (event) => take(event.clipboardData.files));
 
 // --- Beginning
 
+// What only a model with a language model has, and what it lacks.
+function second(about) {
+  for (const part of document.querySelectorAll(".second")) part.hidden = false;
+  for (const part of document.querySelectorAll(".first")) part.remove();
+  const { prompt, num_beams: beams, min_length: fewest } = $("caption-options").elements;
+  [prompt.defaultValue, beams.defaultValue, fewest.defaultValue] = [about.prompt, 5, 1];
+  $("about").textContent += ` · ${about.language_model}`;
+}
+
+$("ask-form").addEventListener("submit", (event) => event.preventDefault());
 $("caption-options").addEventListener("submit", (event) => event.preventDefault());
 $("search-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -385,4 +416,5 @@ guarded(async () => {
   const about = await json("/v1/about");
   $("about").textContent = `${said.model} ${about.model} · ${about.device}`;
   if (about.pictures === null) $("searched").textContent = said.noIndex;
+  if (about.language_model !== null) second(about);
 });

@@ -151,7 +151,12 @@ fn caption(say: fn(&'static str) -> &'static str) -> Markup {
                 (number(say("Fewest tokens"), "min_length", "10", 0, 512))
                 (number(say("Seed"), "seed", "0", 0, 9_007_199_254_740_991))
                 label { input type="checkbox" name="spaces" value="join"; " " (say("Without spaces between words")) }
+                label.wide.second hidden { (say("Prompt: the text that the language model continues")) " " input name="prompt" autocomplete="off"; }
             }
+        }
+        form #ask-form.options.second hidden {
+            label.wide { (say("A question about the pictures (empty: captions)")) " " input name="text" autocomplete="off"; }
+            label.wide { (say("What stands around the question, {}")) " " input name="template" value=(say("Question: {} Answer:")) autocomplete="off"; }
         }
         (scores(say, true))
         ol.pictures #captioned aria-live="polite" {}
@@ -205,8 +210,8 @@ fn look(say: fn(&'static str) -> &'static str) -> Markup {
             label.wide { (say("The text (empty: the caption)")) " " input name="text" lang="ja" autocomplete="off"; }
             label { (say("The map explains")) " "
                 select name="of" {
-                    option value="itm" { (say("the matching logit (itm)")) }
-                    option value="itc" { (say("the contrastive similarity (itc)")) }
+                    option.first value="itm" { (say("the matching logit (itm)")) }
+                    option.first value="itc" { (say("the contrastive similarity (itc)")) }
                     option value="word" { (say("a word of the text, by its place from 1")) }
                 }
             }

@@ -53,10 +53,8 @@ const NAME: Field =
 const PLACE: Field = field("place", "integer", "Instead of image: a picture of the index, by its place");
 const LANG: Field = field("lang", "string", "en or ja");
 
-const CAPTION: &[Field] = &[
-    IMAGE,
-    NAME,
-    PLACE,
+/// How a text is searched for or drawn.
+const GENERATION: [Field; 10] = [
     field("num_beams", "integer", "Beams of the search; 1 is greedy; default 3, with sample 1"),
     field("sample", "boolean", "Draw captions at random; default false"),
     field(
@@ -74,9 +72,53 @@ const CAPTION: &[Field] = &[
         "Above 1 makes tokens that are already there less probable; default 1",
     ),
     field("length_penalty", "number", "Above 0 prefers long captions; default 1"),
-    field("num_captions", "integer", "Captions, best first; default 1"),
     field("seed", "integer", "Of the random draws; default 0"),
+];
+const CAPTIONS: [Field; 3] = [
+    field("num_captions", "integer", "Captions, best first; default 1"),
     field("spaces", "string", "keep, or join: Japanese words without spaces; default keep"),
+    field(
+        "prompt",
+        "string",
+        "With a language model: the text it continues; default the one of its training",
+    ),
+];
+
+const CAPTION: &[Field] = &[
+    IMAGE,
+    NAME,
+    PLACE,
+    CAPTIONS[0],
+    CAPTIONS[1],
+    CAPTIONS[2],
+    GENERATION[0],
+    GENERATION[1],
+    GENERATION[2],
+    GENERATION[3],
+    GENERATION[4],
+    GENERATION[5],
+    GENERATION[6],
+    GENERATION[7],
+    GENERATION[8],
+    GENERATION[9],
+];
+
+const ASK: &[Field] = &[
+    IMAGE,
+    NAME,
+    PLACE,
+    field("text", "string", "The question"),
+    field("template", "string", "What stands around the question, {}; default {} alone"),
+    GENERATION[0],
+    GENERATION[1],
+    GENERATION[2],
+    GENERATION[3],
+    GENERATION[4],
+    GENERATION[5],
+    GENERATION[6],
+    GENERATION[7],
+    GENERATION[8],
+    GENERATION[9],
 ];
 
 const SEARCH: &[Field] = &[
@@ -185,8 +227,13 @@ pub const ROUTES: &[Route] = &[
     post(
         Name::Ask,
         "/v1/ask",
-        "The answer to a question about a picture; needs a language model",
-        &[IMAGE, NAME, field("text", "string", "The question")],
+        "The answer to a question about a picture, as `qformer caption --ask` gives it; needs a language model",
+        ASK,
     ),
-    post(Name::Chat, "/v1/chat/completions", "A caption, in the form of chat clients", CHAT),
+    post(
+        Name::Chat,
+        "/v1/chat/completions",
+        "A caption, or the answer to a question, in the form of chat clients",
+        CHAT,
+    ),
 ];

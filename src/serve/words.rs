@@ -66,6 +66,10 @@ const TABLE: &[(&str, &str)] = &[
     ("Fewest tokens", "最小トークン数"),
     ("Seed", "シード"),
     ("Without spaces between words", "単語の間の空白なし"),
+    ("Prompt: the text that the language model continues", "プロンプト（言語モデルが続きを書く文）"),
+    ("A question about the pictures (empty: captions)", "画像についての質問（空欄なら説明文）"),
+    ("What stands around the question, {}", "質問 {} の前後に置く文"),
+    ("Question: {} Answer:", "質問: {} 答え:"),
     ("What the numbers say", "数値の意味"),
     (
         "log-probability: the sum over the caption's tokens of the logarithm of their probability; closer to 0 is surer",

@@ -20,7 +20,7 @@ pub mod plan;
 pub mod rehearsal;
 #[doc(hidden)]
 pub mod run;
-mod run_folder;
+pub(crate) mod run_folder;
 #[doc(hidden)]
 pub mod schedule;
 #[doc(hidden)]

@@ -1,10 +1,12 @@
 //! A tiny random model, pictures, and the program to run on them.
 #![allow(dead_code)]
 
+use qformer::model::llm::LlmConfig;
 use qformer::model::{Config, Model};
 use qformer::nn::Params;
 use qformer::pretrained::Pretrained;
 use qformer::tensor::DType;
+use qformer::text::llm::LlmTokenizer;
 use qformer::text::{Settings, Tokenizer};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -53,6 +55,52 @@ impl Place {
             params.get_mut(id).data_mut::<f32>().unwrap().iter_mut().for_each(|x| *x *= 8.0);
         }
         Pretrained::save(&self.path(name), &model, &params, &tokenizer, None).unwrap();
+    }
+
+    /// A Llama-shaped language model of random numbers with a tokenizer, in a folder as Hugging Face has it.
+    pub fn language_model(&self, name: &str) {
+        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/llm/bpe-llama.model");
+        self.write(&format!("{name}/tokenizer.model"), std::fs::read(&tokenizer).unwrap());
+        let settings = r#"{"tokenizer_class":"LlamaTokenizer","bos_token":"<s>","eos_token":"</s>","add_bos_token":true}"#;
+        self.write(&format!("{name}/tokenizer_config.json"), settings);
+        let vocab = LlmTokenizer::open_file(&tokenizer).unwrap().len();
+        let config = format!(
+            r#"{{"model_type":"llama","vocab_size":{vocab},"hidden_size":24,"num_hidden_layers":2,"num_attention_heads":4,
+            "num_key_value_heads":2,"intermediate_size":40,"max_position_embeddings":64,"rms_norm_eps":1e-5}}"#
+        );
+        self.write(&format!("{name}/config.json"), &config);
+        let (_, specs) =
+            Model::with_llm(Config::tiny(), LlmConfig::from_json(&config).unwrap(), 0, false).unwrap();
+        let params = Params::random(specs, DType::F32, 5).unwrap();
+        let all: Vec<(String, Vec<usize>, Vec<u8>)> = (params.iter())
+            .filter(|(_, s, _)| s.name.starts_with("llm_model."))
+            .map(|(_, s, t)| {
+                let bf16 = t
+                    .to_f32()
+                    .unwrap()
+                    .iter()
+                    .flat_map(|x| half::bf16::from_f32(8.0 * x).to_le_bytes())
+                    .collect();
+                (s.name["llm_model.".len()..].to_string(), s.shape.clone(), bf16)
+            })
+            .collect();
+        // Two shards and their index, as large models have them.
+        let middle = all.len() / 2;
+        let mut index = serde_json::Map::new();
+        for (i, part) in [&all[..middle], &all[middle..]].into_iter().enumerate() {
+            let file = format!("model-0000{}-of-00002.safetensors", i + 1);
+            let views = part.iter().map(|(n, s, b)| {
+                index.insert(n.clone(), file.clone().into());
+                (
+                    n.clone(),
+                    safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, s.clone(), b).unwrap(),
+                )
+            });
+            let views: Vec<_> = views.collect();
+            safetensors::serialize_to_file(views, None, &self.path(&format!("{name}/{file}"))).unwrap();
+        }
+        let index = serde_json::json!({ "weight_map": index });
+        self.write(&format!("{name}/model.safetensors.index.json"), index.to_string());
     }
 
     pub fn open(&self) -> Pretrained {

@@ -144,6 +144,35 @@ class Second:
             self.put(f"outputs.ids.{k}", ids)
         return dict(runs=RUNS, profile="lavis-head", **self.special)
 
+    def explain(self):
+        """Attention of the queries to the image and the gradient, with respect to it, of the log-probability of each token that the language
+        model may say behind the image and the tokens before it, by LAVIS's own hooks (Qformer.py: save_attention, get_attention_map,
+        get_attn_gradients). The gradient comes through the projected queries."""
+        c, (bos, pad, eos) = SIZES, self.special.values()
+        image = torch.randn(2, 3, c["image_size"], c["image_size"], generator=self.g)
+        lengths = [c["max_txt_len"], 5]
+        rows = [[bos] + torch.randint(8, 61, (n - 2,), generator=self.g).tolist() + [eos] for n in lengths]
+        ids = torch.tensor([r + [pad] * (max(lengths) - len(r)) for r in rows])
+        mask = torch.tensor([[1] * n + [0] * (max(lengths) - n) for n in lengths])
+        cross = {k: layer.crossattention.self for k, layer in enumerate(self.model.Qformer.bert.encoder.layer) if layer.has_cross_attention}
+        for attention in cross.values():
+            attention.save_attention = True
+        embeds = self.llm.get_input_embeddings()
+        for i, row in enumerate(rows):
+            for t, id in enumerate(row):
+                _, _, x = self.inputs(image[i:i + 1])
+                logits = self.llm(inputs_embeds=torch.cat([x, embeds(torch.tensor([row], dtype=torch.long))], 1), return_dict=True).logits
+                value = torch.log_softmax(logits[0, x.shape[1] + t - 1], dim=-1)[id]
+                value.backward()
+                self.put(f"outputs.{i}.token.{t}.value", value.reshape(1))
+                for k, attention in cross.items():
+                    self.put(f"outputs.{i}.token.{t}.attention.{k}", attention.get_attention_map()[0])
+                    self.put(f"outputs.{i}.token.{t}.gradient.{k}", attention.get_attn_gradients()[0])
+        self.weights()
+        for name, value in dict(image=image, input_ids=ids, attention_mask=mask).items():
+            self.put(f"inputs.{name}", value)
+        return dict(prompt_length=0, special=self.special)
+
     def save(self, kind, out, meta):
         from safetensors.torch import save_file
         path = os.path.join(out, f"{kind}-{self.family}-small.safetensors")
@@ -163,6 +192,9 @@ def main():
     for i, family in enumerate(["opt", "gpt_neox"]):
         second = Second(family, args.seed + 10 + i)
         second.save("stage2_generate", args.out, second.generate())
+    for i, family in enumerate(["opt", "gpt_neox", "llama"]):
+        second = Second(family, args.seed + 20 + i)
+        second.save("stage2_explain", args.out, second.explain())
 
 
 if __name__ == "__main__":

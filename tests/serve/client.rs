@@ -96,11 +96,16 @@ pub struct Served {
 }
 
 impl Served {
-    /// The server on a free port, once it listens.
+    /// The server of `model` on a free port, once it listens.
     pub fn start(place: &Place, more: &[&str]) -> Served {
+        Served::of(place, "model", more)
+    }
+
+    /// The same of another model.
+    pub fn of(place: &Place, model: &str, more: &[&str]) -> Served {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qformer"));
         command.current_dir(place.dir.path()).env("RAYON_NUM_THREADS", "2");
-        command.args(["serve", "--model", "model", "--port", "0", "--device", "cpu"]).args(more);
+        command.args(["serve", "--model", model, "--port", "0", "--device", "cpu"]).args(more);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         let mut lines = BufReader::new(child.stderr.take().unwrap());

@@ -1,5 +1,5 @@
-//! The features of a part once more, in 16 bits: what a search goes through. Half the bytes, read piece by piece, so that an index need
-//! not fit into memory; the features in 32 bits beside it decide the order of the best.
+//! The features of a part once more, in 16 bits: what a search goes through. Half the bytes, mapped into memory, so that an index need
+//! not fit into it; the features in 32 bits beside it decide the order of the best.
 //!
 //! `half-N.f16` is a line of JSON, [`Head`], and behind its line feed [R,Q,E] f16 (little-endian), each the nearest to that of part N.
 //! It follows from the part: where it is missing the part itself is searched.
@@ -11,7 +11,7 @@ use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Bytes of the longest head.
@@ -31,10 +31,9 @@ struct Head {
 
 /// The numbers of a part in 16 bits.
 pub struct Halves {
-    file: File,
-    path: PathBuf,
+    map: files::Map,
     /// Where they begin, in bytes.
-    at: u64,
+    at: usize,
     /// Numbers of a row.
     size: usize,
     /// Rows of all pictures.
@@ -44,13 +43,15 @@ pub struct Halves {
 }
 
 impl Halves {
-    /// The numbers `[n,Q,E]` from a row on, as many as there is room for.
-    pub fn read(&self, row: usize, to: &mut [u16]) -> Result<()> {
-        let at = self.at + 2 * (row * self.size) as u64;
-        let bytes = bytemuck::cast_slice_mut(to);
-        self.file.read_exact_at(bytes, at).map_err(|e| Error::io("read index", &self.path, &e))?;
-        to.iter_mut().for_each(|x| *x = u16::from_le(*x));
-        Ok(())
+    /// An error if the file was cut short since it was opened.
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        self.map.check().map_err(|e| Error::io("read index", path, &e))
+    }
+
+    /// The numbers `[n,Q,E]` of some rows, little-endian; those of rows that there are not are missing.
+    pub fn of(&self, rows: Range<usize>) -> &[[u8; 2]] {
+        let [from, to] = [rows.start, rows.end.min(self.rows)].map(|row| self.at + 2 * row * self.size);
+        self.map.bytes().get(from..to).unwrap_or_default().as_chunks().0
     }
 }
 
@@ -103,29 +104,23 @@ pub(super) fn open(path: &Path, shape: &[usize], part: &str) -> Result<Option<Ha
     if head.shape != shape || head.part != part {
         return Err(wrong(format!("{:?}, or those of another part", head.shape)));
     }
-    let (at, count) = (line.len() as u64, shape.iter().product::<usize>());
+    let (at, count) = (line.len(), shape.iter().product::<usize>());
     let length = file.metadata().map_err(failed)?.len();
-    if length != at + 2 * count as u64 {
+    if length != (at + 2 * count) as u64 {
         return Err(wrong(format!("{length} bytes")));
     }
     let width = shape.last().copied().unwrap_or(1).max(1);
     let rows = shape.first().copied().unwrap_or(0);
-    let mut halves = Halves { file, path: path.to_owned(), at, size: count / rows.max(1), rows, norm: 0.0 };
+    let map = files::Map::open(file, at + 2 * count).map_err(failed)?;
+    let mut halves = Halves { map, at, size: count / rows.max(1), rows, norm: 0.0 };
     let mut hash = blake3::Hasher::new();
     let mut largest: f64 = 0.0;
-    let mut some = vec![0u16; (PIECE / width * width).max(width)];
-    let mut done = 0;
-    while done < count {
-        let here = some.len().min(count - done);
-        let bytes = bytemuck::cast_slice_mut(&mut some[..here]);
-        halves.file.read_exact_at(bytes, at + 2 * done as u64).map_err(failed)?;
-        hash.update(bytes);
-        let square = |row: &[u16]| {
-            let number = |x: &u16| f16::from_bits(u16::from_le(*x)).to_f64().powi(2);
-            row.iter().map(number).sum::<f64>()
-        };
-        largest = some[..here].chunks(width).map(square).fold(largest, |a, b| if b <= a { a } else { b });
-        done += here;
+    // Piece by piece: the numbers are still in the cache when their norms are taken.
+    for some in halves.of(0..rows).chunks((PIECE / width).max(1) * width) {
+        hash.update(some.as_flattened());
+        let square =
+            |row: &[[u8; 2]]| row.iter().map(|x| f16::from_le_bytes(*x).to_f64().powi(2)).sum::<f64>();
+        largest = some.chunks(width).map(square).fold(largest, |a, b| if b <= a { a } else { b });
     }
     if hash.finalize().to_hex().as_str() != head.key {
         return Err(wrong("other numbers than were written".into()));

@@ -21,15 +21,15 @@ impl Index {
     /// A part in 16 bits, checked when it is first asked for; `None` if there is none.
     pub fn halves(&self, number: u32) -> Result<Option<Arc<Halves>>> {
         let mut opened = self.halves.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = halves::path_of(&self.folder, number);
         if let Some(known) = opened.get(&number) {
+            known.iter().try_for_each(|halves| halves.check(&path))?;
             return Ok(known.clone());
         }
         let listed = self.list.parts.get(&number);
         let key = listed.and_then(|l| Some((l.rows() as usize, l.key()?)));
         let halves = match key {
-            Some((rows, key)) => {
-                halves::open(&halves::path_of(&self.folder, number), &self.shape(rows), key)?.map(Arc::new)
-            }
+            Some((rows, key)) => halves::open(&path, &self.shape(rows), key)?.map(Arc::new),
             None => None,
         };
         opened.insert(number, halves.clone());
@@ -45,10 +45,8 @@ impl Index {
             None => store::row(&store::open(&path)?, &path, size, row)?,
         };
         if let Some(halves) = self.halves(number)? {
-            let mut known = vec![0; size];
-            halves.read(row, &mut known)?;
-            let rounded = features.iter().map(|x| half::f16::from_f32(*x).to_bits());
-            if !rounded.eq(known) {
+            let rounded = features.iter().map(|x| half::f16::from_f32(*x).to_le_bytes());
+            if !rounded.eq(halves.of(row..row + 1).iter().copied()) {
                 return Err(Error::file("read index", &path, "the features of its 16 bits", "others")
                     .fix("the file was damaged or changed: make the index anew in another folder"));
             }

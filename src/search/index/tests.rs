@@ -225,10 +225,11 @@ fn halves_are_those_of_their_part_or_refused() {
     drop(index);
     let open = || Index::read(dir.path()).unwrap();
     let halves = open().halves(1).unwrap().unwrap();
-    let want: Vec<u16> = (1..=3).flat_map(features).map(|x| half::f16::from_f32(x).to_bits()).collect();
-    let mut numbers = vec![0; 18];
-    halves.read(0, &mut numbers).unwrap();
-    assert_eq!((numbers, halves.rows), (want, 3));
+    let want: Vec<[u8; 2]> =
+        (1..=3).flat_map(features).map(|x| half::f16::from_f32(x).to_le_bytes()).collect();
+    assert_eq!((halves.of(0..3), halves.rows), (&want[..], 3));
+    assert_eq!(halves.of(1..2), &want[6..12]);
+    assert!(halves.of(3..4).is_empty());
     // The largest row is 3.375, 3.5, 3.625.
     assert!((halves.norm - (3.375f64.powi(2) + 3.5f64.powi(2) + 3.625f64.powi(2)).sqrt()).abs() < 1e-12);
     assert_eq!(open().row(1, 1).unwrap(), features(2));
@@ -244,6 +245,12 @@ fn halves_are_those_of_their_part_or_refused() {
         std::fs::write(&path, bad).unwrap();
         assert!(open().halves(1).is_err(), "changed at {at}");
     }
+    // Cut short while it is searched: an error, and not the end of the program.
+    std::fs::write(&path, &good).unwrap();
+    let index = open();
+    assert!(index.halves(1).is_ok());
+    std::fs::write(&path, &good[..good.len() - 1]).unwrap();
+    assert!(index.halves(1).is_err() && index.row(1, 0).is_err());
     // A part that does not round to its halves.
     std::fs::write(&path, &good).unwrap();
     let part = dir.path().join("part-000001.safetensors");
