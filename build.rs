@@ -26,6 +26,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=kernels");
     println!("cargo::rerun-if-changed=src/vision/jpeg.c");
+    println!("cargo::rerun-if-changed=src/group/mpi.c");
     println!("cargo::rerun-if-changed=src/vision/jpeg_lanes.h");
     if let Err(message) = build() {
         for line in message.lines() {
@@ -40,8 +41,33 @@ fn build() -> Outcome<()> {
     if env::var_os("CARGO_FEATURE_HOST_KERNELS").is_some() {
         build_host()?;
     }
+    if env::var_os("CARGO_FEATURE_MPI").is_some() {
+        build_mpi()?;
+    }
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
         build_cuda(&out)?;
+    }
+    Ok(())
+}
+
+/// `src/group/mpi.c` with the compiler of the system's MPI, `MPICC` or mpicc, which also says what to link.
+fn build_mpi() -> Outcome<()> {
+    println!("cargo::rerun-if-env-changed=MPICC");
+    let mpicc = env::var("MPICC").unwrap_or_else(|_| "mpicc".into());
+    let asked = |flag: &str| Command::new(&mpicc).arg(flag).output().ok().filter(|o| o.status.success());
+    // OpenMPI's, else MPICH's.
+    let said = asked("--showme:link").or_else(|| asked("-link_info")).ok_or_else(|| {
+        format!("the feature mpi needs {mpicc} (Debian: apt-get install libopenmpi-dev openmpi-bin), or MPICC=its path")
+    })?;
+    let mut shim = cc::Build::new();
+    shim.compiler(&mpicc).file("src/group/mpi.c").warnings_into_errors(true).opt_level(2);
+    shim.try_compile("qformer_mpi").map_err(|e| format!("src/group/mpi.c: {e}"))?;
+    for flag in String::from_utf8_lossy(&said.stdout).split_whitespace() {
+        if let Some(folder) = flag.strip_prefix("-L") {
+            println!("cargo::rustc-link-search=native={folder}");
+        } else if let Some(library) = flag.strip_prefix("-l") {
+            println!("cargo::rustc-link-lib={library}");
+        }
     }
     Ok(())
 }

@@ -23,6 +23,8 @@ pub enum Kind {
     Memory,
     /// A loss or a gradient is not finite. Exit code 7.
     NonFinite,
+    /// A process of a group does not answer, or what they have differs. Exit code 8.
+    Group,
     /// Stopped by a signal after saving. Exit code 128 + the signal's number.
     Signal(i32),
 }
@@ -152,6 +154,7 @@ impl Error {
             Kind::Parity => 5,
             Kind::Device | Kind::Memory => 6,
             Kind::NonFinite => 7,
+            Kind::Group => 8,
             Kind::Signal(n) => u8::try_from(128 + n).unwrap_or(1),
         }
     }

@@ -45,6 +45,7 @@
 //! | [`metrics`] | BLEU, ROUGE-L, CIDEr-D, recall |
 //! | [`pretrained`] | [`pretrained::Pretrained`], a model as users hold it: a folder with its numbers and its tokenizer |
 //! | [`train`] | [`train::Training`]: settings, optimizer, schedule, trainer, checkpoints |
+//! | `group` | processes that compute one training together |
 //! | `parity` | recorded cases of LAVIS against this crate |
 //! | `report` | a run as one HTML page |
 //! | `results` | what commands write: caption files, arrays, the page of a search |
@@ -66,6 +67,8 @@ pub mod demo;
 pub mod device;
 pub mod error;
 pub mod files;
+#[doc(hidden)]
+pub mod group;
 #[doc(hidden)]
 pub mod kernels;
 pub mod metrics;

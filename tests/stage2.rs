@@ -49,7 +49,7 @@ fn the_repositorys_cases_agree_on_the_gpus_kernels() {
     };
     let device = Device::open(&name).unwrap();
     for case in cases("tests/lavis") {
-        let at = |precision| At { device: device.clone(), dtype: DType::F32, precision };
+        let at = |precision| At { device: device.clone(), precision, ..At::cpu(DType::F32) };
         agrees(&case, &at(Precision::F32));
     }
 }

@@ -14,6 +14,7 @@ mod evaluation;
 mod explain;
 mod features;
 mod generation;
+mod group;
 mod inputs;
 mod inspect;
 mod manual;

@@ -1,6 +1,8 @@
 //! `qformer parity`: recorded LAVIS cases, number by number.
 
+use super::group::GroupArgs;
 use super::output::say;
+use crate::group::Group;
 use crate::nn::{Gelu, Precision};
 use crate::parity::Place;
 use crate::tensor::{DType, Device};
@@ -51,10 +53,14 @@ pub struct Args {
     /// Only the last line of each file
     #[arg(long)]
     quiet: bool,
+    #[command(flatten)]
+    group: GroupArgs,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let mut place = place(&args.device, &args.dtype)?;
+    let group = args.group.open()?;
+    let mut place = place(&args.device, &args.dtype, &group)?;
+    place.group = group.clone();
     place.precision = place.precision.with_gelu(&place.device, Gelu::named(&args.vit_gelu)?)?;
     let tokenizer = args.vocab.as_deref().map(Tokenizer::open_vocabulary).transpose()?;
     let llm = args.tokenizer.as_deref().map(LlmTokenizer::open_any).transpose()?;
@@ -66,8 +72,11 @@ pub fn run(args: &Args) -> Result<()> {
             (None, None) => None,
         };
         let compared = match texts {
-            Some(texts) => texts.map(|report| (print(&report, &report.file, args), report.pass)),
-            None => parity::run(file, &place).map(|report| (print(&report, &report.file, args), report.pass)),
+            Some(texts) => {
+                texts.map(|report| (print(&report, &report.file, args, group.leads()), report.pass))
+            }
+            None => parity::run(file, &place)
+                .map(|report| (print(&report, &report.file, args, group.leads()), report.pass)),
         };
         match compared {
             Ok((printed, pass)) => {
@@ -82,6 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
             Err(e) => return Err(e),
         }
     }
+    group.end()?;
     let all = args.files.len();
     if failed > 0 {
         let more = if unread > 0 { format!(", {unread} could not be read") } else { String::new() };
@@ -95,8 +105,17 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn place(device: &str, dtype: &str) -> Result<Place> {
-    let device = Device::announced(device, |line| note!("{line}"))?;
+fn place(device: &str, dtype: &str, group: &Group) -> Result<Place> {
+    let own = match device {
+        "cuda" if group.size() > 1 => format!("cuda:{}", group.local()),
+        device => device.to_owned(),
+    };
+    let say = |line| {
+        if group.leads() {
+            note!("{line}")
+        }
+    };
+    let device = Device::announced(&own, say)?;
     device.check_computes("parity")?;
     match (&device, dtype) {
         (Device::Cpu, "f32") => Ok(Place::cpu(DType::F32)),
@@ -106,12 +125,16 @@ fn place(device: &str, dtype: &str) -> Result<Place> {
         (Device::Gpu(_), "f64") => {
             Err(Error::argument("parity", "--dtype", "f32, f16 or bf16 on a GPU", "f64"))
         }
-        (Device::Gpu(_), name) => Ok(Place { dtype: DType::F32, precision: Precision::named(name)?, device }),
+        (Device::Gpu(_), name) => {
+            Ok(Place { dtype: DType::F32, precision: Precision::named(name)?, device, group: Group::alone() })
+        }
     }
 }
 
-fn print(report: &(impl Serialize + Display), file: &str, args: &Args) -> Result<()> {
-    if args.json {
+fn print(report: &(impl Serialize + Display), file: &str, args: &Args, speaks: bool) -> Result<()> {
+    if !speaks {
+        // All processes have the same report.
+    } else if args.json {
         let json = serde_json::to_string(report).map_err(|e| Error::new(Kind::Write, "parity").got(e))?;
         say!("{json}")?;
     } else if args.quiet {

@@ -1,5 +1,6 @@
 //! `qformer train`: from pictures and captions to a trained model directory.
 
+use super::group::GroupArgs;
 use super::output::Output;
 use crate::console::Terminal;
 use crate::train::config::{self, Config, Flag, FlagKind, yaml};
@@ -17,14 +18,15 @@ use std::path::{Path, PathBuf};
 /// line win. The run's folder gets checkpoints, log.jsonl, TensorBoard events and, at the end, the trained model in model/.
 /// Ctrl-C and SIGTERM save and exit; --resume goes on from there, bit for bit as if nothing had happened.
 ///
-/// Exit codes: 2 wrong settings, 3 unusable data or files, 4 writing failed, 7 a loss is not finite, 130 / 143 stopped by
-/// SIGINT / SIGTERM after saving.
+/// Exit codes: 2 wrong settings, 3 unusable data or files, 4 writing failed, 7 a loss is not finite, 8 another process of a group does
+/// not answer or has other settings, 130 / 143 stopped by SIGINT / SIGTERM after saving.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  qformer train --images photos --captions captions.json --out run\n  qformer train \
                   pretrain_stage1.yaml --start eva-bert --images coco --captions stair.json --set init_lr=5e-5\n  \
                   qformer train --start eva-bert --images coco --captions stair.json --out run --cache tokens --set cache_views=4\n  \
-                  qformer train --resume --out run"
+                  qformer train --resume --out run\n  \
+                  mpirun -n 4 qformer train --images coco --captions stair.json --out run --set contrast=world --set accumulate=4"
 )]
 pub struct Args {
     /// YAML configuration, ours or LAVIS's (with --resume: the run's own if none is given)
@@ -53,6 +55,8 @@ pub struct Args {
     /// List all settings and stop
     #[arg(long)]
     keys: bool,
+    #[command(flatten)]
+    group: GroupArgs,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -60,24 +64,30 @@ pub fn run(args: &Args) -> Result<()> {
         return print(&config::describe());
     }
     let config = args.read()?;
-    let mut terminal = Terminal::new(args.quiet);
+    let group = args.group.open()?;
+    let mut terminal = if group.leads() { Terminal::new(args.quiet) } else { Terminal::silent() };
     let aim = match (args.export, args.resume) {
         (true, _) => Aim::Export,
         (false, true) => Aim::Resume,
         (false, false) => Aim::Begin,
     };
     let out = config.out.clone();
-    let job = Job::prepare(config, aim, &terminal)?;
+    if !group.leads() && (args.dry_run || aim == Aim::Export) {
+        return group.end();
+    }
+    let job = Job::prepare_in(&group, config, aim, &terminal)?;
     let out = out.ok_or_else(no_folder)?;
     if args.dry_run {
-        return print(&job.dry_run(&out, &terminal)?);
+        print(&job.dry_run(&out, &terminal)?)?;
+        return group.end();
     }
     if aim == Aim::Export {
         let Outcome { step, model, .. } = job.export(&out, &terminal)?;
         terminal.say(&format!("the model of step {step} is in {}", model.display()));
-        return Ok(());
+        return group.end();
     }
     let outcome = job.train(&out, &mut terminal)?;
+    group.end()?;
     conclude("train", &out, &outcome, &terminal)
 }
 

@@ -12,12 +12,19 @@ use signals::Stop;
 pub struct Terminal {
     progress: Progress,
     stop: Option<Stop>,
+    /// Of several processes, one speaks.
+    speaks: bool,
 }
 
 impl Terminal {
     /// `quiet` shows warnings only.
     pub fn new(quiet: bool) -> Terminal {
-        Terminal { progress: Progress::new(quiet), stop: None }
+        Terminal { progress: Progress::new(quiet), stop: None, speaks: true }
+    }
+
+    /// Of a process that only listens to signals.
+    pub fn silent() -> Terminal {
+        Terminal { speaks: false, ..Terminal::new(true) }
     }
 
     /// What `command` is to end with, if a signal asked to stop.
@@ -28,11 +35,15 @@ impl Terminal {
 
 impl Watch for Terminal {
     fn say(&self, line: &str) {
-        self.progress.say(line);
+        if self.speaks {
+            self.progress.say(line);
+        }
     }
 
     fn warn(&self, line: &str) {
-        self.progress.warn(line);
+        if self.speaks {
+            self.progress.warn(line);
+        }
     }
 
     fn begin(&mut self) -> Result<()> {

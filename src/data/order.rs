@@ -43,6 +43,15 @@ pub struct Order {
     batch: usize,
     total: usize,
     kind: Kind,
+    share: Option<Share>,
+}
+
+/// Batches that one of several readers takes: of every `of` in turn those from `first` on, `own` of them.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    own: u64,
+    of: u64,
+    first: u64,
 }
 
 impl Order {
@@ -51,7 +60,8 @@ impl Order {
         let total = checked_total(batch, sizes)?;
         let Some(ratios) = ratios else {
             let kind = Kind::Shuffled { seed };
-            return Order { walks: vec![Walk::new(0, total)], batch, total, kind }.with_full_batches();
+            return Order { walks: vec![Walk::new(0, total)], batch, total, kind, share: None }
+                .with_full_batches();
         };
         let wrong = |got| Error::argument("order", "ratios", "a positive number for each data set", got);
         if ratios.len() != sizes.len() {
@@ -68,13 +78,25 @@ impl Order {
         let mut sum = 0.0;
         let cumulated = ratios.iter().map(|r| (sum += r, sum).1).collect();
         let counts = Mutex::new(vec![vec![0; sizes.len()]]);
-        Order { walks, batch, total, kind: Kind::Ratios { seed, cumulated, counts } }.with_full_batches()
+        let kind = Kind::Ratios { seed, cumulated, counts };
+        Order { walks, batch, total, kind, share: None }.with_full_batches()
     }
 
     /// Once over `size` samples, in their own order.
     pub fn in_turn(batch: usize, size: usize) -> Result<Order> {
         let total = checked_total(batch, &[size])?;
-        Ok(Order { walks: vec![Walk::new(0, total)], batch, total, kind: Kind::InTurn })
+        Ok(Order { walks: vec![Walk::new(0, total)], batch, total, kind: Kind::InTurn, share: None })
+    }
+
+    /// Of every `of` batches the `own` from `first` on: what one of several readers of the same order reads. Steps count its own.
+    pub fn shared(self, own: usize, of: usize, first: usize) -> Order {
+        let [own, of, first] = [own, of, first].map(|n| n as u64);
+        Order { share: Some(Share { own: own.max(1), of, first }), ..self }
+    }
+
+    /// The number of a reader's batch among those of all.
+    pub fn among_all(&self, step: u64) -> u64 {
+        self.share.map_or(step, |s| step / s.own * s.of + s.first + step % s.own)
     }
 
     fn with_full_batches(self) -> Result<Order> {
@@ -116,7 +138,7 @@ impl Order {
         if slot >= self.batch_len(step.saturating_add(ahead)) {
             return None;
         }
-        let (walk, turn) = self.walk(step);
+        let (walk, turn) = self.walk(self.among_all(step));
         let walk = self.walks.get(walk)?;
         let turn = turn + ahead;
         let seed = match self.kind {
@@ -131,7 +153,7 @@ impl Order {
 
     /// The epoch of this step: how often the walk of its batch has started over.
     pub fn epoch(&self, step: u64) -> u64 {
-        let (walk, turn) = self.walk(step);
+        let (walk, turn) = self.walk(self.among_all(step));
         let len = self.walks.get(walk).map_or(1, |w| w.len as usize);
         if self.replaces() { turn / (len / self.batch) as u64 } else { 0 }
     }

@@ -1,12 +1,13 @@
 //! Lines of a parity report: what was compared, how far apart it is, and the verdict. What decides is in [`super::tolerance`].
 
 use super::tolerance::{Held, MOST, Rounded};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Line {
     pub name: String,
     pub shape: Vec<usize>,
@@ -15,7 +16,7 @@ pub struct Line {
     pub tolerance: f64,
     /// What the tolerance bounds: "rel_l2", "gain" (how far ours . theirs / theirs . theirs is from 1; "gain of all runs", where one run
     /// does not settle it), "max_abs" or "equal".
-    pub measure: &'static str,
+    pub measure: Cow<'static, str>,
     pub pass: bool,
 }
 
@@ -94,6 +95,22 @@ impl Report {
         }
     }
 
+    /// An empty report of the same case, held to the same.
+    pub(super) fn beside(&mut self) -> Report {
+        let kept = self.kept.take();
+        let mut other = Report::new(Path::new(&self.file), &self.kind, Held::Exact);
+        (other.held, other.held_to, other.kept) = (self.held.take(), self.held_to.clone(), kept);
+        other
+    }
+
+    /// Takes such a report's lines, and what it was lent.
+    pub(super) fn take(&mut self, other: Report) {
+        self.lines.extend(other.lines);
+        self.skipped.extend(other.skipped);
+        self.zeros.extend(other.zeros);
+        (self.held, self.kept) = (other.held, other.kept);
+    }
+
     /// Whether what is chosen (a token, a candidate) can be expected to be the same.
     pub fn is_exact(&self) -> bool {
         self.held.is_none()
@@ -114,7 +131,7 @@ impl Report {
         if bound > MOST {
             let size = theirs.iter().map(|x| x * x).sum::<f64>();
             let gain = ours.iter().zip(theirs).map(|(a, b)| a * b).sum::<f64>() / size;
-            (line.measure, line.tolerance) = ("gain", MOST);
+            (line.measure, line.tolerance) = ("gain".into(), MOST);
             line.pass &= (gain - 1.0).abs() <= MOST;
         }
     }
@@ -168,7 +185,7 @@ impl Report {
             max_abs: f64::INFINITY,
             rel_l2: f64::INFINITY,
             tolerance,
-            measure,
+            measure: measure.into(),
             pass: false,
         };
         if ours.len() == theirs.len() {
@@ -209,7 +226,7 @@ impl Report {
     /// The gain of a tensor over several runs; `agrees`: the record is what f32 computes.
     pub(super) fn settle(&mut self, name: &str, gain: f64, agrees: bool) {
         for line in self.lines.iter_mut().filter(|l| l.name == name) {
-            line.measure = "gain of all runs";
+            line.measure = "gain of all runs".into();
             line.pass = agrees && (gain - 1.0).abs() <= MOST;
         }
     }

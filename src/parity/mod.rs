@@ -19,6 +19,7 @@ mod world;
 
 pub use compare::{Line, Report, Skipped};
 
+use crate::group::Group;
 use crate::model::{Model, Profile};
 use crate::nn::{Params, Precision};
 use crate::tensor::{DType, Device, Storage};
@@ -39,6 +40,8 @@ pub struct Place {
     pub dtype: DType,
     /// On a GPU.
     pub precision: Precision,
+    /// Processes that share the ranks of a world's case.
+    pub group: Group,
 }
 
 impl Place {
@@ -48,7 +51,7 @@ impl Place {
     }
 
     pub fn cpu(dtype: DType) -> Place {
-        Place { device: Device::Cpu, dtype, precision: Precision::F32 }
+        Place { device: Device::Cpu, dtype, precision: Precision::F32, group: Group::alone() }
     }
 }
 
@@ -69,6 +72,7 @@ pub fn run(path: &Path, at: &Place) -> Result<Report> {
         Held::of(&case, at, config.vit_depth + config.layers + llm, || derived(&case, at.precision))?
     };
     let mut report = Report::new(path, &case.kind, held);
+    world::check(&case, at, &report)?;
     compare_all(&case, at, &mut report)?;
     settle(&case, at, &mut report)?;
     report.finish(case.names("outputs.").chain(case.names("grads.")).chain(case.names("after.")));

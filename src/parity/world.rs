@@ -1,16 +1,20 @@
-//! Cases of several processes: one step, and a training run. Every process is a micro-batch here (see [`crate::train::world`]).
+//! Cases of several processes: one step, and a training run. Every process is a micro-batch (see [`crate::train::world`]); of a group, each
+//! process computes and compares as many of them, and all get the same report.
 
 use super::case::Case;
-use super::compare::Report;
+use super::compare::{Line, Report};
 use super::trace::{self, compare};
 use super::training::{after, gradients, losses_of_a_run, of_step, optimizer};
 use super::{CLOSE, Place, Setup, set_up};
+use crate::group::Group;
 use crate::model::{Batch, Image, Negatives, Profile, Trace};
+use crate::nn::Params;
 use crate::ops;
 use crate::tensor::{Gradients, Tensor};
+use crate::train::exchange::{gather_rows, sum_gradients};
 use crate::train::step::StepPlan;
 use crate::train::world::Rank;
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 
 /// In the order of [`Rank::losses`].
 const LOSSES: [&str; 4] = ["loss", "loss_itc", "loss_itm", "loss_lm"];
@@ -36,8 +40,10 @@ impl Inputs {
         Ok(Inputs { images, texts })
     }
 
-    fn batches(&self) -> Vec<Batch<'_>> {
-        let all = self.images.iter().zip(&self.texts);
+    /// Those of this process.
+    fn batches(&self, group: &Group) -> Vec<Batch<'_>> {
+        let each = self.texts.len() / group.size();
+        let all = self.images.iter().zip(&self.texts).skip(group.rank() * each).take(each);
         all.map(|(image, text)| Batch { image: Image::Pixels(image.clone()), text, image_id: None }).collect()
     }
 }
@@ -52,16 +58,60 @@ fn plan(at: &Place) -> StepPlan {
     StepPlan { profile: Profile::LavisDiagonal, drop: None, seed: 0, step: 0, scale: at.loss_scale() }
 }
 
-/// Their sum.
-fn sum(all: &[Gradients]) -> Result<Gradients> {
-    let mut whole = Gradients::new();
-    for grads in all {
-        for key in grads.keys() {
-            if let Some(g) = grads.get(key) {
-                whole.add(key, g.clone())?;
-            }
-        }
+/// Refuses a group that a case, or a precision, cannot be shared out to.
+pub fn check(case: &Case, at: &Place, report: &Report) -> Result<()> {
+    let size = at.group.size();
+    if size == 1 {
+        return Ok(());
     }
+    let wrong = |name: &str, want: String, got: String| {
+        Err(Error::argument("parity", name, want, got).fix("run it in one process"))
+    };
+    if !case.kind.ends_with("_world") {
+        let want = format!("a case of several processes, with {size} of them");
+        return wrong("CASE", want, format!("{} of kind {}", case.path.display(), case.kind));
+    }
+    let world: usize = case.meta("world")?;
+    if !world.is_multiple_of(size) {
+        let want = format!("a number that {size} processes can share");
+        return wrong("CASE", want, format!("{} of {world} ranks", case.path.display()));
+    }
+    if !report.is_exact() {
+        return wrong("--dtype", format!("f32 or f64, with {size} processes"), "16 bits".into());
+    }
+    Ok(())
+}
+
+/// The lines of all processes, in turn.
+fn gather(group: &Group, own: Report, report: &mut Report) -> Result<()> {
+    let broken = |e| Error::new(Kind::Group, "parity").about("lines").got(e);
+    if group.size() == 1 {
+        report.take(own);
+        return Ok(());
+    }
+    // Figures that are not finite have no form in JSON.
+    let figures: Vec<f64> = own.lines.iter().flat_map(|l| [l.max_abs, l.rel_l2]).collect();
+    let texts =
+        group.all_gather("gather lines", &serde_json::to_vec(&finite(&own.lines)).map_err(broken)?)?;
+    let figures = group.gather_f64s("gather lines", &figures)?;
+    for (text, figures) in texts.iter().zip(figures) {
+        let mut lines: Vec<Line> = serde_json::from_slice(text).map_err(broken)?;
+        for (line, figures) in lines.iter_mut().zip(figures.chunks_exact(2)) {
+            (line.max_abs, line.rel_l2) = (figures[0], figures[1]);
+        }
+        report.lines.extend(lines);
+    }
+    Ok(())
+}
+
+fn finite(lines: &[Line]) -> Vec<Line> {
+    lines.iter().map(|l| Line { max_abs: 0.0, rel_l2: 0.0, ..l.clone() }).collect()
+}
+
+/// The sum of gradients over all ranks.
+fn sum(at: &Place, params: &Params, all: &[Gradients]) -> Result<Gradients> {
+    let mut whole = Gradients::new();
+    sum_gradients(&at.group, params, all.to_vec(), &mut whole)?;
     Ok(whole)
 }
 
@@ -70,27 +120,34 @@ pub fn stage1(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     let inputs = Inputs::read(case, at, ".")?;
     let world = inputs.texts.len();
     let negatives = negatives(world, |r, what| case.ids(&format!("inputs.rank{r}.{what}")))?;
-    let mut grads: Vec<Gradients> = (0..world).map(|_| Gradients::new()).collect();
+    let own = inputs.batches(&at.group);
+    let first = at.group.rank() * own.len();
+    let mut grads = vec![Gradients::new(); own.len()];
     let mut ranks: Vec<Rank> = Vec::new();
-    model.step_world_given(&params, &inputs.batches(), (plan(at), &negatives), &mut grads, |_, rank| {
+    let given = (plan(at), &negatives, &at.group);
+    model.step_world_given(&params, &own, given, &mut grads, |_, rank| {
         ranks.push(rank);
         Ok(())
     })?;
-    for (r, rank) in ranks.iter().enumerate() {
-        trace::lines(case, &format!("rank{r}."), &rank.trace, inputs.texts[r].len(), report)?;
+    let mut lines = report.beside();
+    for (r, rank) in (first..).zip(&ranks) {
+        trace::lines(case, &format!("rank{r}."), &rank.trace, inputs.texts[r].len(), &mut lines)?;
         for (loss, name) in rank.losses.iter().zip(LOSSES) {
-            compare(case, &format!("outputs.rank{r}.{name}"), loss, report)?;
+            compare(case, &format!("outputs.rank{r}.{name}"), loss, &mut lines)?;
         }
     }
+    gather(&at.group, lines, report)?;
     let rows = |of: fn(&Trace) -> &Option<Tensor>| {
         let all: Vec<Tensor> =
             ranks.iter().filter_map(|r| of(&r.trace).as_ref()).map(Tensor::detach).collect();
-        ops::concat_rows(&all.iter().collect::<Vec<_>>())
+        gather_rows(&at.group, "gather features", &ops::concat_rows(&all.iter().collect::<Vec<_>>())?)
     };
     compare(case, "outputs.world.image_feats", &rows(|t| &t.image_feats)?, report)?;
     compare(case, "outputs.world.text_feat", &rows(|t| &t.text_feat)?, report)?;
     gathered_ids(case, &inputs, report)?;
     let losses = ranks.iter().map(Rank::values).collect::<Result<Vec<_>>>()?;
+    let losses = at.group.gather_f64s("gather losses", &losses.concat())?.concat();
+    let losses: &[[f64; 4]] = losses.as_chunks().0;
     for (i, name) in LOSSES.into_iter().enumerate() {
         let mean = losses.iter().map(|l| l[i]).sum::<f64>() / world as f64;
         let name = format!("outputs.world.{name}");
@@ -98,17 +155,19 @@ pub fn stage1(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     }
     // Before averaging; of `ln_vision` a process of LAVIS has what others' losses say of its own pictures, a micro-batch here what its
     // losses say of others' pictures: only their sum is the same.
-    for (r, own) in grads.iter().enumerate() {
+    let mut lines = report.beside();
+    for (r, own) in (first..).zip(&grads) {
         for (id, spec, value) in params.iter().filter(|(_, s, _)| !s.name.starts_with("ln_vision.")) {
             let name = format!("grads_local.rank{r}.{}", spec.name);
             if let Some(g) = own.get(id.0).filter(|_| case.has(&name)) {
                 let ours = Tensor::of_buffer(g.clone(), value.shape().sizes())?.to_f64()?;
                 let ours: Vec<f64> = ours.iter().map(|x| x / at.loss_scale()).collect();
-                report.close(&name, case.shape(&name)?, &ours, &case.f64s(&name)?, CLOSE);
+                lines.close(&name, case.shape(&name)?, &ours, &case.f64s(&name)?, CLOSE);
             }
         }
     }
-    gradients(case, &params, &sum(&grads)?, at.loss_scale() * world as f64, report)
+    gather(&at.group, lines, report)?;
+    gradients(case, &params, &sum(at, &params, &grads)?, at.loss_scale() * world as f64, report)
 }
 
 /// The ids of all processes as they were gathered, padded.
@@ -142,20 +201,24 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
         let inputs = Inputs::read(case, at, &format!(".{}.", step % batches))?;
         let of = |r: usize, what: &str| of_step(case, &format!("inputs.rank{r}.{what}"), steps, step);
         let negatives = negatives(world, of)?;
-        let mut grads: Vec<Gradients> = (0..world).map(|_| Gradients::new()).collect();
-        let mut losses = vec![[0.0; 4]; world];
-        let given = (plan(at), &negatives);
-        model.step_world_given(&params, &inputs.batches(), given, &mut grads, |r, rank| {
-            losses[r] = rank.values()?;
+        let batches = inputs.batches(&at.group);
+        let mut grads = vec![Gradients::new(); batches.len()];
+        let mut losses = Vec::new();
+        let given = (plan(at), &negatives, &at.group);
+        model.step_world_given(&params, &batches, given, &mut grads, |_, rank| {
+            losses.extend(rank.values()?);
             Ok(())
         })?;
-        for (own, losses) in own.iter_mut().zip(&losses) {
+        let losses = at.group.gather_f64s("gather losses", &losses)?.concat();
+        let losses: &[[f64; 4]] = losses.as_chunks().0;
+        for (own, losses) in own.iter_mut().zip(losses) {
             own.extend(losses);
         }
         means.extend((0..4).map(|i| losses.iter().map(|l| l[i]).sum::<f64>() / world as f64));
         let lr = schedule.lr(step as u64, run.steps_per_epoch);
         lrs.push(lr);
-        optimizer.step(&mut params, &mut sum(&grads)?, lr, 1.0 / (at.loss_scale() * world as f64))?;
+        let mut whole = sum(at, &params, &grads)?;
+        optimizer.step(&mut params, &mut whole, lr, 1.0 / (at.loss_scale() * world as f64))?;
     }
     report.arithmetic("outputs.lr", case.shape("outputs.lr")?, &lrs, &case.f64s("outputs.lr")?, 1e-14);
     losses_of_a_run(case, &means, report)?;

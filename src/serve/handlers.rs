@@ -93,7 +93,7 @@ impl Fault {
                     Kind::File | Kind::Data => (StatusCode::UNPROCESSABLE_ENTITY, "file"),
                     Kind::NonFinite => (StatusCode::INTERNAL_SERVER_ERROR, "not finite"),
                     Kind::Device | Kind::Memory => (StatusCode::INTERNAL_SERVER_ERROR, "device"),
-                    Kind::Write | Kind::Parity | Kind::Signal(_) => {
+                    Kind::Write | Kind::Parity | Kind::Group | Kind::Signal(_) => {
                         (StatusCode::INTERNAL_SERVER_ERROR, "server")
                     }
                 };

@@ -1,13 +1,34 @@
 //! Tensors as bytes of another precision: what is kept of them in files.
 
 use super::{Device, Storage, Tensor};
-use crate::{Error, Result};
+use crate::{Error, Result, on};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 const OP: &str = "stored tensor";
 
 impl Tensor {
+    /// The bytes of the elements as they lie, little-endian, wherever they are.
+    pub fn raw(&self) -> Result<Vec<u8>> {
+        match self.array() {
+            Some(a) => a.read::<u8>(),
+            None => Ok(on!(self.dtype(), T => bytemuck::cast_slice(self.data::<T>()).to_vec())),
+        }
+    }
+
+    /// How many bytes [`Tensor::raw`] has.
+    pub fn raw_bytes(&self) -> usize {
+        self.array().map_or(self.len() * on!(self.dtype(), T => size_of::<T>()), |a| a.bytes())
+    }
+
+    /// A tensor of such bytes, where this one lies and as it is stored; a constant.
+    pub fn of_raw(&self, bytes: &[u8], sizes: &[usize]) -> Result<Tensor> {
+        match self.array() {
+            Some(a) => Tensor::of_array(a.gpu().upload(OP, a.storage(), bytes)?, sizes),
+            None => on!(self.dtype(), T => Tensor::new(bytemuck::pod_collect_to_vec::<u8, T>(bytes), sizes)),
+        }
+    }
+
     /// The elements in f16 or f32, little-endian, wherever they are.
     pub fn stored(&self, storage: Storage) -> Result<Vec<u8>> {
         match (storage, self.array()) {

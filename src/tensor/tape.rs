@@ -173,6 +173,12 @@ impl Gradients {
         Ok(())
     }
 
+    /// Adds all gradients of another; those of keys that have none move over.
+    pub fn absorb(&mut self, other: Gradients) -> Result<()> {
+        let all = other.by_key.into_iter().enumerate();
+        all.filter_map(|(key, grad)| Some((key, grad?))).try_for_each(|(key, grad)| self.add(key, grad))
+    }
+
     /// Forgets the values; the next backward starts from nothing.
     pub fn clear(&mut self) {
         self.by_key.clear();

@@ -9,6 +9,8 @@ pub mod checkpoint;
 pub mod config;
 #[doc(hidden)]
 pub mod corpus;
+#[doc(hidden)]
+pub mod exchange;
 pub mod loading;
 pub mod log;
 mod manifest;
@@ -32,6 +34,7 @@ pub mod state;
 pub mod step;
 #[doc(hidden)]
 pub mod tensorboard;
+mod together;
 #[doc(hidden)]
 pub mod trainer;
 mod training;

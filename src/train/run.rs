@@ -14,6 +14,7 @@ use super::corpus::Corpus;
 use super::loading::{Item, Loading};
 use super::log::{Log, StepLine, Time, now};
 use super::state::{self, Identity, State};
+use super::together::Together;
 use super::trainer::{LossScale, Micro, SKIPPED_STOPS, SKIPPED_WARNS, StepReport, Trainer};
 use super::validate::{Validation, evaluate};
 use super::watch::Watch;
@@ -38,11 +39,14 @@ pub struct Run<'a> {
     pub identity: Identity,
     pub out: &'a Path,
     pub resume: bool,
+    pub together: Together,
 }
 
 /// How a run ended; the trainer holds the model.
 pub struct Outcome {
     pub trainer: Trainer,
+    /// Asked to stop.
+    pub stopped: bool,
     /// Pictures that could not be used.
     pub bad: usize,
 }
@@ -52,8 +56,9 @@ struct Going<'a> {
     run: &'a Run<'a>,
     trainer: Trainer,
     state: State,
-    folder: Folder<'static>,
-    log: Log,
+    /// Only the process that leads writes.
+    folder: Option<Folder<'static>>,
+    log: Option<Log>,
     bad: BTreeMap<String, String>,
     saved: Option<u64>,
     last_save: Instant,
@@ -63,7 +68,7 @@ struct Going<'a> {
 pub fn run(
     run: &Run,
     (trainer, state): (Trainer, State),
-    folder: Folder<'static>,
+    folder: Option<Folder<'static>>,
     watch: &mut dyn Watch,
 ) -> Result<Outcome> {
     if run.resume {
@@ -73,14 +78,14 @@ pub fn run(
         });
     }
     let saved = (trainer.step > 0).then_some(trainer.step);
-    let log = Log::open(run.out, trainer.step)?;
+    let log = folder.is_some().then(|| Log::open(run.out, trainer.step)).transpose()?;
     let bad = read_bad(&run.out.join(BAD));
     let mut going = Going { run, trainer, state, folder, log, bad, saved, last_save: Instant::now() };
     watch.count("step", going.trainer.step, run.length.steps);
     match going.steps(watch) {
-        Ok(()) => {
+        Ok(stopped) => {
             watch.finish();
-            Ok(Outcome { bad: going.bad.len(), trainer: going.trainer })
+            Ok(Outcome { bad: going.bad.len(), stopped, trainer: going.trainer })
         }
         Err(e) if of_gpu(&e) => Err(going.after_gpu(e)),
         Err(e) => Err(e),
@@ -102,11 +107,11 @@ pub fn newest(out: &Path, mut torn: impl FnMut(&Error)) -> Result<Option<checkpo
 
 impl Going<'_> {
     /// All steps, or those until a signal asks to stop; the last one is saved.
-    fn steps(&mut self, watch: &mut dyn Watch) -> Result<()> {
+    fn steps(&mut self, watch: &mut dyn Watch) -> Result<bool> {
         let last = self.run.length.steps;
         let mut loader = self.loader()?;
-        let mut coming = None;
-        while self.trainer.step < last && !watch.stop() {
+        let (mut coming, mut stop) = (None, self.run.together.stop(watch)?);
+        while self.trainer.step < last && !stop {
             let begun = Instant::now();
             let micro = match coming.take().unwrap_or_else(|| self.next(&mut loader, watch)) {
                 Ok(micro) => micro,
@@ -125,13 +130,17 @@ impl Going<'_> {
             if let Err(e) = self.note_bad(&loader, watch) {
                 return Err(self.after_bad_data(e, &loader, watch));
             }
+            stop = self.run.together.stop(watch)?;
             let waiting = loader.waited_share();
             self.log_step(&report, waiting, begun.elapsed(), watch);
             self.check_scale(watch)?;
             let metric = self.evaluate_if_due(watch)?;
             self.save_if_due(metric)?;
+            // Alone it may come until the next step begins.
+            stop |= self.run.together.alone() && watch.stop();
         }
-        self.save(None)
+        self.save(None)?;
+        Ok(stop)
     }
 
     /// Loss scaling that leaves out step after step trains nothing: a warning first, then the end.
@@ -184,22 +193,23 @@ impl Going<'_> {
 
     fn loader(&self) -> Result<Loader<Item>> {
         let (config, corpus) = (self.run.config, &self.run.loading.corpus);
-        let accumulate = config.accumulate as u64;
+        let own = self.run.together.own(config.accumulate);
         let options = data::Options {
-            first: self.trainer.step * accumulate,
-            end: self.run.length.steps.max(self.trainer.step) * accumulate,
+            first: self.trainer.step * own as u64,
+            end: self.run.length.steps.max(self.trainer.step) * own as u64,
             ..config.loading()
         };
         let loading = Arc::clone(&self.run.loading);
-        Loader::start(Arc::new(corpus.order(config)?), options, move |index, micro| {
-            loading.load(index, micro)
-        })
+        let order = Arc::new(self.run.together.share(corpus.order(config)?, config.accumulate));
+        let among = Arc::clone(&order);
+        Loader::start(order, options, move |index, micro| loading.load(index, among.among_all(micro)))
     }
 
     /// The micro-batches of the next step.
     fn next(&self, loader: &mut Loader<Item>, watch: &dyn Watch) -> Result<Vec<Micro>> {
-        let mut micro = Vec::with_capacity(self.run.config.accumulate);
-        for _ in 0..self.run.config.accumulate {
+        let own = self.run.together.own(self.run.config.accumulate);
+        let mut micro = Vec::with_capacity(own);
+        for _ in 0..own {
             let mut batch = loader.next_batch()?.ok_or_else(|| {
                 Error::new(Kind::Data, "train").expected("another batch").got("the end of the data")
             })?;
@@ -219,7 +229,7 @@ impl Going<'_> {
         let time = Time { at: now(), samples_per_second, waiting };
         let epoch = (report.step - 1) / self.run.length.steps_per_epoch;
         let line = StepLine::new(report, epoch, time);
-        if let Some(warning) = self.log.step(&line) {
+        if let Some(warning) = self.log.as_mut().and_then(|log| log.step(&line)) {
             watch.warn(&format!("warning: {warning}"));
         }
         watch.step(&line, samples, seconds);
@@ -235,7 +245,7 @@ impl Going<'_> {
             return Ok(None);
         }
         let line = evaluate(&self.trainer, validation)?;
-        if let Some(warning) = self.log.evaluation(&line) {
+        if let Some(warning) = self.log.as_mut().and_then(|log| log.evaluation(&line)) {
             watch.warn(&format!("warning: {warning}"));
         }
         watch.evaluation(&line);
@@ -268,17 +278,22 @@ impl Going<'_> {
         if self.saved == Some(self.trainer.step) || self.trainer.step == 0 {
             return Ok(());
         }
-        self.log.sync();
+        let Some(folder) = &mut self.folder else {
+            self.saved = Some(self.trainer.step);
+            return Ok(());
+        };
+        self.log.iter_mut().for_each(Log::sync);
         let progress = self.run.identity.progress(&self.trainer, self.state.clone(), metric)?;
-        self.folder.save(&state::checkpoint(&self.trainer, progress)?)?;
+        folder.save(&state::checkpoint(&self.trainer, progress)?)?;
         (self.saved, self.last_save) = (Some(self.trainer.step), Instant::now());
-        self.folder.prune(self.run.config.keep_last, self.run.config.keep_best).map(drop)
+        folder.prune(self.run.config.keep_last, self.run.config.keep_best).map(drop)
     }
 
     /// Lists pictures that turned out unusable, and stops when there are too many in all.
     fn note_bad(&mut self, loader: &Loader<Item>, watch: &dyn Watch) -> Result<()> {
-        let bad = loader.bad();
-        let fresh: Vec<_> = bad.iter().filter(|b| !self.state.bad.contains(&b.index)).collect();
+        let mut own = loader.bad();
+        own.retain(|b| !self.state.bad.contains(&b.index));
+        let fresh = self.run.together.bad(own)?;
         if fresh.is_empty() {
             return Ok(());
         }
@@ -288,7 +303,7 @@ impl Going<'_> {
             let picture = corpus
                 .get(b.index)
                 .map_or_else(String::new, |e| e.sample.image().path().display().to_string());
-            self.bad.insert(picture, b.reason.to_string());
+            self.bad.insert(picture, b.reason);
         }
         let path = self.run.out.join(BAD);
         watch.warn(&format!(
@@ -296,7 +311,9 @@ impl Going<'_> {
             self.bad.len(),
             path.display()
         ));
-        if let Err(e) = write_bad(&path, &self.bad) {
+        if self.folder.is_none() {
+            // The process that leads lists them.
+        } else if let Err(e) = write_bad(&path, &self.bad) {
             watch.warn(&format!("warning: {e}")); // the list is no reason to stop training
         }
         let (count, total) = (self.state.bad.len(), corpus.sizes().iter().sum::<usize>());

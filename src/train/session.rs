@@ -16,10 +16,12 @@ pub use super::run_folder::{CONFIG, MODEL, VOCABULARY};
 use super::run_folder::{keep, own, write_settings};
 use super::start::{self, Start};
 use super::state::{self, Identity, State};
+use super::together::Together;
 use super::trainer::Trainer;
 use super::validate::Validation;
 use super::watch::Watch;
 use crate::files::{self, RealDisk, bytes};
+use crate::group::Group;
 use crate::model::Model;
 use crate::model::Profile;
 use crate::nn::{self, Params, Precision};
@@ -78,6 +80,7 @@ pub struct Job {
     longest: usize,
     /// Layers of a language model are computed twice.
     recompute: bool,
+    together: Together,
 }
 
 /// What a job begins with: numbers of its model, what it is compared by, and where its run stands.
@@ -91,9 +94,17 @@ struct Beginning {
 }
 
 impl Job {
-    pub fn prepare(mut config: Config, aim: Aim, watch: &dyn Watch) -> Result<Job> {
+    pub fn prepare(config: Config, aim: Aim, watch: &dyn Watch) -> Result<Job> {
+        Job::prepare_in(&Group::alone(), config, aim, watch)
+    }
+
+    /// The same as one of the processes of a group, each of which computes its share of every step.
+    pub fn prepare_in(group: &Group, mut config: Config, aim: Aim, watch: &dyn Watch) -> Result<Job> {
+        let together = Together { group: group.clone() };
+        together.check(&config)?;
         let say = |line: String| watch.say(&line);
-        let (device, precision) = nn::place(&config.device, config.dtype.as_deref(), config.vit_gelu, say)?;
+        let name = device_of(&config.device, group);
+        let (device, precision) = nn::place(&name, config.dtype.as_deref(), config.vit_gelu, say)?;
         if config.device == "auto" {
             // A run that is resumed computes where it began.
             config.device = device.gpu().map_or("cpu", |_| "cuda").into();
@@ -136,6 +147,7 @@ impl Job {
             precision,
             longest,
             recompute: false,
+            together,
         };
         job.note_repeats(watch)?;
         job.recompute()
@@ -309,7 +321,7 @@ impl Job {
             (self.config.clone(), self.length, self.device.clone(), self.precision);
         let corpus = Arc::clone(&self.corpus);
         let before = checkpoint::steps(&RealDisk, &out.join(run::CHECKPOINTS))?;
-        let recompute = self.recompute;
+        let (recompute, together) = (self.recompute, self.together.clone());
         let Beginning { llm, model: mut laid_out, params, tokenizer, identity, newest } =
             self.begin(out, watch)?;
         laid_out.set_recompute(recompute);
@@ -328,9 +340,14 @@ impl Job {
             Cache::open(&settings, &config, &corpus, &trainer.model.config, &identity.frozen)
         });
         let cache = cache.transpose()?;
+        trainer.group = together.group.clone();
+        together.compare(&state::to_compare(&trainer, &identity, length)?)?;
         // From here on the folder is this process's, and is written to.
-        let folder = own(out, &before)?;
-        keep(out, &config, &tokenizer, resume)?;
+        let (leads, alone) = (together.group.leads(), together.alone());
+        let folder = leads.then(|| own(out, &before)).transpose()?;
+        if leads {
+            keep(out, &config, &tokenizer, resume)?;
+        }
         if let Some(cache) = cache {
             let kept = cache.folder().to_owned();
             loading = cached(cache, &config, loading, &trainer, watch)?;
@@ -338,11 +355,14 @@ impl Job {
                 return Ok(ended(Ending::StoppedInCache(kept), trainer.step));
             }
         }
-        let job = Run { config: &config, length, loading, validation, identity, out, resume };
+        let job = Run { config: &config, length, loading, validation, identity, out, resume, together };
         let outcome = run::run(&job, (trainer, state), folder, watch)?;
         let step = outcome.trainer.step;
-        if watch.stop() {
+        if outcome.stopped || alone && watch.stop() {
             return Ok(ended(Ending::Stopped, step));
+        }
+        if !leads {
+            return Ok(ended(Ending::Trained, step));
         }
         if resume {
             write_settings(out, &config)?; // they may ask for more steps than before
@@ -372,6 +392,14 @@ impl Job {
         start::export(&directory, &config, &trainer.model, &trainer.params, own)?;
         let (step, whole) = (trainer.step, length.whole);
         Ok(Outcome { ending: Ending::Trained, step, whole, model: directory })
+    }
+}
+
+/// Which device a process of a group takes: of several GPUs that of its number on its machine.
+fn device_of(asked: &str, group: &Group) -> String {
+    match asked {
+        "cuda" if group.size() > 1 => format!("cuda:{}", group.local()),
+        asked => asked.to_owned(),
     }
 }
 

@@ -117,6 +117,22 @@ fn tensor_bytes(t: &Tensor) -> Result<Cow<'_, [u8]>> {
     }
 }
 
+/// What all processes of a group must have in common before they begin.
+pub fn to_compare(trainer: &Trainer, identity: &Identity, length: Length) -> Result<Value> {
+    let mut hash = blake3::Hasher::new();
+    for t in tensors(trainer)? {
+        hash.update(t.name.as_bytes()).update(&t.bytes);
+    }
+    Ok(json!({
+        "settings": identity.settings,
+        "seed": trainer.options.seed,
+        "frozen weights": identity.frozen,
+        "step": trainer.step,
+        "steps": length.steps,
+        "weights and moments": hash.finalize().to_hex().as_str(),
+    }))
+}
+
 /// What stays the same from checkpoint to checkpoint.
 pub struct Identity {
     pub settings: Value,

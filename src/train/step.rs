@@ -21,6 +21,9 @@ pub struct StepLosses {
     pub accuracy: [f64; 4],
 }
 
+/// A part's weight, its four losses and its four accuracies.
+pub type Values = [f64; 9];
+
 /// Losses and accuracies of a step's parts, each with its weight, before anybody has waited for them.
 #[derive(Default)]
 pub struct Unread(Vec<Part>);
@@ -57,11 +60,11 @@ impl Unread {
 
     /// What they are.
     pub fn losses(&self) -> Result<StepLosses> {
-        Ok(self.read(&[])?.0)
+        Ok(StepLosses::of(&self.read(&[])?.0))
     }
 
-    /// The same, and the values of more tensors of one element. A GPU is waited for once.
-    pub fn read(&self, more: &[&Tensor]) -> Result<(StepLosses, Vec<f64>)> {
+    /// What they are part by part, and the values of more tensors of one element. A GPU is waited for once.
+    pub fn read(&self, more: &[&Tensor]) -> Result<(Vec<Values>, Vec<f64>)> {
         let tensors = || self.0.iter().flat_map(|p| p.losses.iter().flatten()).chain(more.iter().copied());
         let flags = self.0.iter().flat_map(|p| p.right.iter().flatten()).filter_map(|r| r.flags().cloned());
         let arrays: Vec<Array> = tensors().filter_map(Tensor::array).chain(flags).collect();
@@ -72,7 +75,7 @@ impl Unread {
                 None => t.item(),
             })
             .collect::<Result<_>>()?;
-        let (mut numbers, mut sum) = (numbers.into_iter(), StepLosses::default());
+        let (mut numbers, mut parts) = (numbers.into_iter(), Vec::new());
         for part in &self.0 {
             let [total, own @ ..] =
                 part.losses.each_ref().map(|loss| loss.as_ref().and_then(|_| numbers.next()));
@@ -83,9 +86,9 @@ impl Unread {
                 Some(right) => right.share_of(&[]),
                 None => 0.0,
             });
-            sum.add(part.share, [total, itc, itm, lm], right);
+            parts.push([part.share, total, itc, itm, lm, right[0], right[1], right[2], right[3]]);
         }
-        Ok((sum, numbers.collect()))
+        Ok((parts, numbers.collect()))
     }
 }
 
@@ -242,10 +245,15 @@ struct Joint {
 }
 
 impl StepLosses {
-    fn add(&mut self, share: f64, losses: [f64; 4], accuracy: [f64; 4]) {
-        for i in 0..4 {
-            self.losses[i] += share * losses[i];
-            self.accuracy[i] += share * accuracy[i];
+    /// Of parts, in turn.
+    pub fn of(parts: &[Values]) -> StepLosses {
+        let mut sum = StepLosses::default();
+        for [share, values @ ..] in parts {
+            for i in 0..4 {
+                sum.losses[i] += share * values[i];
+                sum.accuracy[i] += share * values[4 + i];
+            }
         }
+        sum
     }
 }

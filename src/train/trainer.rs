@@ -5,7 +5,8 @@
 
 use super::optimizer::{AdamW, Hyper};
 use super::schedule::Schedule;
-use super::step::{StepLosses, StepPlan, Unread};
+use super::step::{StepLosses, StepPlan, Unread, Values};
+use crate::group::Group;
 use crate::model::{Batch, Image, Model, Profile, Sampling, sites};
 use crate::nn::{DropoutPlan, Id, Params, Pass};
 use crate::ops::Squares;
@@ -115,6 +116,8 @@ pub struct Trainer {
     pub scale: LossScale,
     /// Steps done, left-out ones included.
     pub step: u64,
+    /// The processes that share its micro-batches.
+    pub group: Group,
     ahead: Option<Ahead>,
     /// An error left parameters of which some have taken a step that others have not.
     torn: bool,
@@ -143,7 +146,8 @@ impl Trainer {
         let optimizer = AdamW::new(&params, options.hyper)?;
         // Gradients in f16 vanish without it.
         let scale = if params.precision().rest == Storage::F16 { LossScale::F16 } else { LossScale::OFF };
-        Ok(Trainer { model, params, optimizer, options, scale, step: 0, ahead: None, torn: false })
+        let group = Group::alone();
+        Ok(Trainer { model, params, optimizer, options, scale, step: 0, group, ahead: None, torn: false })
     }
 
     fn plan(&self) -> StepPlan {
@@ -223,12 +227,13 @@ impl Trainer {
             batch.image = Image::Tokens(tokens.clone());
         }
         let (plan, mut grads) = (self.plan(), Gradients::new());
+        self.group.at_step(self.step + 1);
         let losses = match self.options.contrast {
             Contrast::Accumulated if batches.len() > 1 => {
                 self.model.step_joint(&self.params, &batches, plan, &mut grads)
             }
-            Contrast::World if batches.len() > 1 => {
-                self.model.step_world(&self.params, &batches, plan, &mut grads)
+            Contrast::World if batches.len() * self.group.size() > 1 => {
+                self.model.step_world(&self.params, &batches, plan, &self.group, &mut grads)
             }
             _ => self.model.step_separate(&self.params, &batches, plan, &mut grads),
         };
@@ -267,7 +272,7 @@ impl Trainer {
         let by = (lr, 1.0 / self.scale.scale);
         let temp = self.params.find("temp");
         let Squares::OnGpu(sum) = &squares else {
-            let (losses, _) = unread.read(&[])?;
+            let losses = self.of_all(unread.read(&[])?.0)?;
             let norm = squares.norm()? / self.scale.scale;
             if norm.is_finite() && losses.losses.iter().all(|x| x.is_finite()) {
                 self.torn = true;
@@ -281,6 +286,7 @@ impl Trainer {
         self.optimizer.step_if(&mut self.params, grads, by, Some(&squares))?;
         let more = [Some(sum), temp.map(|id| self.params.get(id))];
         let (losses, more) = unread.read(&more.into_iter().flatten().collect::<Vec<_>>())?;
+        let losses = self.of_all(losses)?;
         // What was read came behind the update.
         self.torn = false;
         let norm = more.first().map_or(f64::NAN, |sum| sum.sqrt()) / self.scale.scale;
@@ -288,6 +294,12 @@ impl Trainer {
             self.optimizer.undo();
         }
         Ok((losses, norm, more.get(1).copied().unwrap_or(f64::NAN)))
+    }
+
+    /// The losses of a step from the parts of all processes.
+    fn of_all(&self, own: Vec<Values>) -> Result<StepLosses> {
+        let all = self.group.gather_f64s("gather losses", &own.concat())?.concat();
+        Ok(StepLosses::of(all.as_chunks().0))
     }
 
     /// Says where the first number that is not finite is: among the parameters, the pictures, the activations or the

@@ -1,4 +1,5 @@
-//! A step of LAVIS's run on W processes, in one process: micro-batch r stands for process r.
+//! A step of LAVIS's run on W processes: micro-batch r stands for process r. They are computed by one process, or shared out evenly
+//! among those of a group, in turn; the numbers are the same to the bit ([`super::exchange`] says what moves).
 //!
 //! Features of all micro-batches are computed first without a tape; they are the constants that every micro-batch is compared
 //! with, as LAVIS gathers them without gradient. Then, for each micro-batch r of B samples, on a tape of its own:
@@ -9,13 +10,17 @@
 //! The gradient is that of the mean over r of ITC_r + ITM_r + LM_r. Source: LAVIS 1.0.2, blip2_qformer.py, base_model.py
 //! (`concat_all_gather`, `all_gather_with_grad`), under DistributedDataParallel.
 
+use super::exchange::{drawn_tokens, gather_lists, gather_numbers, gather_rows, sum_gradients};
 use super::step::{StepPlan, Unread};
+use crate::group::Group;
 use crate::model::sites::micro_batch;
 use crate::model::{Batch, Matching, Model, NegativeWeights, Negatives, Sampling, Trace};
 use crate::nn::{Params, Pass};
 use crate::ops::{self, Right};
 use crate::tensor::{Gradients, Tape, Tensor};
 use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What one micro-batch computed.
 pub struct Rank {
@@ -33,13 +38,22 @@ impl Rank {
     }
 }
 
-/// The micro-batches of a step and what they share.
+/// This process's micro-batches of a step and what all share.
 struct World<'a> {
     model: &'a Model,
     batches: &'a [Batch<'a>],
     plan: StepPlan,
-    /// ViT tokens of every micro-batch.
+    /// The number of the first of them, and how many there are in all.
+    first: usize,
+    count: usize,
+    /// Samples of each.
+    size: usize,
+    /// ViT tokens of each of them.
     tokens: Vec<Tensor>,
+    /// Those of samples that were drawn from other processes.
+    drawn: BTreeMap<usize, Tensor>,
+    /// Captions of all.
+    texts: Vec<Vec<u32>>,
     /// Features of all: images `[W B Q, E]`, texts `[W B, E]`.
     image: Tensor,
     text: Tensor,
@@ -51,45 +65,49 @@ struct World<'a> {
 
 impl Model {
     /// The mean over micro-batches of their losses, each compared with all; gradients are added to `grads`. All must have as
-    /// many samples. The image encoder is frozen.
+    /// many samples. The image encoder is frozen. `batches` are those of this process; the losses are, too.
     pub fn step_world(
         &self,
         params: &Params,
         batches: &[Batch],
         plan: StepPlan,
+        group: &Group,
         grads: &mut Gradients,
     ) -> Result<Unread> {
-        let world = World::new(self, params, batches, plan, None, true)?;
-        let (share, mut sum) = (1.0 / batches.len() as f64, Unread::default());
-        for r in 0..batches.len() {
-            let tape = Tape::new();
-            let pass = Pass::training(params, &tape, plan.drop).at_site(micro_batch(r));
-            let (rank, right) = world.rank(&pass, r)?;
-            tape.backward(&rank.losses[0], share * plan.scale, grads)?;
+        let world = World::new(self, params, batches, plan, group, None)?;
+        let (share, mut sum) = (1.0 / world.count as f64, Unread::default());
+        let mut own = Vec::new();
+        for i in 0..batches.len() {
+            let (tape, mut one) = (Tape::new(), Gradients::new());
+            let pass = Pass::training(params, &tape, plan.drop).at_site(micro_batch(world.first + i));
+            let (rank, right) = world.rank(&pass, i)?;
+            tape.backward(&rank.losses[0], share * plan.scale, &mut one)?;
             sum.push(share, rank.losses.each_ref(), right);
+            if group.size() == 1 { grads.absorb(one)? } else { own.push(one) }
         }
+        sum_gradients(group, params, own, grads)?;
         Ok(sum)
     }
 
     /// The same with given negatives, whose indices count all samples, and every micro-batch shown with all of its rows: `each` gets
-    /// its number and what it computed, before its gradient is taken.
+    /// its number among those of all processes and what it computed, before its gradient is taken.
     pub fn step_world_given(
         &self,
         params: &Params,
         batches: &[Batch],
-        (plan, negatives): (StepPlan, &Negatives),
+        (plan, negatives, group): (StepPlan, &Negatives, &Group),
         grads: &mut [Gradients],
         mut each: impl FnMut(usize, Rank) -> Result<()>,
     ) -> Result<()> {
-        let world = World::new(self, params, batches, plan, Some(negatives), false)?;
-        for (r, grads) in (0..batches.len()).zip(grads) {
+        let world = World::new(self, params, batches, plan, group, Some(negatives))?;
+        for (i, grads) in (0..batches.len()).zip(grads) {
             let tape = Tape::new();
-            let pass = Pass::training(params, &tape, plan.drop).at_site(micro_batch(r));
-            let (mut rank, _) = world.rank(&pass, r)?;
+            let pass = Pass::training(params, &tape, plan.drop).at_site(micro_batch(world.first + i));
+            let (mut rank, _) = world.rank(&pass, i)?;
             tape.backward(&rank.losses[0], plan.scale, grads)?;
             rank.trace.image_embeds =
-                Some(self.image_embeds(&Pass::inference(params), &world.tokens[r].detach())?);
-            each(r, rank)?;
+                Some(self.image_embeds(&Pass::inference(params), &world.tokens[i].detach())?);
+            each(world.first + i, rank)?;
         }
         Ok(())
     }
@@ -101,8 +119,8 @@ impl<'a> World<'a> {
         params: &Params,
         batches: &'a [Batch<'a>],
         plan: StepPlan,
+        group: &Group,
         given: Option<&Negatives>,
-        trim: bool,
     ) -> Result<World<'a>> {
         if model.trains_vit() {
             let want = "a frozen image encoder";
@@ -121,29 +139,59 @@ impl<'a> World<'a> {
         let frozen = Pass::inference(params);
         let look = |b: &Batch| model.tokens_of(&frozen, &b.image, |_, _| {});
         let tokens: Vec<Tensor> = batches.iter().map(look).collect::<Result<_>>()?;
+        let (first, count, trim) =
+            (group.rank() * batches.len(), group.size() * batches.len(), given.is_none());
         let mut features = Vec::new();
-        for (r, (batch, tokens)) in batches.iter().zip(&tokens).enumerate() {
-            let pass = Pass::untracked(params, plan.drop).at_site(micro_batch(r));
+        for (i, (batch, tokens)) in batches.iter().zip(&tokens).enumerate() {
+            let pass = Pass::untracked(params, plan.drop).at_site(micro_batch(first + i));
             let merged = model.merged_pass(&pass, tokens, batch.text, trim, size)?;
             features.push(model.contrastive_features(&pass, &merged)?);
         }
         let image = ops::concat_rows(&features.iter().map(|f| &f.0).collect::<Vec<_>>())?;
         let text = ops::concat_rows(&features.iter().map(|f| &f.1).collect::<Vec<_>>())?;
+        let image = gather_rows(group, "gather features of pictures", &image)?;
+        let text = gather_rows(group, "gather features of captions", &text)?;
+        let own: Vec<Vec<u32>> = batches.iter().flat_map(|b| b.text).cloned().collect();
+        let texts = gather_lists(group, "gather captions", &own)?;
+        if texts.len() != count * size {
+            let want = format!("{} captions of {count} micro-batches", count * size);
+            return Err(Error::argument("train", "micro-batches", want, texts.len()));
+        }
         let ids: Option<Vec<i64>> =
             batches.iter().map(|b| b.image_id).collect::<Option<Vec<_>>>().map(|v| v.concat());
         let ids = ids.filter(|_| plan.profile == crate::model::Profile::LavisImageId);
+        let ids = ids.map(|own| gather_numbers(group, "gather pictures' numbers", own)).transpose()?;
         let (i2t, t2i) = model.similarities(&frozen, &image, &text)?;
         let sampling = match given {
             Some(given) => Sampling::Given(given),
             None => Sampling::Draw { seed: plan.seed, step: plan.step, site: micro_batch(0) },
         };
         let negatives = NegativeWeights { i2t: &i2t, t2i: &t2i, ids: ids.as_deref() }.choose(sampling)?;
-        Ok(World { model, batches, plan, tokens, image, text, ids, negatives, trim })
+        let held = batches.len() * size;
+        let drawn = drawn_tokens(group, &tokens, size, |rank| {
+            elsewhere(&negatives, rank * held..(rank + 1) * held, rank * held..(rank + 1) * held)
+        })?;
+        Ok(World {
+            model,
+            batches,
+            plan,
+            first,
+            count,
+            size,
+            tokens,
+            drawn,
+            texts,
+            image,
+            text,
+            ids,
+            negatives,
+            trim,
+        })
     }
 
     fn rank(&self, pass: &Pass, r: usize) -> Result<(Rank, [Right; 4])> {
         let (m, text) = (self.model, self.batches[r].text);
-        let (n, first) = (text.len(), r * text.len());
+        let (n, first) = (self.size, (self.first + r) * self.size);
         let own = first..first + n;
         let (foreign, tokens) = self.with_drawn(r)?;
         let merged = m.merged_pass(pass, &tokens, text, self.trim, n)?;
@@ -158,10 +206,7 @@ impl<'a> World<'a> {
         };
         let drawn = self.negatives.image[own.clone()].iter().map(|i| place(*i as usize));
         let images: Vec<usize> = (0..n).chain(drawn).chain(0..n).collect();
-        let elsewhere = self.negatives.text[own].iter().map(|i| {
-            let (rank, row) = (*i as usize / n, *i as usize % n);
-            self.batches[rank].text[row].as_slice()
-        });
+        let elsewhere = self.negatives.text[own].iter().map(|i| self.texts[*i as usize].as_slice());
         let texts: Vec<&[u32]> = text.iter().chain(text).map(Vec::as_slice).chain(elsewhere).collect();
         let all = n + foreign.len();
         let Matching { loss: itm, right, hidden, layout, logits } =
@@ -184,21 +229,30 @@ impl<'a> World<'a> {
         Ok((rank, rights))
     }
 
-    /// The images that micro-batch `r` draws from others, each once, and the tokens of its own with theirs behind.
+    /// The images that micro-batch `r` of this process draws from others, each once, and the tokens of its own with theirs behind.
     fn with_drawn(&self, r: usize) -> Result<(Vec<usize>, Tensor)> {
-        let n = self.batches[r].text.len();
-        let own = r * n..(r + 1) * n;
-        let mut foreign: Vec<usize> = self.negatives.image[own.clone()].iter().map(|i| *i as usize).collect();
-        foreign.retain(|i| !own.contains(i));
-        foreign.sort_unstable();
-        foreign.dedup();
+        let n = self.size;
+        let own = (self.first + r) * n..(self.first + r + 1) * n;
+        let foreign = elsewhere(&self.negatives, own.clone(), own);
         let per = self.tokens[r].rows().0 / n;
         let rows = |i: &usize| {
+            if let Some(drawn) = self.drawn.get(i) {
+                return Ok(drawn.clone());
+            }
             let at = i % n * per;
-            self.tokens[i / n].slice_rows(at..at + per)
+            self.tokens[i / n - self.first].slice_rows(at..at + per)
         };
         let drawn: Vec<Tensor> = foreign.iter().map(rows).collect::<Result<_>>()?;
         let all: Vec<&Tensor> = std::iter::once(&self.tokens[r]).chain(&drawn).collect();
         Ok((foreign, ops::concat_rows(&all)?))
     }
+}
+
+/// The images that the texts `of` draw, each once, ascending, without those `own`.
+fn elsewhere(negatives: &Negatives, of: Range<usize>, own: Range<usize>) -> Vec<usize> {
+    let mut images: Vec<usize> = negatives.image[of].iter().map(|i| *i as usize).collect();
+    images.retain(|i| !own.contains(i));
+    images.sort_unstable();
+    images.dedup();
+    images
 }

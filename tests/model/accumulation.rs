@@ -2,6 +2,7 @@
 
 use crate::objective::{Parts, Setup, apart, compare, contrast, length, targets};
 use crate::tiny;
+use qformer::group::Group;
 use qformer::model::{Batch, Image, Negatives, Profile, Sampling, sites};
 use qformer::nn::{DropoutPlan, Pass};
 use qformer::tensor::{DType, Gradients};
@@ -109,7 +110,8 @@ fn a_world_is_one_large_batch() {
         let plan = StepPlan { profile, drop: None, seed: 6, step: 2, scale: 2.0 };
         let [mut a, mut b] = [Gradients::new(), Gradients::new()];
         let world = [part(0, 2), part(2, 2), part(4, 2)];
-        let world = model.step_world(&params, &world, plan, &mut a).unwrap().losses().unwrap();
+        let world =
+            model.step_world(&params, &world, plan, &Group::alone(), &mut a).unwrap().losses().unwrap();
         let whole = model.step_separate(&params, &[part(0, 6)], plan, &mut b).unwrap().losses().unwrap();
         for (x, y) in
             world.losses.iter().chain(&world.accuracy).zip(whole.losses.iter().chain(&whole.accuracy))
@@ -122,8 +124,55 @@ fn a_world_is_one_large_batch() {
             let far: Vec<f64> = x.iter().zip(y).map(|(x, y)| x - y).collect();
             assert!(length(&far) <= 1e-12 * (1.0 + length(y)), "{}", setup.specs[key].name);
         }
-        let uneven = model.step_world(&params, &[part(0, 2), part(2, 3)], plan, &mut a);
+        let uneven = model.step_world(&params, &[part(0, 2), part(2, 3)], plan, &Group::alone(), &mut a);
         assert!(uneven.is_err_and(|e| e.to_string().contains("as many samples in each")));
+    }
+}
+
+/// Four micro-batches of a world, dropout included, by one process and by groups of two and four: gradients and losses to the bit.
+#[test]
+fn a_group_computes_what_one_process_does_to_the_bit() {
+    for profile in [Profile::LavisDiagonal, Profile::LavisImageId] {
+        let setup = Setup::new(tiny::config(), false, profile);
+        let (model, params, config) = (&setup.model, setup.params(&setup.values), tiny::config());
+        let (images, text) = (tiny::pictures(&config, 8, 9, DType::F64), tiny::captions(&config, 8, 9));
+        let ids: Vec<i64> = vec![4, 1, 1, 2, 4, 3, 7, 2];
+        let side = config.image_size;
+        let rows = images.reshape(&[8, 3 * side * side]).unwrap();
+        let part = |i: usize| {
+            let image = rows.slice_rows(2 * i..2 * i + 2).unwrap().reshape(&[2, 3, side, side]).unwrap();
+            let range = 2 * i..2 * i + 2;
+            Batch { image: Image::Pixels(image), text: &text[range.clone()], image_id: Some(&ids[range]) }
+        };
+        let drop = Some(DropoutPlan { p: 0.1, seed: 6, step: 2 });
+        let plan = StepPlan { profile, drop, seed: 6, step: 2, scale: 2.0 };
+        let step = |group: &Group| {
+            let each = 4 / group.size();
+            let own: Vec<Batch> = (0..each).map(|i| part(group.rank() * each + i)).collect();
+            let mut grads = Gradients::new();
+            let unread = model.step_world(&params, &own, plan, group, &mut grads).unwrap();
+            let losses = unread.read(&[]).unwrap().0;
+            let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let all =
+                grads.keys().map(|k| (k, bits(grads.get(k).unwrap().slice::<f64>()))).collect::<Vec<_>>();
+            (all, losses.iter().map(|l| bits(l)).collect::<Vec<_>>(), group.take_traffic())
+        };
+        let (grads, losses, _) = step(&Group::alone());
+        for size in [2, 4] {
+            let groups = Group::of_threads(size, std::time::Duration::from_secs(120)).unwrap();
+            let ranks: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = groups.iter().map(|group| scope.spawn(|| step(group))).collect();
+                threads.into_iter().map(|t| t.join().unwrap()).collect()
+            });
+            assert!(ranks.iter().all(|r| r.0 == grads), "{size} processes");
+            assert_eq!(
+                ranks.iter().flat_map(|r| r.1.clone()).collect::<Vec<_>>(),
+                losses,
+                "{size} processes"
+            );
+            let received = |what: &str| ranks.iter().map(|r| r.2[what].received).sum::<u64>();
+            assert!(received("exchange drawn pictures") > 0 && received("sum gradients") > 0);
+        }
     }
 }
 
