@@ -100,8 +100,8 @@ fn process_of(world: &World, rank: usize) -> String {
             && std::fs::read_link(pid.join("cwd")).is_ok_and(|cwd| cwd == here)
             && environment.split(|b| *b == 0).any(|v| v == wanted.as_bytes())
     };
-    let all = std::fs::read_dir("/proc").unwrap().map(|e| e.unwrap().path());
-    let found = all.filter(|p| own(p)).next().unwrap_or_else(|| panic!("no process of rank {rank}"));
+    let mut all = std::fs::read_dir("/proc").unwrap().map(|e| e.unwrap().path());
+    let found = all.find(|p| own(p)).unwrap_or_else(|| panic!("no process of rank {rank}"));
     found.file_name().unwrap().to_string_lossy().into_owned()
 }
 
@@ -248,7 +248,7 @@ fn what_cannot_be_shared_out_is_refused() {
         (&["--set", "seed=7"], "seed"),
         (&["--batch", "3"], "batch"),
         (&["--set", "captions=other.json"], "data.0.blake3"),
-        (&["--set", "steps=3"], "steps"),
+        (&["--set", "epochs=3"], "epochs"),
         (&["--set", "dropout=0.2"], "dropout"),
     ] {
         refused(&other(more), 8, &["rank 1 of 2", name, "as rank 0 has it"]);

@@ -1,7 +1,7 @@
 //! A group whose ranks are threads of one process: what is tested without a launcher, and what is counted for many ranks.
 
 use super::watchdog::{Watchdog, give_up};
-use super::{Engine, Group, Inner, Joined, OPERATION, Place, Traffic};
+use super::{Engine, Group, Inner, Joined, OPERATION, Place};
 use crate::{Error, Kind, Result};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};

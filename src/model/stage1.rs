@@ -180,11 +180,15 @@ impl Model {
         let tokens = if tokens.tracked() || !pass.tracks() {
             ImageTokens::Tracked(self.image_embeds(pass, tokens)?)
         } else {
-            let storage = pass.storage(self.ln_vision.weight);
-            let normalized = ops::normalize_rows_as(tokens, self.ln_vision.eps, Some(storage))?;
-            ImageTokens::Frozen { normalized, norm: &self.ln_vision }
+            ImageTokens::Frozen { normalized: self.normalized(pass, tokens)?, norm: &self.ln_vision }
         };
         self.qformer.image_keys(pass, &tokens)
+    }
+
+    /// The ViT's tokens as `ln_vision` has them before its affine part: all that a step reads of a frozen encoder's, row by row.
+    pub(crate) fn normalized(&self, pass: &Pass, tokens: &Tensor) -> Result<Tensor> {
+        let storage = pass.storage(self.ln_vision.weight);
+        ops::normalize_rows_as(tokens, self.ln_vision.eps, Some(storage))
     }
 
     /// The losses of a batch. With a trace, every row is computed, also those that no loss reads.
@@ -293,10 +297,32 @@ impl Model {
         n: usize,
     ) -> Result<Merged> {
         let keys = self.keys_of(pass, tokens)?;
+        self.merged_of(pass, keys, tokens.rows().0, (text, trim, n))
+    }
+
+    /// The same of tokens that [`Model::normalized`] gave.
+    pub(crate) fn merged_normalized(
+        &self,
+        pass: &Pass,
+        normalized: Tensor,
+        text: (&[Vec<u32>], bool, usize),
+    ) -> Result<Merged> {
+        let rows = normalized.rows().0;
+        let tokens = ImageTokens::Frozen { normalized, norm: &self.ln_vision };
+        self.merged_of(pass, self.qformer.image_keys(pass, &tokens)?, rows, text)
+    }
+
+    fn merged_of(
+        &self,
+        pass: &Pass,
+        keys: ImageKeys,
+        rows: usize,
+        (text, trim, n): (&[Vec<u32>], bool, usize),
+    ) -> Result<Merged> {
         // A caption's last token predicts nothing and is seen by nobody: it needs no row.
         let captions: Vec<Vec<u32>> = text.iter().map(|t| self.caption_input(t, trim)).collect();
         let [text_lens, lm_lens] = [text, &captions].map(|x| x.iter().map(Vec::len).collect::<Vec<_>>());
-        let all = tokens.rows().0 / self.config.image_tokens();
+        let all = rows / self.config.image_tokens();
         let layout = Layout::merged(self.sizes(), n, &text_lens, &lm_lens, trim)?.among(self.sizes(), all)?;
         let texts: Vec<&[u32]> = text.iter().chain(&captions).map(Vec::as_slice).collect();
         let x = self.qformer.embed(pass, &pass.param(self.query_tokens), n, &texts, sites::MERGED)?;

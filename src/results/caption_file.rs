@@ -7,7 +7,9 @@
 //! are compared in Unicode's composed form (NFC). What is no regular file (a pipe, a device) is not read: each picture is
 //! written to it at once.
 
-use super::captions::{ADDING, Captioned, Format, OPERATION, csv_header, escaped, parse, render};
+use super::captions::{
+    ADDING, Captioned, Format, OPERATION, begin, end, escaped, parse, render, write_entry,
+};
 use crate::files::{self, Disk, Target, composed};
 use crate::{Error, Result};
 use std::collections::HashSet;
@@ -232,28 +234,6 @@ impl Stream {
         self.file.write_all(end(format).as_bytes())?;
         if format == Format::Json { self.file.write_all(b"\n") } else { Ok(()) }
     }
-}
-
-pub(super) fn begin(format: Format) -> String {
-    match format {
-        Format::Json => "[".into(),
-        Format::JsonLines => String::new(),
-        Format::Csv => csv_header() + "\n",
-    }
-}
-
-pub(super) fn write_entry(format: Format, first: bool, text: &str, to: &mut dyn Write) -> io::Result<()> {
-    let (before, after) = match format {
-        Format::Json => (if first { "" } else { ", " }, ""),
-        Format::JsonLines => ("", "\n"),
-        // A line of a table has its end.
-        Format::Csv => ("", ""),
-    };
-    [before, text, after].iter().try_for_each(|part| to.write_all(part.as_bytes()))
-}
-
-pub(super) fn end(format: Format) -> &'static str {
-    if format == Format::Json { "]" } else { "" }
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

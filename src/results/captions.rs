@@ -7,6 +7,7 @@
 
 use crate::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
+use std::io::{self, Write};
 use std::path::Path;
 
 pub(super) const OPERATION: &str = "write captions";
@@ -133,6 +134,31 @@ pub(super) fn escaped(json: &str) -> String {
         }
     }
     out
+}
+
+/// What stands before the first picture of a file.
+pub(super) fn begin(format: Format) -> String {
+    match format {
+        Format::Json => "[".into(),
+        Format::JsonLines => String::new(),
+        Format::Csv => csv_header() + "\n",
+    }
+}
+
+/// A picture's text, with what stands between it and the one before.
+pub(super) fn write_entry(format: Format, first: bool, text: &str, to: &mut dyn Write) -> io::Result<()> {
+    let (before, after) = match format {
+        Format::Json => (if first { "" } else { ", " }, ""),
+        Format::JsonLines => ("", "\n"),
+        // A line of a table has its end.
+        Format::Csv => ("", ""),
+    };
+    [before, text, after].iter().try_for_each(|part| to.write_all(part.as_bytes()))
+}
+
+/// What stands behind the last one.
+pub(super) fn end(format: Format) -> &'static str {
+    if format == Format::Json { "]" } else { "" }
 }
 
 fn csv_line(cells: &[&str]) -> Result<String> {

@@ -1,7 +1,7 @@
 //! The caption files of all shards as one, in the order in which a single command would have written it.
 
-use super::caption_file::{begin, end, read, write_entry};
-use super::captions::{Format, escaped, parse};
+use super::caption_file::read;
+use super::captions::{Format, begin, end, escaped, parse, write_entry};
 use super::shard;
 use crate::files::{self, Disk, composed};
 use crate::{Error, Kind, Result};

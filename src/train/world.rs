@@ -4,8 +4,8 @@
 //! Features of all micro-batches are computed first without a tape; they are the constants that every micro-batch is compared
 //! with, as LAVIS gathers them without gradient. Then, for each micro-batch r of B samples, on a tape of its own:
 //!   ITC_r   its images and texts with those of all, [B, W B], targets r B + b, smoothing over W B; mean over B
-//!   ITM_r   its pairs, and negatives drawn from all W B; an image drawn from elsewhere is projected here from its ViT tokens,
-//!           so that its gradient reaches `ln_vision`, the keys and values, as LAVIS's gather with gradient has it
+//!   ITM_r   its pairs, and negatives drawn from all W B; an image drawn from elsewhere is projected here from its ViT tokens
+//!           (normalised, in the storage of activations), so that its gradient reaches `ln_vision`, the keys and values, as LAVIS's gather with gradient has it
 //!   LM_r    its own captions, mean over its own predicted tokens
 //! The gradient is that of the mean over r of ITC_r + ITM_r + LM_r. Source: LAVIS 1.0.2, blip2_qformer.py, base_model.py
 //! (`concat_all_gather`, `all_gather_with_grad`), under DistributedDataParallel.
@@ -48,10 +48,12 @@ struct World<'a> {
     count: usize,
     /// Samples of each.
     size: usize,
-    /// ViT tokens of each of them.
+    /// ViT tokens of each of them, normalised: see [`Model::normalized`].
     tokens: Vec<Tensor>,
     /// Those of samples that were drawn from other processes.
     drawn: BTreeMap<usize, Tensor>,
+    /// As the ViT gave them, where every row is asked for.
+    vit: Vec<Tensor>,
     /// Captions of all.
     texts: Vec<Vec<u32>>,
     /// Features of all: images `[W B Q, E]`, texts `[W B, E]`.
@@ -106,7 +108,7 @@ impl Model {
             let (mut rank, _) = world.rank(&pass, i)?;
             tape.backward(&rank.losses[0], plan.scale, grads)?;
             rank.trace.image_embeds =
-                Some(self.image_embeds(&Pass::inference(params), &world.tokens[i].detach())?);
+                Some(self.image_embeds(&Pass::inference(params), &world.vit[i].detach())?);
             each(world.first + i, rank)?;
         }
         Ok(())
@@ -137,15 +139,16 @@ impl<'a> World<'a> {
             ));
         }
         let frozen = Pass::inference(params);
-        let look = |b: &Batch| model.tokens_of(&frozen, &b.image, |_, _| {});
-        let tokens: Vec<Tensor> = batches.iter().map(look).collect::<Result<_>>()?;
         let (first, count, trim) =
             (group.rank() * batches.len(), group.size() * batches.len(), given.is_none());
-        let mut features = Vec::new();
-        for (i, (batch, tokens)) in batches.iter().zip(&tokens).enumerate() {
+        let (mut vit, mut tokens, mut features) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, batch) in batches.iter().enumerate() {
+            let seen = model.tokens_of(&frozen, &batch.image, |_, _| {})?;
             let pass = Pass::untracked(params, plan.drop).at_site(micro_batch(first + i));
-            let merged = model.merged_pass(&pass, tokens, batch.text, trim, size)?;
+            let merged = model.merged_pass(&pass, &seen, batch.text, trim, size)?;
             features.push(model.contrastive_features(&pass, &merged)?);
+            tokens.push(model.normalized(&frozen, &seen)?);
+            vit.extend((!trim).then_some(seen));
         }
         let image = ops::concat_rows(&features.iter().map(|f| &f.0).collect::<Vec<_>>())?;
         let text = ops::concat_rows(&features.iter().map(|f| &f.1).collect::<Vec<_>>())?;
@@ -180,6 +183,7 @@ impl<'a> World<'a> {
             size,
             tokens,
             drawn,
+            vit,
             texts,
             image,
             text,
@@ -194,7 +198,7 @@ impl<'a> World<'a> {
         let (n, first) = (self.size, (self.first + r) * self.size);
         let own = first..first + n;
         let (foreign, tokens) = self.with_drawn(r)?;
-        let merged = m.merged_pass(pass, &tokens, text, self.trim, n)?;
+        let merged = m.merged_normalized(pass, tokens, (text, self.trim, n))?;
         let (image_feats, text_feat) = m.contrastive_features(pass, &merged)?;
         let all = [&self.image, &self.text];
         let (i2t, t2i) = m.similarities_of(pass, [&image_feats, &text_feat], all, None)?;
