@@ -11,7 +11,7 @@ use qformer::train::trainer::{Contrast, Micro, Trainer};
 use std::path::Path;
 
 fn place(name: &str) -> Place {
-    Place { device: device(), dtype: DType::F32, precision: Precision::named(name).unwrap() }
+    Place { device: device(), precision: Precision::named(name).unwrap(), ..Place::cpu(DType::F32) }
 }
 
 /// The recorded cases of this repository, in all precisions; in 16 bits they are held to twice what LAVIS itself is off by under
