@@ -13,7 +13,7 @@ fn places() -> Vec<(&'static str, Place)> {
     if cfg!(feature = "host-kernels") {
         all.extend(["f16", "bf16"].map(|name| {
             let precision = Precision::named(name).unwrap();
-            (name, Place { device: Device::open("host").unwrap(), dtype: DType::F32, precision })
+            (name, Place { device: Device::open("host").unwrap(), precision, ..Place::cpu(DType::F32) })
         }));
     }
     all
