@@ -402,6 +402,27 @@ fn a_signal_lets_requests_end() {
     drop(place);
 }
 
+/// A server that is killed while it searches leaves the index to the byte, and others can write to it.
+#[test]
+fn a_killed_server_harms_no_index() {
+    let (place, mut server) = served(59, &[]);
+    let files = || -> Vec<(String, Vec<u8>)> {
+        let read = |n: String| (n.clone(), std::fs::read(place.path("x").join(n)).unwrap());
+        commands::names(&place.path("x")).into_iter().map(read).collect()
+    };
+    let before = files();
+    let body = post(&json!({"text": "二匹の犬"}));
+    let mut stream = server.connect();
+    stream.write_all(body.head("POST", "/v1/search", "localhost", "").as_bytes()).unwrap();
+    stream.write_all(&body.body).unwrap();
+    server.signal("KILL");
+    assert_eq!(server.wait(), 137);
+    assert_eq!(files(), before);
+    place.picture("p/new.png", 77);
+    place.ok(&["search", "index", "--model", "model", "--out", "x", "p", "-q"]);
+    assert!(place.ok(&["search", "query", "--index", "x", "二匹の犬", "-q"]).contains("new.png"));
+}
+
 /// A client that goes away does not keep the model busy.
 #[test]
 fn clients_that_vanish_are_left_out() {
