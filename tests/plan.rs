@@ -147,3 +147,49 @@ fn planned_memory_is_near_what_a_step_takes() {
         assert!((0.9..1.5).contains(&ratio), "planned / measured = {ratio:.3}");
     }
 }
+
+/// What a rank of 8 and of 16 receives in a step of BLIP-2's size, B = 128, in bf16, counted with nothing computed. By hand: features of
+/// pictures and captions, (32 + 1) rows of 256 numbers of 16 bits of each of 128 samples, from W - 1 others; of those 128 draws hit about
+/// 105 (W = 8), each 257 x 1408 numbers of 16 bits; gradients twice, up and round, but rank 0 begins the sum: once.
+#[test]
+fn what_travels_in_a_step_of_many_ranks() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (batch, sizes) = (128, Sizes::full());
+    for world in [8usize, 16] {
+        let entries = ["contrast=world", "start=x"].map(|e| yaml::assignment(e).unwrap());
+        let config = Config::from_entries(&entries).unwrap();
+        let device = qformer::tensor::Device::open("plan:500").unwrap();
+        let precision = Precision::named("bf16").unwrap();
+        let (model, specs) = Model::new(sizes.clone(), false).unwrap();
+        let params = Params::zeros(specs, &device, precision).unwrap();
+        let trained: usize =
+            params.specs().iter().filter(|s| s.trained).map(|s| s.shape.iter().product::<usize>()).sum();
+        let mut trainer = Trainer::new(model, params, config.options(config.length(10))).unwrap();
+        trainer.group = qformer::group::Group::counted(0, world).unwrap();
+        let s = sizes.image_size;
+        let pixels =
+            qformer::ops::pixel_planes(&device, &vec![0; batch * 3 * s * s], s, [0.0; 3], [1.0; 3]).unwrap();
+        let micro = Micro {
+            image: Image::Pixels(pixels),
+            text: vec![vec![2, 5, 6, 7, 8, 9, 3]; batch],
+            image_id: None,
+            names: vec![String::new(); batch],
+        };
+        trainer.step(&[micro]).unwrap();
+        let traffic = trainer.group.take_traffic();
+        let received = |name: &str| traffic[name].received as f64;
+        let others = (world - 1) as f64;
+        let features = received("gather features of pictures") + received("gather features of captions");
+        assert_eq!(features, others * 128.0 * 33.0 * 256.0 * 2.0);
+        let drawn = received("exchange drawn pictures") / (257.0 * 1408.0 * 2.0);
+        // 128 draws of 128 W - 1 pictures, those of others, each once: the mean, and five standard deviations of the draws.
+        let all = 128.0 * world as f64 - 1.0;
+        let mean = (all - 127.0) * (1.0 - (1.0 - 1.0 / all).powf(128.0));
+        assert!(
+            (drawn - mean).abs() < 5.0 * (128.0f64 / world as f64).sqrt(),
+            "{drawn} pictures, {mean} expected"
+        );
+        assert_eq!(received("sum gradients"), 4.0 * trained as f64);
+        println!("W {world}: {traffic:?}");
+    }
+}
