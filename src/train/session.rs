@@ -103,7 +103,7 @@ impl Job {
         let together = Together { group: group.clone() };
         together.check(&config)?;
         let say = |line: String| watch.say(&line);
-        let name = device_of(&config.device, group);
+        let name = together.device(&config.device);
         let (device, precision) = nn::place(&name, config.dtype.as_deref(), config.vit_gelu, say)?;
         if config.device == "auto" {
             // A run that is resumed computes where it began.
@@ -392,14 +392,6 @@ impl Job {
         start::export(&directory, &config, &trainer.model, &trainer.params, own)?;
         let (step, whole) = (trainer.step, length.whole);
         Ok(Outcome { ending: Ending::Trained, step, whole, model: directory })
-    }
-}
-
-/// Which device a process of a group takes: of several GPUs that of its number on its machine.
-fn device_of(asked: &str, group: &Group) -> String {
-    match asked {
-        "cuda" if group.size() > 1 => format!("cuda:{}", group.local()),
-        asked => asked.to_owned(),
     }
 }
 

@@ -56,6 +56,14 @@ impl Together {
         Ok(())
     }
 
+    /// The device that this process takes: of several GPUs that of its number on its machine.
+    pub fn device(&self, asked: &str) -> String {
+        match asked {
+            "cuda" if !self.alone() => format!("cuda:{}", self.group.local()),
+            asked => asked.to_owned(),
+        }
+    }
+
     /// How many of a step's micro-batches this process computes.
     pub fn own(&self, accumulate: usize) -> usize {
         accumulate / self.group.size()
