@@ -111,6 +111,25 @@ impl LlmFolder {
         self.config.arranged(&spec.name, Tensor::new(values, &spec.shape)?)
     }
 
+    /// Its tensors under Hugging Face's names, as the files have them.
+    pub fn tensors(&self) -> Result<Vec<(String, &Info)>> {
+        let specs = self.specs()?;
+        let own = |spec: &Spec| spec.name.split_once('.').map_or(spec.name.clone(), |(_, own)| own.into());
+        specs.iter().map(|spec| Ok((own(spec), self.info(spec)?))).collect()
+    }
+
+    /// The bytes of a tensor of the files.
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        self.weights.bytes(name)
+    }
+
+    /// Its `config.json`.
+    pub fn config_json(&self) -> Result<serde_json::Value> {
+        let file = self.path.join(CONFIG);
+        let text = files::read_regular(&file, MOST_CONFIG, OP)?;
+        serde_json::from_slice(&text).map_err(|e| Error::file(OP, &file, "JSON", e))
+    }
+
     /// blake3 over names and bytes of the tensors, in the order of the parameters.
     pub fn hash(&self) -> Result<String> {
         let mut all = blake3::Hasher::new();

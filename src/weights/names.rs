@@ -149,6 +149,9 @@ fn bert(name: &str) -> Meaning {
     }
 }
 
+/// Hugging Face's projection of a second stage, LAVIS's `opt_proj` or `llm_proj`.
+pub const PROJECTION: &str = "language_projection";
+
 /// Beginnings of names: Hugging Face's and LAVIS's.
 const PREFIXES: [(&str, &str); 12] = [
     ("vision_model.embeddings.class_embedding", "visual_encoder.cls_token"),
@@ -174,8 +177,12 @@ const PARTS: [(&str, &str); 5] = [
 ];
 
 fn hugging_face(name: &str) -> Meaning {
-    if name.starts_with("language_model.") || name.starts_with("language_projection.") {
+    if name.starts_with("language_model.") {
         return Meaning::Unused("the language model of stage 2");
+    }
+    // Which of LAVIS's names it has depends on the language model.
+    if name.starts_with(PROJECTION) {
+        return Meaning::Parameter(name.to_string());
     }
     let Some((from, to)) = PREFIXES.iter().find(|(from, _)| name.starts_with(from)) else {
         return Meaning::Unknown;

@@ -61,7 +61,7 @@ impl Place {
     pub fn language_model(&self, name: &str) {
         let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/llm/bpe-llama.model");
         self.write(&format!("{name}/tokenizer.model"), std::fs::read(&tokenizer).unwrap());
-        let settings = r#"{"tokenizer_class":"LlamaTokenizer","bos_token":"<s>","eos_token":"</s>","add_bos_token":true}"#;
+        let settings = r#"{"tokenizer_class":"LlamaTokenizer","bos_token":"<s>","eos_token":"</s>","unk_token":"<unk>","add_bos_token":true}"#;
         self.write(&format!("{name}/tokenizer_config.json"), settings);
         let vocab = LlmTokenizer::open_file(&tokenizer).unwrap().len();
         let config = format!(

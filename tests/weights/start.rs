@@ -192,7 +192,8 @@ fn hugging_face_names_go_both_ways() {
     for name in ["temp", "Qformer.cls.predictions.bias", "Qformer.cls.predictions.transform.dense.weight"] {
         assert_eq!(names::to_hugging_face(name), None);
     }
-    for name in ["language_model.model.decoder.embed_tokens.weight", "language_projection.weight"] {
-        assert!(matches!(names::meaning(Naming::HuggingFace, name), Meaning::Unused(_)), "{name}");
-    }
+    let name = "language_model.model.decoder.embed_tokens.weight";
+    assert!(matches!(names::meaning(Naming::HuggingFace, name), Meaning::Unused(_)), "{name}");
+    let name = "language_projection.weight";
+    assert_eq!(names::meaning(Naming::HuggingFace, name), Meaning::Parameter(name.into()));
 }

@@ -41,7 +41,7 @@ impl Job {
     /// The folder; or, if `out` ends in .safetensors, its weights alone. `tokenizer` is a folder with a vocabulary.
     pub fn hugging_face(&self, out: &Path, tokenizer: Option<&Path>) -> Result<()> {
         let metadata = BTreeMap::from([("format".into(), "pt".into())]);
-        let pieces = self.hugging_face_pieces()?;
+        let pieces = self.hugging_face_pieces(|_| false)?;
         if out.extension().is_some_and(|e| e == "safetensors") {
             self.write(out, &pieces, &metadata, None)?;
             note!("wrote {}: {} tensors", out.display(), pieces.len());
@@ -75,7 +75,8 @@ impl Job {
         Ok(())
     }
 
-    fn hugging_face_pieces(&self) -> Result<Pieces> {
+    /// The weights under transformers' names, but for those that are `known` to be elsewhere.
+    pub(super) fn hugging_face_pieces(&self, known: impl Fn(&str) -> bool) -> Result<Pieces> {
         let mut pieces = Pieces::new();
         let mut left_out = Vec::new();
         for (i, spec) in self.specs.iter().enumerate() {
@@ -88,7 +89,7 @@ impl Job {
             } else if let Some(name) = names::to_hugging_face(&spec.name) {
                 let info = Info { name: name.clone(), dtype, shape: spec.shape.clone() };
                 pieces.insert(name, (info, Piece::Parameter(i)));
-            } else if !spec.name.ends_with(".attn.v_bias") {
+            } else if !spec.name.ends_with(".attn.v_bias") && !known(&spec.name) {
                 left_out.push(spec.name.as_str());
             }
         }
@@ -99,8 +100,30 @@ impl Job {
     }
 }
 
+/// Heads of the Q-Former and of the image encoder in a folder's `config.json`, if it is Blip2Config's.
+pub(super) fn heads(folder: &Path) -> Result<Option<[u64; 2]>> {
+    let path = folder.join("config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let json: Value = serde_json::from_slice(&files::read_regular(&path, MOST_SETTINGS, OP)?)
+        .map_err(|e| Error::file(OP, &path, "JSON", e))?;
+    // Blip2Config's own defaults.
+    let of = |part: &str, default: u64| match json[part].get("num_attention_heads") {
+        None | Some(Value::Null) => Ok(default),
+        Some(n) => n
+            .as_u64()
+            .filter(|n| *n > 0)
+            .ok_or_else(|| Error::file(OP, &path, format!("{part}.num_attention_heads: a number"), n)),
+    };
+    if json["model_type"] != "blip-2" {
+        return Ok(None);
+    }
+    Ok(Some([of("qformer_config", 12)?, of("vision_config", 16)?]))
+}
+
 /// `config.json` of transformers' Blip2Config. Names of keys are its own.
-fn sizes(c: &Config) -> Value {
+pub(super) fn sizes(c: &Config) -> Value {
     json!({
         "architectures": ["Blip2ForImageTextRetrieval"],
         "model_type": "blip-2",
@@ -128,7 +151,7 @@ fn sizes(c: &Config) -> Value {
 }
 
 /// `preprocessor_config.json`: what [`crate::pretrained::Pretrained::pixels`] does.
-fn pictures(c: &Config) -> Value {
+pub(super) fn pictures(c: &Config) -> Value {
     let Normalise { mean, std } = Normalise::default();
     // As decimal numbers, not as the nearest f32 with all its digits.
     let decimal = |x: [f32; 3]| x.map(|x| x.to_string().parse::<f64>().unwrap_or(f64::from(x)));
@@ -178,7 +201,7 @@ fn put_tokenizer(from: &Path, out: &Path, config: &Config) -> Result<()> {
     put_json(&out.join("tokenizer_config.json"), &Value::Object(settings))
 }
 
-fn put_json(path: &Path, value: &Value) -> Result<()> {
+pub(super) fn put_json(path: &Path, value: &Value) -> Result<()> {
     let failed = |e: serde_json::Error| Error::new(Kind::Write, OP).about(path.display().to_string()).got(e);
     let text = serde_json::to_string_pretty(value).map_err(failed)?;
     file(path, (text + "\n").as_bytes())

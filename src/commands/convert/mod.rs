@@ -1,6 +1,7 @@
 //! `qformer convert`: checkpoints of others to a model's folder, and back.
 
 mod hf;
+mod hf_second;
 mod lavis;
 mod random;
 mod second;
@@ -34,6 +35,7 @@ const MOST_RANDOM: usize = 1 << 32;
     qformer convert model --to lavis --out model.pth                 # prints how LAVIS loads it\n  \
     qformer convert blip2-itm-vit-g --partial --out model            # Hugging Face names\n  \
     qformer convert model --to hf --out hf                           # a folder for transformers\n  \
+    qformer convert blip2-opt-2.7b --llm opt-2.7b --out model        # a second stage of transformers\n  \
     qformer convert --random full --out random                       # full size, random numbers")]
 pub struct Args {
     /// A checkpoint: LAVIS .pth or safetensors, a Hugging Face BLIP-2 folder, or a model's folder
@@ -101,11 +103,11 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::argument(OP, "INPUT", "a checkpoint, or --bert and --vit", "no weights"));
     }
     let config = sized(config(args, &sets)?, args.image_size)?;
-    if let Some(projection) = second::projection(&sets) {
+    if let Some(projection) = second::projection(&sets, args.llm.is_some()) {
         return second::run(args, sets, config, projection);
     }
     if args.llm.is_some() {
-        let got = "a checkpoint without opt_proj or llm_proj";
+        let got = "a checkpoint without opt_proj, llm_proj or language_projection";
         return Err(Error::argument(OP, "--llm", "a checkpoint of stage 2", got)
             .fix("train a second stage: qformer train --start MODEL --llm DIR"));
     }
@@ -153,10 +155,15 @@ fn config(args: &Args, sets: &[Set]) -> Result<Config> {
     for (key, size) in sizes::visible(sets)? {
         config[key] = size.into();
     }
-    // Heads do not show; those of BERT and of EVA's ViT-g have 64 and 88 columns.
-    for (heads, width, columns) in [("heads", "hidden", 64), ("vit_heads", "vit_width", 88)] {
+    // Heads do not show: Hugging Face's config.json says them; those of BERT and of EVA's ViT-g have 64 and 88 columns.
+    let said = args.input.as_deref().map(hf::heads).transpose()?.flatten();
+    for (i, (heads, width, columns)) in
+        [("heads", "hidden", 64), ("vit_heads", "vit_width", 88)].into_iter().enumerate()
+    {
         let width = config[width].as_u64().unwrap_or(0);
-        if width % columns == 0 {
+        if let Some(said) = said {
+            config[heads] = said[i].into();
+        } else if width % columns == 0 {
             config[heads] = (width / columns).into();
         }
     }

@@ -8,14 +8,18 @@ use crate::pretrained::llm::{LlmFolder, LlmPart};
 use crate::pretrained::{self, load::wants};
 use crate::terminal::note;
 use crate::weights::Set;
+use crate::weights::names::PROJECTION;
 use crate::weights::start::Plan;
 use crate::{Error, Result};
+use std::sync::Arc;
 
-/// The projection of a second stage among these files: its name, and how many columns its language model reads.
-pub fn projection(sets: &[Set]) -> Option<(&'static str, usize)> {
+/// The projection of a second stage among these files: its name, and how many columns its language model reads. That of a
+/// folder of transformers counts where its language model is `given`: it may be wanted for a first stage.
+pub fn projection(sets: &[Set], given: bool) -> Option<(&'static str, usize)> {
     let shape =
         |name: &str| sets.iter().find_map(|s| s.get(&format!("{name}.weight"))).map(|t| t.shape.clone());
-    ["opt_proj", "llm_proj"].into_iter().find_map(|name| match shape(name)?[..] {
+    let names = ["opt_proj", "llm_proj", PROJECTION].into_iter();
+    names.filter(|name| given || *name != PROJECTION).find_map(|name| match shape(name)?[..] {
         [width, _] => Some((name, width)),
         _ => None,
     })
@@ -25,26 +29,8 @@ pub fn projection(sets: &[Set]) -> Option<(&'static str, usize)> {
 const NO_WORDS: usize = 6;
 
 pub fn run(args: &Args, sets: Vec<Set>, config: Config, (name, width): (&'static str, usize)) -> Result<()> {
-    let part = match (&args.llm, args.input.as_deref().filter(|p| p.is_dir())) {
-        (Some(folder), _) => {
-            let llm = LlmFolder::open(folder)?;
-            if (llm.config.projection(), llm.config.embed_width) != (name, width) {
-                let want = format!("a language model for {name} of {width} columns");
-                let got = format!("one for {} of {}", llm.config.projection(), llm.config.embed_width);
-                return Err(Error::file(OP, folder, want, got).fix("give the one it was trained with"));
-            }
-            let path = folder.canonicalize().map_err(|e| Error::io(OP, folder, &e))?;
-            Some(LlmPart { path, blake3: llm.hash()?, prompt: args.prompt.clone().unwrap_or_default() })
-        }
-        (None, Some(folder)) => pretrained::llm_part(folder).ok().flatten(),
-        (None, None) => None,
-    };
-    let lavis = args.to == "lavis";
-    if args.to == "hf" {
-        return Err(Error::argument(OP, "--to", "qformer or lavis for a model of stage 2", "hf")
-            .fix("convert it with --to lavis"));
-    }
-    if part.is_none() && !lavis {
+    let (part, llm) = language_model(args, (name, width))?;
+    if part.is_none() && args.to != "lavis" {
         return Err(Error::argument(
             OP,
             "--llm",
@@ -61,9 +47,42 @@ pub fn run(args: &Args, sets: Vec<Set>, config: Config, (name, width): (&'static
     }
     let plan = Plan::new(sets, wants(&specs), args.partial)?;
     note!("{}", plan.report.to_string().trim_end());
-    let job = Job { plan, specs, config, seed: args.seed, random: false, llm: part };
-    if lavis {
-        return job.lavis(&args.out);
+    if let Some(llm) = &llm {
+        let own = specs.iter_mut().filter(|s| s.name.starts_with(PROJECTION));
+        own.for_each(|s| s.name = s.name.replacen(PROJECTION, llm.config.projection(), 1));
     }
-    job.folder(&args.out, |staged| if words { super::copy_tokenizer(args, staged) } else { Ok(()) })
+    let job = Job { plan, specs, config, seed: args.seed, random: false, llm: part };
+    match (args.to.as_str(), llm) {
+        ("lavis", _) => job.lavis(&args.out),
+        ("hf", Some(llm)) => job.hugging_face_second(&args.out, llm),
+        _ => job.folder(&args.out, |staged| if words { super::copy_tokenizer(args, staged) } else { Ok(()) }),
+    }
+}
+
+/// What a model of stage 2 says of its language model; that itself where it was given, or is needed.
+fn language_model(
+    args: &Args,
+    (name, width): (&str, usize),
+) -> Result<(Option<LlmPart>, Option<Arc<LlmFolder>>)> {
+    let part = match (&args.llm, args.input.as_deref().filter(|p| p.is_dir())) {
+        (Some(folder), _) => {
+            let llm = LlmFolder::open(folder)?;
+            let projection = if name == PROJECTION { name } else { llm.config.projection() };
+            if (projection, llm.config.embed_width) != (name, width) {
+                let want = format!("a language model for {name} of {width} columns");
+                let got = format!("one for {} of {}", llm.config.projection(), llm.config.embed_width);
+                return Err(Error::file(OP, folder, want, got).fix("give the one it was trained with"));
+            }
+            let path = folder.canonicalize().map_err(|e| Error::io(OP, folder, &e))?;
+            let part = LlmPart { path, blake3: llm.hash()?, prompt: args.prompt.clone().unwrap_or_default() };
+            return Ok((Some(part), Some(Arc::new(llm))));
+        }
+        (None, Some(folder)) => pretrained::llm_part(folder).ok().flatten(),
+        (None, None) => None,
+    };
+    let llm = match (&part, &args.input) {
+        (Some(part), Some(input)) if args.to == "hf" => Some(LlmFolder::of_part(part, None, input)?),
+        _ => None,
+    };
+    Ok((part, llm.map(Arc::new)))
 }

@@ -4,7 +4,8 @@ use super::{Args, OP, is_vit};
 use crate::files::{self, RealDisk};
 use crate::model::Config;
 use crate::nn::Spec;
-use crate::pretrained::{config_json, llm::LlmPart, load::initial, parts};
+use crate::pretrained::llm::{LlmFolder, LlmPart};
+use crate::pretrained::{config_json, load::initial, parts};
 use crate::terminal::note;
 use crate::weights::names;
 use crate::weights::start::Plan;
@@ -13,6 +14,7 @@ use crate::{Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A model to write, and where each of its numbers comes from.
 pub struct Job {
@@ -34,6 +36,8 @@ pub enum Piece {
     Positions,
     /// The biases of queries and values with zeros between.
     Joined(usize, usize),
+    /// A tensor of a language model's files.
+    Language(Arc<LlmFolder>, String),
 }
 
 pub type Pieces = BTreeMap<String, (Info, Piece)>;
@@ -113,6 +117,7 @@ impl Job {
                 let (q, v) = (self.f32(*q)?, self.f32(*v)?);
                 write::put_f32(w, Dtype::F32, &[&q[..], &vec![0.0; q.len()], &v].concat()).map_err(failed)
             }
+            Some(Piece::Language(llm, name)) => w.write_all(&llm.bytes(name)?).map_err(failed),
             None => Err(Error::argument(OP, &info.name, "a tensor of the model", "another")),
         }
     }

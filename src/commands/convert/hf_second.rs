@@ -1,0 +1,151 @@
+//! A second stage for Hugging Face's transformers: a folder that `Blip2ForConditionalGeneration.from_pretrained` and
+//! `Blip2Processor.from_pretrained` open.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `model.safetensors` | image encoder, Q-Former's query side, projection, and the language model under `language_model.` |
+//! | `config.json` | the sizes, the language model's own config as `text_config` |
+//! | `preprocessor_config.json`, `processor_config.json` | LAVIS's resizing and normalisation, how many queries |
+//! | `tokenizer.json`, ... | the language model's tokenizer |
+//!
+//! transformers marks the places of queries by a token, `<image>`, which its processor adds behind the tokenizer's own. Where the
+//! language model has no row left for it, the unknown token takes its part.
+
+use super::OP;
+use super::hf::{pictures, put_json, sizes};
+use super::write::{Job, Piece, Pieces, file};
+use crate::files;
+use crate::pretrained::llm::LlmFolder;
+use crate::terminal::note;
+use crate::weights::Info;
+use crate::weights::names::PROJECTION;
+use crate::{Error, Result};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Files of a tokenizer and of generation, copied where they are.
+const COPIED: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+const SETTINGS: &str = "tokenizer_config.json";
+const MOST_SETTINGS: u64 = 16 << 20;
+const MOST_FILE: u64 = 256 << 20;
+
+impl Job {
+    pub fn hugging_face_second(&self, out: &Path, llm: Arc<LlmFolder>) -> Result<()> {
+        let pieces = self.second_pieces(&llm)?;
+        let metadata = BTreeMap::from([("format".into(), "pt".into())]);
+        if out.extension().is_some_and(|e| e == "safetensors") {
+            self.write(out, &pieces, &metadata, None)?;
+            note!("wrote {}: {} tensors", out.display(), pieces.len());
+            return Ok(());
+        }
+        if !self.specs.iter().any(super::is_vit) {
+            let want = "one: transformers loads the whole model";
+            return Err(Error::argument(OP, "image encoder", want, "none").fix("give its file with --vit"));
+        }
+        let (id, stands_in) = image_token(&llm)?;
+        let mut config = sizes(&self.config);
+        config["architectures"] = json!(["Blip2ForConditionalGeneration"]);
+        config["image_token_index"] = id.into();
+        config["use_decoder_only_language_model"] = true.into();
+        config["qformer_config"]["use_qformer_text_input"] = false.into();
+        config["text_config"] = llm.config_json()?;
+        let mut parts = vec!["config.json", "preprocessor_config.json", "processor_config.json", SETTINGS];
+        parts.extend(COPIED.iter().filter(|name| llm.path.join(name).is_file()));
+        parts.push("model.safetensors");
+        files::write_folder(out, &parts, |staged| {
+            copy_tokenizer(&llm, staged, stands_in.as_deref())?;
+            put_json(&staged.join("preprocessor_config.json"), &pictures(&self.config))?;
+            let queries = self.config.num_query;
+            let processor = json!({"processor_class": "Blip2Processor", "num_query_tokens": queries});
+            put_json(&staged.join("processor_config.json"), &processor)?;
+            put_json(&staged.join("config.json"), &config)?;
+            self.write(&staged.join("model.safetensors"), &pieces, &metadata, None).map(drop)
+        })?;
+        note!("wrote {}: {} tensors", out.display(), pieces.len());
+        if let Some(token) = stands_in {
+            note!(
+                "note: no row of the language model is left for <image>: {token} marks the places of queries; do not write it in a prompt"
+            );
+        }
+        Ok(())
+    }
+
+    fn second_pieces(&self, llm: &Arc<LlmFolder>) -> Result<Pieces> {
+        let mut pieces = Pieces::new();
+        for (i, spec) in self.specs.iter().enumerate() {
+            if let Some(part) = spec.name.strip_prefix(llm.config.projection()) {
+                let name = format!("{PROJECTION}{part}");
+                let dtype = self.plan.dtype(i).unwrap_or(crate::weights::Dtype::F32);
+                let info = Info { name: name.clone(), dtype, shape: spec.shape.clone() };
+                pieces.insert(name, (info, Piece::Parameter(i)));
+            }
+        }
+        let projection = |name: &str| name.starts_with(llm.config.projection());
+        pieces.extend(self.hugging_face_pieces(projection)?);
+        for (own, info) in llm.tensors()? {
+            let name = format!("language_model.{own}");
+            let piece = Piece::Language(Arc::clone(llm), info.name.clone());
+            pieces.insert(name.clone(), (Info { name, ..info.clone() }, piece));
+        }
+        Ok(pieces)
+    }
+}
+
+/// The id of the token that marks the places of queries; and its name, if it is not `<image>`.
+fn image_token(llm: &LlmFolder) -> Result<(usize, Option<String>)> {
+    let (tokens, rows) = (llm.tokenizer.len(), llm.config.vocab);
+    if let Some(id) = llm.tokenizer.id("<image>") {
+        return Ok((id as usize, None));
+    }
+    if tokens < rows {
+        return Ok((tokens, None));
+    }
+    let unknown = llm.tokenizer.unknown().zip(settings(llm)?.get("unk_token").and_then(content));
+    let Some((id, name)) = unknown else {
+        let want = "a row of the embedding for <image>, or an unknown token";
+        return Err(Error::file(OP, &llm.path, want, format!("{rows} rows, all of them tokens"))
+            .fix("transformers needs one; give the model as --to lavis"));
+    };
+    Ok((id as usize, Some(name)))
+}
+
+/// A token's text in settings, where it stands alone or in an object.
+fn content(token: &Value) -> Option<String> {
+    token.as_str().or_else(|| token.get("content")?.as_str()).map(String::from)
+}
+
+fn settings(llm: &LlmFolder) -> Result<Map<String, Value>> {
+    let path = llm.path.join(SETTINGS);
+    if !path.is_file() {
+        return Ok(Map::new());
+    }
+    serde_json::from_slice(&files::read_regular(&path, MOST_SETTINGS, OP)?)
+        .map_err(|e| Error::file(OP, &path, "the settings of a tokenizer", e))
+}
+
+fn copy_tokenizer(llm: &LlmFolder, to: &Path, image: Option<&str>) -> Result<()> {
+    for name in COPIED {
+        let from = llm.path.join(name);
+        if from.is_file() {
+            file(&to.join(name), &files::read_regular(&from, MOST_FILE, OP)?)?;
+        }
+    }
+    let mut settings = settings(llm)?;
+    settings.insert("processor_class".into(), json!("Blip2Processor"));
+    if let Some(token) = image {
+        settings.insert("extra_special_tokens".into(), json!({"image_token": token}));
+    }
+    put_json(&to.join(SETTINGS), &Value::Object(settings))
+}

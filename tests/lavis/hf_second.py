@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Opens in transformers a second stage that `qformer convert MODEL --to hf` wrote, and compares a caption with this crate's.
+
+    qformer caption --model run/model picture.png --num-beams 1 --prompt TEXT --out captions.json
+    qformer convert run/model --to hf --out hf
+    python tests/lavis/hf_second.py hf picture.png captions.json --prompt TEXT
+
+Packages: torch, torchvision, transformers (tried with 4.57.6 and 5.24.0), sentencepiece, tiktoken, protobuf, pillow. Every weight must be taken by
+Blip2ForConditionalGeneration, none may be missing, and greedy decoding must give the caption's tokens.
+"""
+import argparse
+import json
+
+import torch
+import transformers
+from PIL import Image
+from safetensors import safe_open
+from transformers import Blip2ForConditionalGeneration, Blip2Processor
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("folder")
+    options.add_argument("picture")
+    options.add_argument("captions")
+    options.add_argument("--prompt", default="")
+    options.add_argument("--max-new-tokens", type=int, default=30)
+    args = options.parse_args()
+    model, said = Blip2ForConditionalGeneration.from_pretrained(args.folder, output_loading_info=True)
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not said[what], (what, sorted(said[what])[:5])
+    model = model.float().eval()
+    with safe_open(f"{args.folder}/model.safetensors", "pt") as f:
+        names = set(f.keys())
+    processor = Blip2Processor.from_pretrained(args.folder)
+    print(f"transformers {transformers.__version__}: {len(names)} tensors taken, none missing; {type(processor.tokenizer).__name__}, image token {model.config.image_token_index}")
+    token = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    assert token == model.config.image_token_index, (token, model.config.image_token_index)
+    inputs = processor(images=Image.open(args.picture), text=args.prompt, return_tensors="pt")
+    assert int((inputs["input_ids"] == token).sum()) == model.config.num_query_tokens
+    with torch.no_grad():
+        ids = model.generate(**inputs, max_new_tokens=args.max_new_tokens, num_beams=1, do_sample=False)
+    text = processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
+    ours = json.load(open(args.captions))[0]["caption"]
+    ours = ours if isinstance(ours, str) else ours[0]
+    print(f"transformers: {text!r}\nqformer:      {ours!r}")
+    assert text == ours.strip() or text.endswith(ours.strip()), "another caption"
+
+
+main()
