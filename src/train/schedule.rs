@@ -35,6 +35,8 @@ mod tests {
         let schedule =
             Schedule { init_lr: 1e-4, min_lr: 1e-5, warmup_lr: 1e-6, warmup_steps: 3, max_epoch: 2 };
         let rates: Vec<f64> = (0..40).map(|step| schedule.lr(step, 5)).collect();
+        // (1e-4 - 1e-6) / 3 a step, from 1e-6 on.
+        assert!(rates[0] == 1e-6 && (rates[1] - 3.4e-5).abs() < 1e-18, "{rates:?}");
         assert!(rates[3..].windows(2).all(|w| w[1] <= w[0]), "{rates:?}");
         // The end of two epochs is step 10; the half of the cosine is epoch 1.
         assert_eq!(rates[4], 1e-4);

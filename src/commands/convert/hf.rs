@@ -100,26 +100,23 @@ impl Job {
     }
 }
 
-/// Heads of the Q-Former and of the image encoder in a folder's `config.json`, if it is Blip2Config's.
-pub(super) fn heads(folder: &Path) -> Result<Option<[u64; 2]>> {
+/// Heads of the Q-Former and of the image encoder, where a folder's `config.json` is Blip2Config's and says them.
+pub(super) fn heads(folder: &Path) -> Result<[Option<u64>; 2]> {
     let path = folder.join("config.json");
     if !path.is_file() {
-        return Ok(None);
+        return Ok([None; 2]);
     }
     let json: Value = serde_json::from_slice(&files::read_regular(&path, MOST_SETTINGS, OP)?)
         .map_err(|e| Error::file(OP, &path, "JSON", e))?;
-    // Blip2Config's own defaults.
-    let of = |part: &str, default: u64| match json[part].get("num_attention_heads") {
-        None | Some(Value::Null) => Ok(default),
+    let of = |part: &str| match json[part].get("num_attention_heads") {
+        None | Some(Value::Null) => Ok(None),
         Some(n) => n
             .as_u64()
             .filter(|n| *n > 0)
+            .map(Some)
             .ok_or_else(|| Error::file(OP, &path, format!("{part}.num_attention_heads: a number"), n)),
     };
-    if json["model_type"] != "blip-2" {
-        return Ok(None);
-    }
-    Ok(Some([of("qformer_config", 12)?, of("vision_config", 16)?]))
+    Ok([of("qformer_config")?, of("vision_config")?])
 }
 
 /// `config.json` of transformers' Blip2Config. Names of keys are its own.

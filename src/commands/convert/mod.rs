@@ -156,13 +156,13 @@ fn config(args: &Args, sets: &[Set]) -> Result<Config> {
         config[key] = size.into();
     }
     // Heads do not show: Hugging Face's config.json says them; those of BERT and of EVA's ViT-g have 64 and 88 columns.
-    let said = args.input.as_deref().map(hf::heads).transpose()?.flatten();
+    let said = args.input.as_deref().map_or(Ok([None; 2]), hf::heads)?;
     for (i, (heads, width, columns)) in
         [("heads", "hidden", 64), ("vit_heads", "vit_width", 88)].into_iter().enumerate()
     {
         let width = config[width].as_u64().unwrap_or(0);
-        if let Some(said) = said {
-            config[heads] = said[i].into();
+        if let Some(said) = said[i] {
+            config[heads] = said.into();
         } else if width % columns == 0 {
             config[heads] = (width / columns).into();
         }

@@ -58,6 +58,9 @@ fn repeated_tokens_are_penalised_by_the_sign_of_their_logit() {
     // 4's 3 counts as 1.5, [DEC]'s -1 as -2.
     let second = vec![Outlook::All(vec![2.0, -9.0, -9.0, -9.0, 3.0, -1.0])];
     assert_eq!(search.advance(second), [Next { parent: 0, token: 0 }]);
+    // [DEC]'s -1 as -2 again: less than -1.5.
+    let third = vec![Outlook::All(vec![-9.0, -1.5, -9.0, -9.0, -9.0, -1.0])];
+    assert_eq!(search.advance(third), [Next { parent: 0, token: 1 }]);
 }
 
 /// Step by step, with two beams:
@@ -80,6 +83,22 @@ fn beams_go_on_while_a_longer_caption_may_be_better() {
     );
     near(&found[0], &[BOS, 2, 4, 4, SEP], 0.12f64.ln() / 4.0, 0.12f64.ln());
     near(&found[1], &[BOS, 2, 2, 2, SEP], 0.08f64.ln() / 4.0, 0.08f64.ln());
+}
+
+/// [SEP] with 0.3 is the more probable; 4 [SEP] with 0.27 is the better by length: ln 0.27 / 2 = -0.65, ln 0.3 = -1.20. What goes
+/// on, 0.6 * 0.1375 and a sixth of it twice, is worse than both: ln 0.00229 / 5 = -1.22.
+#[test]
+fn captions_stand_in_the_order_of_their_scores() {
+    let options =
+        Options { num_beams: 2, min_length: 0, max_length: 5, num_return_sequences: 2, ..Options::default() };
+    let rest: &[(u32, f64)] = &[(SEP, 0.45), (0, 0.1375), (1, 0.1375), (2, 0.1375), (4, 0.1375)];
+    let sixth: &[(u32, f64)] = &[0, 1, 2, SEP, 4, BOS].map(|token| (token, 1.0 / 6.0));
+    let found = steps(
+        &options,
+        &[&[&[(SEP, 0.3), (4, 0.6), (2, 0.1)]], &[rest, sixth], &[sixth, sixth], &[sixth, sixth]],
+    );
+    near(&found[0], &[BOS, 4, SEP], 0.27f64.ln() / 2.0, 0.27f64.ln());
+    near(&found[1], &[BOS, SEP], 0.3f64.ln(), 0.3f64.ln());
 }
 
 #[test]
@@ -128,6 +147,9 @@ fn a_draw_is_by_probability_among_the_tokens_that_are_left() {
     // The first alone reaches one half; of equals at the end of the top k, all stay.
     assert_eq!(draw(|o| o.top_p = 0.5, &even, 0.99), 0);
     assert_eq!(draw(|o| o.top_p = 0.51, &even, 0.99), 1);
+    // Of 0.5, 0.3 and 0.2 the first two reach 0.6: the first has 5 of 8.
+    let three = [0.5, 0.3, 0.2].map(f64::ln);
+    assert_eq!([0.62, 0.64].map(|u| draw(|o| o.top_p = 0.6, &three, u)), [0, 1]);
     assert_eq!(draw(|o| o.top_k = 1, &even, 0.99), 1);
     assert_eq!(draw(|o| o.top_k = 1, &odds, 0.99), 1);
 }
