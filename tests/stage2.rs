@@ -210,7 +210,7 @@ fn trains_resumes_captions_and_answers() {
     assert!(place.fails(2, &[&back[..], &["--out", "none"]].concat()).contains("--llm"));
 
     // To transformers and back: the same caption.
-    place.ok(&["convert", "run/model", "--to", "hf", "--out", "hf"]);
+    place.ok(&["convert", "run/model", "--vit", "model/vit.safetensors", "--to", "hf", "--out", "hf"]);
     let hf: serde_json::Value = serde_json::from_str(&place.read("hf/config.json")).unwrap();
     assert_eq!(hf["architectures"][0], "Blip2ForConditionalGeneration");
     assert_eq!((&hf["text_config"]["model_type"], &hf["image_token_index"]), (&"llama".into(), &0.into()));
