@@ -9,7 +9,8 @@
 //! | `tokenizer.json`, ... | the language model's tokenizer |
 //!
 //! transformers marks the places of queries by a token, `<image>`, which its processor adds behind the tokenizer's own. Where the
-//! language model has no row left for it, the unknown token takes its part.
+//! language model has no row left for it, embedding and head grow by one, a copy of the unknown token's: as no logit of `<image>`
+//! is above that one, greedy and beam search write what they wrote before.
 
 use super::OP;
 use super::hf::{pictures, put_json, sizes};
@@ -54,18 +55,21 @@ impl Job {
             let want = "one: transformers loads the whole model";
             return Err(Error::argument(OP, "image encoder", want, "none").fix("give its file with --vit"));
         }
-        let (id, stands_in) = image_token(&llm)?;
+        let (id, grown) = image_token(&llm);
         let mut config = sizes(&self.config);
         config["architectures"] = json!(["Blip2ForConditionalGeneration"]);
         config["image_token_index"] = id.into();
         config["use_decoder_only_language_model"] = true.into();
         config["qformer_config"]["use_qformer_text_input"] = false.into();
         config["text_config"] = llm.config_json()?;
+        if grown.is_some() {
+            config["text_config"]["vocab_size"] = (llm.config.vocab + 1).into();
+        }
         let mut parts = vec!["config.json", "preprocessor_config.json", "processor_config.json", SETTINGS];
         parts.extend(COPIED.iter().filter(|name| llm.path.join(name).is_file()));
         parts.push("model.safetensors");
         files::write_folder(out, &parts, |staged| {
-            copy_tokenizer(&llm, staged, stands_in.as_deref())?;
+            copy_tokenizer(&llm, staged)?;
             put_json(&staged.join("preprocessor_config.json"), &pictures(&self.config))?;
             let queries = self.config.num_query;
             let processor = json!({"processor_class": "Blip2Processor", "num_query_tokens": queries});
@@ -74,9 +78,9 @@ impl Job {
             self.write(&staged.join("model.safetensors"), &pieces, &metadata, None).map(drop)
         })?;
         note!("wrote {}: {} tensors", out.display(), pieces.len());
-        if let Some(token) = stands_in {
+        if grown.is_some() {
             note!(
-                "note: no row of the language model is left for <image>: {token} marks the places of queries; do not write it in a prompt"
+                "note: no row of the language model was left for <image>: embedding and head have one more"
             );
         }
         Ok(())
@@ -94,36 +98,35 @@ impl Job {
         }
         let projection = |name: &str| name.starts_with(llm.config.projection());
         pieces.extend(self.hugging_face_pieces(projection)?);
+        let (_, grown) = image_token(llm);
         for (own, info) in llm.tensors()? {
             let name = format!("language_model.{own}");
-            let piece = Piece::Language(Arc::clone(llm), info.name.clone());
-            pieces.insert(name.clone(), (Info { name, ..info.clone() }, piece));
+            let words = info.shape.len() == 2 && info.shape[0] == llm.config.vocab && is_of_words(&own);
+            let again = grown.filter(|_| words);
+            let mut shape = info.shape.clone();
+            shape[0] += usize::from(again.is_some());
+            let piece = Piece::Language(Arc::clone(llm), info.name.clone(), again);
+            pieces.insert(name.clone(), (Info { name, shape, ..info.clone() }, piece));
         }
         Ok(pieces)
     }
 }
 
-/// The id of the token that marks the places of queries; and its name, if it is not `<image>`.
-fn image_token(llm: &LlmFolder) -> Result<(usize, Option<String>)> {
-    let (tokens, rows) = (llm.tokenizer.len(), llm.config.vocab);
-    if let Some(id) = llm.tokenizer.id("<image>") {
-        return Ok((id as usize, None));
-    }
-    if tokens < rows {
-        return Ok((tokens, None));
-    }
-    let unknown = llm.tokenizer.unknown().zip(settings(llm)?.get("unk_token").and_then(content));
-    let Some((id, name)) = unknown else {
-        let want = "a row of the embedding for <image>, or an unknown token";
-        return Err(Error::file(OP, &llm.path, want, format!("{rows} rows, all of them tokens"))
-            .fix("transformers needs one; give the model as --to lavis"));
-    };
-    Ok((id as usize, Some(name)))
+/// Whether a tensor of a language model has a row for every token.
+fn is_of_words(name: &str) -> bool {
+    ["embed_tokens.weight", "embed_in.weight", "lm_head.weight", "embed_out.weight"]
+        .iter()
+        .any(|n| name.ends_with(n))
 }
 
-/// A token's text in settings, where it stands alone or in an object.
-fn content(token: &Value) -> Option<String> {
-    token.as_str().or_else(|| token.get("content")?.as_str()).map(String::from)
+/// The id of `<image>`, and where there is no row for it, the row that it copies.
+fn image_token(llm: &LlmFolder) -> (usize, Option<usize>) {
+    let (tokens, rows) = (llm.tokenizer.len(), llm.config.vocab);
+    if let Some(id) = llm.tokenizer.id("<image>") {
+        return (id as usize, None);
+    }
+    let unknown = llm.tokenizer.unknown().map_or(0, |id| id as usize);
+    (tokens, (tokens >= rows).then_some(unknown.min(rows.saturating_sub(1))))
 }
 
 fn settings(llm: &LlmFolder) -> Result<Map<String, Value>> {
@@ -135,7 +138,7 @@ fn settings(llm: &LlmFolder) -> Result<Map<String, Value>> {
         .map_err(|e| Error::file(OP, &path, "the settings of a tokenizer", e))
 }
 
-fn copy_tokenizer(llm: &LlmFolder, to: &Path, image: Option<&str>) -> Result<()> {
+fn copy_tokenizer(llm: &LlmFolder, to: &Path) -> Result<()> {
     for name in COPIED {
         let from = llm.path.join(name);
         if from.is_file() {
@@ -144,8 +147,5 @@ fn copy_tokenizer(llm: &LlmFolder, to: &Path, image: Option<&str>) -> Result<()>
     }
     let mut settings = settings(llm)?;
     settings.insert("processor_class".into(), json!("Blip2Processor"));
-    if let Some(token) = image {
-        settings.insert("extra_special_tokens".into(), json!({"image_token": token}));
-    }
     put_json(&to.join(SETTINGS), &Value::Object(settings))
 }

@@ -36,8 +36,8 @@ pub enum Piece {
     Positions,
     /// The biases of queries and values with zeros between.
     Joined(usize, usize),
-    /// A tensor of a language model's files.
-    Language(Arc<LlmFolder>, String),
+    /// A tensor of a language model's files; of a row of it, a copy behind the last one.
+    Language(Arc<LlmFolder>, String, Option<usize>),
 }
 
 pub type Pieces = BTreeMap<String, (Info, Piece)>;
@@ -117,7 +117,13 @@ impl Job {
                 let (q, v) = (self.f32(*q)?, self.f32(*v)?);
                 write::put_f32(w, Dtype::F32, &[&q[..], &vec![0.0; q.len()], &v].concat()).map_err(failed)
             }
-            Some(Piece::Language(llm, name)) => w.write_all(&llm.bytes(name)?).map_err(failed),
+            Some(Piece::Language(llm, name, again)) => {
+                let all = llm.bytes(name)?;
+                w.write_all(&all).map_err(failed)?;
+                let Some(row) = again else { return Ok(()) };
+                let row_bytes = all.len() / (info.shape[0] - 1).max(1);
+                w.write_all(&all[row * row_bytes..(row + 1) * row_bytes]).map_err(failed)
+            }
             None => Err(Error::argument(OP, &info.name, "a tensor of the model", "another")),
         }
     }
