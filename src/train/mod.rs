@@ -11,6 +11,7 @@ pub mod config;
 pub mod corpus;
 #[doc(hidden)]
 pub mod exchange;
+#[doc(hidden)]
 pub mod loading;
 pub mod log;
 mod manifest;
