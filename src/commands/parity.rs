@@ -60,7 +60,6 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let group = args.group.open()?;
     let mut place = place(&args.device, &args.dtype, &group)?;
-    place.group = group.clone();
     place.precision = place.precision.with_gelu(&place.device, Gelu::named(&args.vit_gelu)?)?;
     let tokenizer = args.vocab.as_deref().map(Tokenizer::open_vocabulary).transpose()?;
     let llm = args.tokenizer.as_deref().map(LlmTokenizer::open_any).transpose()?;
@@ -106,27 +105,23 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn place(device: &str, dtype: &str, group: &Group) -> Result<Place> {
-    let own = match device {
-        "cuda" if group.size() > 1 => format!("cuda:{}", group.local()),
-        device => device.to_owned(),
-    };
     let say = |line| {
         if group.leads() {
             note!("{line}")
         }
     };
-    let device = Device::announced(&own, say)?;
+    let device = Device::announced(&group.device(device), say)?;
     device.check_computes("parity")?;
     match (&device, dtype) {
-        (Device::Cpu, "f32") => Ok(Place::cpu(DType::F32)),
-        (Device::Cpu, "f64") => Ok(Place::cpu(DType::F64)),
+        (Device::Cpu, "f32") => Ok(Place { group: group.clone(), ..Place::cpu(DType::F32) }),
+        (Device::Cpu, "f64") => Ok(Place { group: group.clone(), ..Place::cpu(DType::F64) }),
         (Device::Cpu, _) => Err(Error::argument("parity", "--dtype", "f32 or f64 on the CPU", dtype)
             .fix("16 bits run with --device cuda or --device host")),
         (Device::Gpu(_), "f64") => {
             Err(Error::argument("parity", "--dtype", "f32, f16 or bf16 on a GPU", "f64"))
         }
         (Device::Gpu(_), name) => {
-            Ok(Place { dtype: DType::F32, precision: Precision::named(name)?, device, group: Group::alone() })
+            Ok(Place { dtype: DType::F32, precision: Precision::named(name)?, device, group: group.clone() })
         }
     }
 }

@@ -2,9 +2,8 @@
 //! group of any size; the numbers mean nothing.
 
 use super::watchdog::Watchdog;
-use super::{Engine, Group, Inner, Joined, OPERATION, Place};
-use crate::{Error, Kind, Result};
-use std::sync::{Arc, Mutex};
+use super::{Engine, Group, Place};
+use crate::Result;
 use std::time::Duration;
 
 struct Echo;
@@ -12,10 +11,8 @@ struct Echo;
 impl Group {
     /// A rank of a group of so many, to count by.
     pub fn counted(rank: usize, size: usize) -> Result<Group> {
-        let watchdog = Watchdog::start((rank, size), Duration::from_secs(3600), |_| ())
-            .map_err(|e| Error::new(Kind::Group, OPERATION).about("watchdog").got(e))?;
-        let engine = Some(Mutex::new(Joined::new(Box::new(Echo), watchdog)));
-        Ok(Group(Arc::new(Inner { place: Place { rank, size, local: 0 }, engine })))
+        let watchdog = Watchdog::start((rank, size), Duration::from_secs(3600), |_| ())?;
+        Ok(Group::of(Place { rank, size, local: 0 }, Echo, watchdog))
     }
 }
 

@@ -15,8 +15,6 @@ mod watchdog;
 
 pub use place::Place;
 
-#[cfg(feature = "mpi")]
-use crate::Kind;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -72,12 +70,6 @@ struct Joined {
     traffic: BTreeMap<&'static str, Traffic>,
 }
 
-impl Joined {
-    fn new(engine: Box<dyn Engine>, watchdog: Watchdog) -> Joined {
-        Joined { engine, watchdog, traffic: BTreeMap::new() }
-    }
-}
-
 impl Default for Group {
     fn default() -> Group {
         Group::alone()
@@ -88,6 +80,12 @@ impl Group {
     /// One process.
     pub fn alone() -> Group {
         Group(Arc::new(Inner { place: Place::ALONE, engine: None }))
+    }
+
+    /// Seen from a process at this place.
+    fn of(place: Place, engine: impl Engine + 'static, watchdog: Watchdog) -> Group {
+        let joined = Joined { engine: Box::new(engine), watchdog, traffic: BTreeMap::new() };
+        Group(Arc::new(Inner { place, engine: Some(Mutex::new(joined)) }))
     }
 
     /// The group that this process was started in.
@@ -111,9 +109,12 @@ impl Group {
         self.0.place.size
     }
 
-    /// This process's number on its machine: the GPU it takes.
-    pub fn local(&self) -> usize {
-        self.0.place.local
+    /// The device that this process takes: of several GPUs that of its number on its machine.
+    pub fn device(&self, asked: &str) -> String {
+        match asked {
+            "cuda" if self.size() > 1 => format!("cuda:{}", self.0.place.local),
+            asked => asked.to_owned(),
+        }
     }
 
     /// Whether this is the process that writes and speaks.
@@ -166,12 +167,10 @@ impl Group {
         Ok(gathered.unwrap_or_else(|| vec![own.to_vec()]))
     }
 
-    /// Numbers of every rank, in turn.
-    pub fn gather_f64s(&self, name: &'static str, own: &[f64]) -> Result<Vec<Vec<f64>>> {
-        let bytes: Vec<u8> = own.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let number = |b: &[u8]| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
-        let all = self.all_gather(name, &bytes)?;
-        Ok(all.iter().map(|b| b.chunks_exact(8).map(number).collect()).collect())
+    /// Numbers of every rank, in turn. They travel as they lie: all machines of a group have one order of bytes.
+    pub fn gather<T: bytemuck::Pod>(&self, name: &'static str, own: &[T]) -> Result<Vec<Vec<T>>> {
+        let all = self.all_gather(name, bytemuck::cast_slice(own))?;
+        Ok(all.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())
     }
 
     /// Sends `out[r]` to each rank r, and receives `lengths[r]` bytes from each.
@@ -262,9 +261,7 @@ fn join(place: Place, patience: Duration) -> Result<Group> {
             .fix("start it with mpirun, or with srun --mpi=pmix; this build's MPI must be the launcher's"));
     }
     let end = |e: &Error| watchdog::give_up(e, |code| mpi::leave(code));
-    let watchdog = Watchdog::start((rank, size), patience, end)
-        .map_err(|e| Error::new(Kind::Group, OPERATION).about("watchdog").got(e))?;
-    Ok(Group(Arc::new(Inner { place, engine: Some(Mutex::new(Joined::new(Box::new(engine), watchdog))) })))
+    Ok(Group::of(place, engine, Watchdog::start((rank, size), patience, end)?))
 }
 
 #[cfg(not(feature = "mpi"))]

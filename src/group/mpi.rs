@@ -28,14 +28,14 @@ pub(super) struct Mpi(());
 /// Begins MPI: this process's rank and how many there are.
 pub(super) fn start() -> Result<(Mpi, usize, usize)> {
     let (mut rank, mut size) = (0, 0);
-    // Writes two ints, which live until it returns.
+    // SAFETY: writes two ints, which live until it returns.
     check("begin MPI", unsafe { qformer_mpi_start(&raw mut rank, &raw mut size) })?;
     Ok((Mpi(()), rank.max(0) as usize, size.max(1) as usize))
 }
 
 /// Ends the process at once, whatever its other threads wait for.
 pub(super) fn leave(code: u8) -> ! {
-    // Does not return, and touches no memory.
+    // SAFETY: does not return, and touches no memory.
     unsafe { qformer_mpi_leave(c_int::from(code)) }
 }
 
@@ -44,9 +44,9 @@ fn check(what: &str, error: c_int) -> Result<()> {
         return Ok(());
     }
     let mut text: [c_char; 512] = [0; 512];
-    // Writes at most 512 bytes, the last one 0.
+    // SAFETY: writes at most 512 bytes, the last one 0.
     let said = unsafe { qformer_mpi_text(error, text.as_mut_ptr(), 512) } == 0;
-    // Initialised above, and ends with 0 either way.
+    // SAFETY: initialised above, and ends with 0 either way.
     let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy();
     let text = if said { text } else { format!("MPI's error {error}").into() };
     Err(Error::new(Kind::Group, OPERATION).about(what).got(text))
@@ -55,7 +55,7 @@ fn check(what: &str, error: c_int) -> Result<()> {
 impl Engine for Mpi {
     fn send(&mut self, to: usize, bytes: &[u8]) -> Result<()> {
         for piece in bytes.chunks(MOST) {
-            // Reads a slice that outlives the call; its length fits an int.
+            // SAFETY: reads a slice that outlives the call; its length fits an int.
             let sent = unsafe { qformer_mpi_send(to as c_int, piece.as_ptr().cast(), piece.len() as c_int) };
             check("send", sent)?;
         }
@@ -65,7 +65,7 @@ impl Engine for Mpi {
     fn receive(&mut self, from: usize, bytes: &mut [u8]) -> Result<()> {
         for piece in bytes.chunks_mut(MOST) {
             let (to, count) = (piece.as_mut_ptr().cast(), piece.len() as c_int);
-            // Writes a slice that outlives the call; its length fits an int.
+            // SAFETY: writes a slice that outlives the call; its length fits an int.
             check("receive", unsafe { qformer_mpi_receive(from as c_int, to, count) })?;
         }
         Ok(())
@@ -92,7 +92,7 @@ impl Engine for Mpi {
                 .collect();
             let to_count: Vec<c_int> = ins.iter().map(|i| i.len() as c_int).collect();
             let to: Vec<*mut c_void> = ins.iter_mut().map(|i| i.as_mut_ptr().cast()).collect();
-            // Arrays of n pointers to slices that are apart and outlive the call, and of their lengths, which fit ints.
+            // SAFETY: arrays of n pointers to slices that are apart and outlive the call, and of their lengths, which fit ints.
             let done = unsafe {
                 qformer_mpi_exchange(
                     n as c_int,

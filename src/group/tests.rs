@@ -19,7 +19,7 @@ fn everyone_gets_what_everyone_has_in_turn() {
     let got = ranks(4, |group| {
         let first = group.all_gather("test", &own(group.rank())).unwrap();
         group.barrier("test").unwrap();
-        (first, group.gather_f64s("test", &[group.rank() as f64, -0.0]).unwrap(), group.take_traffic())
+        (first, group.gather("test", &[group.rank() as f64, -0.0]).unwrap(), group.take_traffic())
     });
     for (rank, (bytes, numbers, traffic)) in got.into_iter().enumerate() {
         assert_eq!(bytes, all);

@@ -1,10 +1,9 @@
 //! A group whose ranks are threads of one process: what is tested without a launcher, and what is counted for many ranks.
 
 use super::watchdog::{Watchdog, give_up};
-use super::{Engine, Group, Inner, Joined, OPERATION, Place};
+use super::{Engine, Group, OPERATION, Place};
 use crate::{Error, Kind, Result};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 struct Threads {
@@ -28,11 +27,8 @@ impl Group {
         }
         let join = |(rank, (to, from))| {
             let end = |e: &Error| give_up(e, |code| std::process::exit(i32::from(code)));
-            let watchdog = Watchdog::start((rank, size), patience, end)
-                .map_err(|e| Error::new(Kind::Group, OPERATION).about("watchdog").got(e))?;
-            let engine = Box::new(Threads { to, from });
-            let engine = Some(Mutex::new(Joined::new(engine, watchdog)));
-            Ok(Group(Arc::new(Inner { place: Place { rank, size, local: rank }, engine })))
+            let watchdog = Watchdog::start((rank, size), patience, end)?;
+            Ok(Group::of(Place { rank, size, local: rank }, Threads { to, from }, watchdog))
         };
         to.into_iter().zip(from).enumerate().map(join).collect()
     }

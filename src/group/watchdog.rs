@@ -2,7 +2,7 @@
 //! a thread of its own looks at the clock.
 
 use crate::terminal;
-use crate::{Error, Kind};
+use crate::{Error, Kind, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ impl Watchdog {
         (rank, size): (usize, usize),
         patience: Duration,
         end: impl Fn(&Error) + Send + 'static,
-    ) -> std::io::Result<Watchdog> {
+    ) -> Result<Watchdog> {
         let waiting = Arc::new(Mutex::new(Waiting::default()));
         let seen = Arc::clone(&waiting);
         let look = (patience / 20).clamp(Duration::from_millis(10), Duration::from_secs(1));
@@ -43,7 +43,8 @@ impl Watchdog {
                 }
             }
         };
-        std::thread::Builder::new().name("group-watchdog".into()).spawn(body)?;
+        let thread = std::thread::Builder::new().name("group-watchdog".into());
+        thread.spawn(body).map_err(|e| Error::new(Kind::Group, super::OPERATION).about("watchdog").got(e))?;
         Ok(Watchdog { waiting })
     }
 

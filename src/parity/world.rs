@@ -93,7 +93,7 @@ fn gather(group: &Group, own: Report, report: &mut Report) -> Result<()> {
     let figures: Vec<f64> = own.lines.iter().flat_map(|l| [l.max_abs, l.rel_l2]).collect();
     let texts =
         group.all_gather("gather lines", &serde_json::to_vec(&finite(&own.lines)).map_err(broken)?)?;
-    let figures = group.gather_f64s("gather lines", &figures)?;
+    let figures = group.gather("gather lines", &figures)?;
     for (text, figures) in texts.iter().zip(figures) {
         let mut lines: Vec<Line> = serde_json::from_slice(text).map_err(broken)?;
         for (line, figures) in lines.iter_mut().zip(figures.chunks_exact(2)) {
@@ -146,7 +146,7 @@ pub fn stage1(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
     compare(case, "outputs.world.text_feat", &rows(|t| &t.text_feat)?, report)?;
     gathered_ids(case, &inputs, report)?;
     let losses = ranks.iter().map(Rank::values).collect::<Result<Vec<_>>>()?;
-    let losses = at.group.gather_f64s("gather losses", &losses.concat())?.concat();
+    let losses = at.group.gather("gather losses", &losses.concat())?.concat();
     let losses: &[[f64; 4]] = losses.as_chunks().0;
     for (i, name) in LOSSES.into_iter().enumerate() {
         let mean = losses.iter().map(|l| l[i]).sum::<f64>() / world as f64;
@@ -209,7 +209,7 @@ pub fn train(case: &Case, at: &Place, report: &mut Report) -> Result<()> {
             losses.extend(rank.values()?);
             Ok(())
         })?;
-        let losses = at.group.gather_f64s("gather losses", &losses)?.concat();
+        let losses = at.group.gather("gather losses", &losses)?.concat();
         let losses: &[[f64; 4]] = losses.as_chunks().0;
         for (own, losses) in own.iter_mut().zip(losses) {
             own.extend(losses);

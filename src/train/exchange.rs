@@ -27,29 +27,14 @@ pub fn gather_lists(group: &Group, name: &'static str, own: &[Vec<u32>]) -> Resu
     if group.size() == 1 {
         return Ok(own.to_vec());
     }
-    let mut bytes = Vec::new();
-    for list in own {
-        let numbers = std::iter::once(list.len() as u32).chain(list.iter().copied());
-        bytes.extend(numbers.flat_map(u32::to_le_bytes));
-    }
-    let all = group.all_gather(name, &bytes)?.concat();
-    let mut numbers = all.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let flat: Vec<u32> =
+        own.iter().flat_map(|list| std::iter::once(list.len() as u32).chain(list.iter().copied())).collect();
+    let mut numbers = group.gather(name, &flat)?.into_iter().flatten();
     let mut lists = Vec::new();
     while let Some(n) = numbers.next() {
         lists.push(numbers.by_ref().take(n as usize).collect());
     }
     Ok(lists)
-}
-
-/// The numbers of all processes in turn.
-pub fn gather_numbers(group: &Group, name: &'static str, own: Vec<i64>) -> Result<Vec<i64>> {
-    if group.size() == 1 {
-        return Ok(own);
-    }
-    let bytes: Vec<u8> = own.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let all = group.all_gather(name, &bytes)?.concat();
-    let number = |b: &[u8]| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
-    Ok(all.chunks_exact(8).map(number).collect())
 }
 
 /// Image tokens that this process has drawn from others, by the number of their sample in the world. `own` are the tokens of its own

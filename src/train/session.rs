@@ -103,7 +103,7 @@ impl Job {
         let together = Together { group: group.clone() };
         together.check(&config)?;
         let say = |line: String| watch.say(&line);
-        let name = together.device(&config.device);
+        let name = group.device(&config.device);
         let (device, precision) = nn::place(&name, config.dtype.as_deref(), config.vit_gelu, say)?;
         if config.device == "auto" {
             // A run that is resumed computes where it began.
@@ -325,6 +325,7 @@ impl Job {
         let Beginning { llm, model: mut laid_out, params, tokenizer, identity, newest } =
             self.begin(out, watch)?;
         laid_out.set_recompute(recompute);
+        laid_out.set_drop_path(config.vit_drop_path);
         let params = params.to(&device, precision)?;
         let mut trainer = Trainer::new(laid_out, params, config.options(length))?;
         let model = out.join(MODEL);
@@ -341,7 +342,7 @@ impl Job {
         });
         let cache = cache.transpose()?;
         trainer.group = together.group.clone();
-        together.compare(&state::to_compare(&trainer, &identity, length)?)?;
+        together.compare(|| state::to_compare(&trainer, &identity, length))?;
         // From here on the folder is this process's, and is written to.
         let (leads, alone) = (together.group.leads(), together.alone());
         let folder = leads.then(|| own(out, &before)).transpose()?;

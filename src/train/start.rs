@@ -46,8 +46,7 @@ impl Start {
         pretrained::parts::check_vocabulary(folder, &sizes, tokenizer.len())?;
         config.check_sizes(&sizes)?;
         let Some(path) = &config.llm else {
-            let (mut model, specs) = Model::new(sizes, config.trains_vit())?;
-            model.set_drop_path(config.vit_drop_path);
+            let (model, specs) = Model::new(sizes, config.trains_vit())?;
             return Ok(Start {
                 llm: None,
                 prompt: 0,
@@ -62,8 +61,7 @@ impl Start {
         sizes.max_txt_len = config.sizes.get("max_txt_len").copied().unwrap_or(sizes.max_txt_len);
         sizes.check()?;
         let prompt = llm.tokenizer.row(&config.prompt, "", sizes.max_txt_len)?.prompt;
-        let (mut model, specs) = Model::with_llm(sizes, llm.config.clone(), prompt, config.trains_vit())?;
-        model.set_drop_path(config.vit_drop_path);
+        let (model, specs) = Model::with_llm(sizes, llm.config.clone(), prompt, config.trains_vit())?;
         Ok(Start {
             llm: Some(Arc::new(llm)),
             prompt,

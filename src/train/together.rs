@@ -56,14 +56,6 @@ impl Together {
         Ok(())
     }
 
-    /// The device that this process takes: of several GPUs that of its number on its machine.
-    pub fn device(&self, asked: &str) -> String {
-        match asked {
-            "cuda" if !self.alone() => format!("cuda:{}", self.group.local()),
-            asked => asked.to_owned(),
-        }
-    }
-
     /// How many of a step's micro-batches this process computes.
     pub fn own(&self, accumulate: usize) -> usize {
         accumulate / self.group.size()
@@ -98,16 +90,18 @@ impl Together {
         all.iter().map(list).collect()
     }
 
-    /// Refuses processes that have other settings, data or numbers than the one that leads.
-    pub fn compare(&self, own: &Value) -> Result<()> {
+    /// Refuses processes that have other settings, data or numbers than the one that leads. Alone, `own` is not asked for: it goes
+    /// through all weights.
+    pub fn compare(&self, own: impl FnOnce() -> Result<Value>) -> Result<()> {
         if self.alone() {
             return Ok(());
         }
+        let own = own()?;
         let broken = |e| Error::new(Kind::Group, OP).about("settings").got(e);
-        let all = self.group.all_gather("compare settings", &serde_json::to_vec(own).map_err(broken)?)?;
+        let all = self.group.all_gather("compare settings", &serde_json::to_vec(&own).map_err(broken)?)?;
         let all: Vec<Value> =
             all.iter().map(|b| serde_json::from_slice(b).map_err(broken)).collect::<Result<_>>()?;
-        let first = all.first().unwrap_or(own);
+        let first = all.first().unwrap_or(&own);
         for (rank, other) in all.iter().enumerate() {
             if let Some((name, want, got)) = difference("", first, other) {
                 return Err(Error::new(Kind::Group, OP)
@@ -165,8 +159,8 @@ mod tests {
                     scope.spawn(move || {
                         let rate = if group.rank() == 2 { 3e-4 } else { 1e-4 };
                         let together = Together { group };
-                        assert!(together.compare(&json!({"seed": 7})).is_ok());
-                        together.compare(&json!({"seed": 7, "init_lr": rate})).unwrap_err()
+                        assert!(together.compare(|| Ok(json!({"seed": 7}))).is_ok());
+                        together.compare(|| Ok(json!({"seed": 7, "init_lr": rate}))).unwrap_err()
                     })
                 })
                 .collect();

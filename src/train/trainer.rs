@@ -298,7 +298,7 @@ impl Trainer {
 
     /// The losses of a step from the parts of all processes.
     fn of_all(&self, own: Vec<Values>) -> Result<StepLosses> {
-        let all = self.group.gather_f64s("gather losses", &own.concat())?.concat();
+        let all = self.group.gather("gather losses", &own.concat())?.concat();
         Ok(StepLosses::of(all.as_chunks().0))
     }
 

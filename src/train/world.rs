@@ -10,7 +10,7 @@
 //! The gradient is that of the mean over r of ITC_r + ITM_r + LM_r. Source: LAVIS 1.0.2, blip2_qformer.py, base_model.py
 //! (`concat_all_gather`, `all_gather_with_grad`), under DistributedDataParallel.
 
-use super::exchange::{drawn_tokens, gather_lists, gather_numbers, gather_rows, sum_gradients};
+use super::exchange::{drawn_tokens, gather_lists, gather_rows, sum_gradients};
 use super::step::{StepPlan, Unread};
 use crate::group::Group;
 use crate::model::sites::micro_batch;
@@ -163,7 +163,8 @@ impl<'a> World<'a> {
         let ids: Option<Vec<i64>> =
             batches.iter().map(|b| b.image_id).collect::<Option<Vec<_>>>().map(|v| v.concat());
         let ids = ids.filter(|_| plan.profile == crate::model::Profile::LavisImageId);
-        let ids = ids.map(|own| gather_numbers(group, "gather pictures' numbers", own)).transpose()?;
+        let all_ids = |own: Vec<i64>| Ok(group.gather("gather pictures' numbers", &own)?.concat());
+        let ids = ids.map(all_ids).transpose()?;
         let (i2t, t2i) = model.similarities(&frozen, &image, &text)?;
         let sampling = match given {
             Some(given) => Sampling::Given(given),
