@@ -233,11 +233,10 @@ async fn compute(app: &App, route: &Route, sent: Sent) -> Result<Response, Fault
     let place = app.waiting.try_acquire().map_err(|_| full())?;
     let counted = app.metrics.wait();
     let Sent { image, mut fields, memory } = sent;
-    let about = app.engine.about();
+    let answers = || app.engine.about().language_model.is_some();
     let answer = match route.name {
         Name::Chat => {
-            let chat::Asked { image, question, options } =
-                chat::parse(fields, about.language_model.is_some())?;
+            let chat::Asked { image, question, options } = chat::parse(fields, answers())?;
             let picture = see(app, ("image".into(), image)).await?;
             drop(memory);
             let Answer::Json(line) = ask(app, Ask::Caption { picture, question, options }).await? else {
@@ -246,9 +245,9 @@ async fn compute(app: &App, route: &Route, sent: Sent) -> Result<Response, Fault
             let id = app.answered.fetch_add(1, Ordering::Relaxed);
             let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
             let at = at.map_or(0, |d| d.as_secs());
-            Answer::Json(chat::answer(&line, &about.model, id, at)?)
+            Answer::Json(chat::answer(&line, &app.engine.about().model, id, at)?)
         }
-        Name::Ask if about.language_model.is_none() => {
+        Name::Ask if !answers() => {
             return Err(Fault::Error(
                 Error::argument("ask", "--model", "a model with a language model", "one without")
                     .fix("ask /v1/caption for a caption"),

@@ -53,6 +53,24 @@ const NAME: Field =
 const PLACE: Field = field("place", "integer", "Instead of image: a picture of the index, by its place");
 const LANG: Field = field("lang", "string", "en or ja");
 
+/// Lists of fields as one, of N in all.
+const fn joined<const N: usize>(lists: &[&[Field]]) -> [Field; N] {
+    let mut all = [IMAGE; N];
+    let (mut list, mut next) = (0, 0);
+    while list < lists.len() {
+        let mut i = 0;
+        while i < lists[list].len() {
+            all[next] = lists[list][i];
+            next += 1;
+            i += 1;
+        }
+        list += 1;
+    }
+    assert!(next == N);
+    all
+}
+
+const OF_A_PICTURE: [Field; 3] = [IMAGE, NAME, PLACE];
 /// How a text is searched for or drawn.
 const GENERATION: [Field; 10] = [
     field("num_beams", "integer", "Beams of the search; 1 is greedy; default 3, with sample 1"),
@@ -84,42 +102,13 @@ const CAPTIONS: [Field; 3] = [
     ),
 ];
 
-const CAPTION: &[Field] = &[
-    IMAGE,
-    NAME,
-    PLACE,
-    CAPTIONS[0],
-    CAPTIONS[1],
-    CAPTIONS[2],
-    GENERATION[0],
-    GENERATION[1],
-    GENERATION[2],
-    GENERATION[3],
-    GENERATION[4],
-    GENERATION[5],
-    GENERATION[6],
-    GENERATION[7],
-    GENERATION[8],
-    GENERATION[9],
-];
+const CAPTION: &[Field] = &joined::<16>(&[&OF_A_PICTURE, &CAPTIONS, &GENERATION]);
 
-const ASK: &[Field] = &[
-    IMAGE,
-    NAME,
-    PLACE,
+const QUESTION: [Field; 2] = [
     field("text", "string", "The question"),
     field("template", "string", "What stands around the question, {}; default {} alone"),
-    GENERATION[0],
-    GENERATION[1],
-    GENERATION[2],
-    GENERATION[3],
-    GENERATION[4],
-    GENERATION[5],
-    GENERATION[6],
-    GENERATION[7],
-    GENERATION[8],
-    GENERATION[9],
 ];
+const ASK: &[Field] = &joined::<15>(&[&OF_A_PICTURE, &QUESTION, &GENERATION]);
 
 const SEARCH: &[Field] = &[
     field("text", "string", "What to look for"),
