@@ -130,14 +130,14 @@ pub fn run(args: &Args) -> Result<()> {
         let fix = "write .json or text: a model of stage 2 has no ITC and ITM scores";
         return Err(Error::argument(OPERATION, "--out", "captions alone", "a form with scores").fix(fix));
     }
-    let maker = Maker {
+    let maker = taken.as_ref().map(|_| Maker {
         model: Identity::of(&model, &args.model.model).model,
         options: format!(
             "{:?}, {:?}, prompt {:?}, spaces {:?}",
             how.options, how.profile, how.prompt, args.spaces
         ),
-    };
-    note_share(args, taken, kept, Some(maker))?;
+    });
+    note_share(args, taken, kept, maker)?;
     let loading = model.clone();
     let load = move |p: &Picture| pictures::see(&loading, &p.image);
     let mut stream =

@@ -2,10 +2,10 @@
 
 use super::caption_file::read;
 use super::captions::{Format, begin, end, escaped, parse, write_entry};
-use super::shard;
+use super::shard::{self, Placed};
 use crate::files::{self, Disk, composed};
 use crate::{Error, Kind, Result};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const OPERATION: &str = "merge";
@@ -28,33 +28,23 @@ pub fn merge_captions(
 ) -> Result<Merged> {
     let format = format_of(out)?;
     let records = shard::records(parts)?;
-    // By place; what is no longer among the pictures comes last, by name.
-    let (mut all, mut gone) = (BTreeMap::new(), BTreeMap::new());
-    let mut missing = Vec::new();
+    let mut placed = Placed::default();
     for (part, record) in parts.iter().zip(&records) {
         if format_of(part)? != format {
             let want = format!("the form of {}", out.display());
             return Err(Error::argument(OPERATION, part.display().to_string(), want, "another ending"));
         }
-        let mut entries = entries(part, format)?;
+        let entries = entries(part, format)?;
         if let Some(name) = entries.keys().find(|name| !record.shard().has(name)) {
             let got = format!("{name:?}, which belongs to another");
             return Err(Error::file(OPERATION, part, format!("pictures of shard {}", record.shard()), got)
                 .fix("run that shard again into a file of its own"));
         }
-        for (place, name) in record.own() {
-            match entries.remove(name) {
-                Some(texts) => drop(all.insert(*place, texts)),
-                None => missing.push((part.as_path(), name.as_str())),
-            }
-        }
-        gone.extend(entries);
+        placed.take(part, record, entries);
     }
-    if !partial {
-        shard::gaps(&missing)?;
-    }
-    let pictures = all.len() + gone.len();
-    let texts: Vec<String> = all.into_values().chain(gone.into_values()).flatten().collect();
+    let (all, missing) = placed.in_turn(partial)?;
+    let pictures = all.len();
+    let texts = all.concat();
     let texts: Vec<String> = match ascii && format != Format::Csv {
         true => texts.iter().map(|t| escaped(t)).collect(),
         false => texts,
@@ -66,7 +56,7 @@ pub fn merge_captions(
         texts.iter().enumerate().try_for_each(|(i, text)| write_entry(format, i == 0, text, to))?;
         to.write_all(end(format).as_bytes())
     })?;
-    Ok(Merged { pictures, missing: missing.len() })
+    Ok(Merged { pictures, missing })
 }
 
 fn format_of(path: &Path) -> Result<Format> {
@@ -77,8 +67,8 @@ fn format_of(path: &Path) -> Result<Format> {
 }
 
 /// The texts of every picture of a file, by its composed name. A picture that stands in a file of objects twice is refused.
-fn entries(part: &Path, format: Format) -> Result<HashMap<String, Vec<String>>> {
-    let mut entries: HashMap<String, Vec<String>> = HashMap::new();
+fn entries(part: &Path, format: Format) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut entries: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (image, text) in parse(&read(part)?, format, part)? {
         let name = composed(&image).into_owned();
         let texts = entries.entry(name).or_default();

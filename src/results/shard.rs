@@ -10,6 +10,7 @@
 use crate::files::{self, Disk, composed};
 use crate::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -104,11 +105,6 @@ impl Record {
     /// Which share it is of.
     pub fn shard(&self) -> Shard {
         self.shard
-    }
-
-    /// Its pictures: places and names.
-    pub fn own(&self) -> &[(usize, String)] {
-        &self.own
     }
 
     /// Where the record of a file of captions, or of the folder of an index, lies.
@@ -263,14 +259,45 @@ pub fn records(parts: &[PathBuf]) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// An error that names some of the pictures that no part has.
-pub fn gaps(missing: &[(&Path, &str)]) -> Result<()> {
-    let Some((part, name)) = missing.first() else { return Ok(()) };
-    Err(Error::new(Kind::Data, OPERATION)
-        .about(part.display().to_string())
-        .expected("every picture of its shard")
-        .got(format!("{} missing, the first {name:?}", missing.len()))
-        .fix("run that shard's command again to its end, or merge what there is with --partial"))
+/// The results of all shards, which come in any order.
+pub struct Placed<'a, T> {
+    /// By the places of their pictures.
+    all: BTreeMap<usize, T>,
+    /// Of what is no longer among the pictures, by name.
+    gone: BTreeMap<String, T>,
+    missing: Vec<(&'a Path, &'a str)>,
+}
+
+impl<T> Default for Placed<'_, T> {
+    fn default() -> Self {
+        Placed { all: BTreeMap::new(), gone: BTreeMap::new(), missing: Vec::new() }
+    }
+}
+
+impl<'a, T> Placed<'a, T> {
+    /// Takes the results of a part, by the composed names of their pictures.
+    pub fn take(&mut self, part: &'a Path, record: &'a Record, mut own: BTreeMap<String, T>) {
+        for (place, name) in &record.own {
+            match own.remove(name) {
+                Some(result) => drop(self.all.insert(*place, result)),
+                None => self.missing.push((part, name)),
+            }
+        }
+        self.gone.extend(own);
+    }
+
+    /// In the order of the pictures, what is gone from them last; and how many pictures no part has, an error unless `partial`.
+    pub fn in_turn(self, partial: bool) -> Result<(Vec<T>, usize)> {
+        let Placed { all, gone, missing } = self;
+        match missing.first() {
+            Some((part, name)) if !partial => Err(Error::new(Kind::Data, OPERATION)
+                .about(part.display().to_string())
+                .expected("every picture of its shard")
+                .got(format!("{} missing, the first {name:?}", missing.len()))
+                .fix("run that shard's command again to its end, or merge what there is with --partial")),
+            _ => Ok((all.into_values().chain(gone.into_values()).collect(), missing.len())),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::list::{self, Entry, LIST, List, Listed};
 use super::{Index, halves, other_model};
 use crate::files::{self, RealDisk, composed};
 use crate::results::Merged;
-use crate::results::shard::{self, Record};
+use crate::results::shard::{self, Placed, Record};
 use crate::{Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub fn merge(parts: &[PathBuf], out: &Path, partial: bool) -> Result<Merged> {
     let indexes: Vec<Index> = parts.iter().map(|p| Index::read(p)).collect::<Result<_>>()?;
     let Some(first) = indexes.first() else { return Ok(Merged::default()) };
     let mut merged = Merging { list: List::new(&first.list.identity, 1), paths: HashMap::new() };
-    let (mut all, mut gone, mut missing) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    let mut placed = Placed::default();
     let mut renumbered: Vec<HashMap<u32, u32>> = Vec::new();
     for ((part, index), record) in parts.iter().zip(&indexes).zip(&records) {
         if !index.list.identity.is(&first.list.identity) {
@@ -29,26 +29,17 @@ pub fn merge(parts: &[PathBuf], out: &Path, partial: bool) -> Result<Merged> {
         }
         renumbered.push(merged.number(index));
         let numbers = &renumbered[renumbered.len() - 1];
-        let mut own = merged.entries(index, part, record, numbers)?;
-        for (place, name) in record.own() {
-            match own.remove(name) {
-                Some(entry) => drop(all.insert(*place, entry)),
-                None => missing.push((part.as_path(), name.as_str())),
-            }
-        }
-        gone.extend(own);
+        placed.take(part, record, merged.entries(index, part, record, numbers)?);
     }
-    if !partial {
-        shard::gaps(&missing)?;
-    }
-    merged.list.pictures = all.into_values().chain(gone.into_values()).collect();
+    let (pictures, missing) = placed.in_turn(partial)?;
+    merged.list.pictures = pictures;
     files::write_folder(out, &[], |staged| {
         for (index, numbers) in indexes.iter().zip(&renumbered) {
             numbers.iter().try_for_each(|(from, to)| merged.take(index, *from, *to, staged))?;
         }
         list::write(&RealDisk, &staged.join(LIST), &merged.list)
     })?;
-    Ok(Merged { pictures: merged.list.pictures.len(), missing: missing.len() })
+    Ok(Merged { pictures: merged.list.pictures.len(), missing })
 }
 
 struct Merging {
