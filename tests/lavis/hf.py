@@ -25,22 +25,29 @@ def worst(found, expected):
     return (found.double() - expected.double()).norm(dim=-1).max().item()
 
 
+def opened(kind, folder):
+    """The model of a folder, and the names of its file, every tensor of which it took as it is."""
+    model, said = kind.from_pretrained(folder, output_loading_info=True)
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not said[what], (what, sorted(said[what])[:5])
+    model = model.float().eval()
+    state = model.state_dict()
+    with safe_open(f"{folder}/model.safetensors", "pt") as f:
+        names = set(f.keys())
+        for name in names:
+            assert torch.equal(state[name].cpu(), f.get_tensor(name).float()), name
+    return model, names
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("folder")
     options.add_argument("--image", nargs=2, metavar=("PICTURE", "FEATURES"))
     options.add_argument("--text", nargs=2, metavar=("TEXT", "FEATURES"))
     args = options.parse_args()
-    model, said = Blip2ForImageTextRetrieval.from_pretrained(args.folder, output_loading_info=True)
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        assert not said[what], (what, sorted(said[what])[:5])
-    model = model.float().eval()
-    with safe_open(f"{args.folder}/model.safetensors", "pt") as f:
-        names, state = set(f.keys()), model.state_dict()
-        for name in names:
-            assert torch.equal(state[name].cpu(), f.get_tensor(name).float()), name
-        left = [n for n in state if n not in names and not n.endswith("position_ids")]
-        assert not left, left
+    model, names = opened(Blip2ForImageTextRetrieval, args.folder)
+    left = [n for n in model.state_dict() if n not in names and not n.endswith("position_ids")]
+    assert not left, left
     tokenizer = AutoTokenizer.from_pretrained(args.folder)
     dec = tokenizer.convert_tokens_to_ids("[DEC]")
     assert dec == model.config.qformer_config.vocab_size - 1 and tokenizer.bos_token == "[DEC]", dec
@@ -68,4 +75,5 @@ def main():
         assert difference < 1e-5, difference
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -15,8 +15,9 @@ import json
 import torch
 import transformers
 from PIL import Image
-from safetensors import safe_open
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
+
+from hf import opened
 
 
 def main():
@@ -27,12 +28,7 @@ def main():
     options.add_argument("--prompt", default="")
     options.add_argument("--max-new-tokens", type=int, default=30)
     args = options.parse_args()
-    model, said = Blip2ForConditionalGeneration.from_pretrained(args.folder, output_loading_info=True)
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        assert not said[what], (what, sorted(said[what])[:5])
-    model = model.float().eval()
-    with safe_open(f"{args.folder}/model.safetensors", "pt") as f:
-        names = set(f.keys())
+    model, names = opened(Blip2ForConditionalGeneration, args.folder)
     processor = Blip2Processor.from_pretrained(args.folder)
     print(f"transformers {transformers.__version__}: {len(names)} tensors taken, none missing; {type(processor.tokenizer).__name__}, image token {model.config.image_token_index}")
     token = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
@@ -50,4 +46,5 @@ def main():
     assert own and (theirs.startswith(own) or own.startswith(theirs)), "another caption"
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -24,15 +24,11 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The folder's files; the last that is written makes it whole.
-const PARTS: [&str; 6] = [
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "model.safetensors",
-];
+/// The folder's files, beside those of its tokenizer.
+const PARTS: [&str; 4] =
+    ["config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"];
+/// The last that is written makes it whole.
+const WEIGHTS: &str = "model.safetensors";
 const DEC: &str = "[DEC]";
 const MOST_VOCABULARY: u64 = 64 << 20;
 const MOST_SETTINGS: u64 = 1 << 20;
@@ -40,39 +36,48 @@ const MOST_SETTINGS: u64 = 1 << 20;
 impl Job {
     /// The folder; or, if `out` ends in .safetensors, its weights alone. `tokenizer` is a folder with a vocabulary.
     pub fn hugging_face(&self, out: &Path, tokenizer: Option<&Path>) -> Result<()> {
-        let metadata = BTreeMap::from([("format".into(), "pt".into())]);
         let pieces = self.hugging_face_pieces(|_| false)?;
-        if out.extension().is_some_and(|e| e == "safetensors") {
-            self.write(out, &pieces, &metadata, None)?;
-            note!("wrote {}: {} tensors", out.display(), pieces.len());
-            return Ok(());
-        }
-        if !self.specs.iter().any(super::is_vit) {
-            return Err(Error::argument(
-                OP,
-                "image encoder",
-                "one: transformers loads the whole model",
-                "none",
-            )
-            .fix("give its file with --vit"));
-        }
-        files::write_folder(out, &PARTS, |staged| {
-            if let Some(from) = tokenizer {
-                put_tokenizer(from, staged, &self.config)?;
-            }
-            put_json(&staged.join("preprocessor_config.json"), &pictures(&self.config))?;
-            let processor = json!({"processor_class": "Blip2Processor", "num_query_tokens": null});
-            put_json(&staged.join("processor_config.json"), &processor)?;
-            put_json(&staged.join("config.json"), &sizes(&self.config))?;
-            self.write(&staged.join("model.safetensors"), &pieces, &metadata, None).map(drop)
-        })?;
-        note!("wrote {}: {} tensors", out.display(), pieces.len());
-        if tokenizer.is_none() {
+        let whole =
+            self.transformers(out, &pieces, &["vocab.txt"], (&sizes(&self.config), None), |staged| {
+                tokenizer.map_or(Ok(()), |from| put_tokenizer(from, staged, &self.config))
+            })?;
+        if whole && tokenizer.is_none() {
             note!(
                 "note: no vocab.txt beside the weights: the folder has no tokenizer; convert again with --bert DIR"
             );
         }
         Ok(())
+    }
+
+    /// Writes these weights: with a `config.json`, a processor that makes room for so many queries, and a `tokenizer`, whose files are
+    /// `others` beside its settings; or, if `out` ends in .safetensors, alone. Whether it was a folder.
+    pub(super) fn transformers(
+        &self,
+        out: &Path,
+        pieces: &Pieces,
+        others: &[&str],
+        (config, queries): (&Value, Option<usize>),
+        tokenizer: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<bool> {
+        let metadata = BTreeMap::from([("format".into(), "pt".into())]);
+        let folder = out.extension().is_none_or(|e| e != "safetensors");
+        if !folder {
+            self.write(out, pieces, &metadata, None)?;
+        } else if !self.specs.iter().any(super::is_vit) {
+            let want = "one: transformers loads the whole model";
+            return Err(Error::argument(OP, "image encoder", want, "none").fix("give its file with --vit"));
+        } else {
+            files::write_folder(out, &[&PARTS[..], others, &[WEIGHTS]].concat(), |staged| {
+                tokenizer(staged)?;
+                put_json(&staged.join("preprocessor_config.json"), &pictures(&self.config))?;
+                let processor = json!({"processor_class": "Blip2Processor", "num_query_tokens": queries});
+                put_json(&staged.join("processor_config.json"), &processor)?;
+                put_json(&staged.join("config.json"), config)?;
+                self.write(&staged.join(WEIGHTS), pieces, &metadata, None).map(drop)
+            })?;
+        }
+        note!("wrote {}: {} tensors", out.display(), pieces.len());
+        Ok(folder)
     }
 
     /// The weights under transformers' names, but for those that are `known` to be elsewhere.
@@ -148,7 +153,7 @@ pub(super) fn sizes(c: &Config) -> Value {
 }
 
 /// `preprocessor_config.json`: what [`crate::pretrained::Pretrained::pixels`] does.
-pub(super) fn pictures(c: &Config) -> Value {
+fn pictures(c: &Config) -> Value {
     let Normalise { mean, std } = Normalise::default();
     // As decimal numbers, not as the nearest f32 with all its digits.
     let decimal = |x: [f32; 3]| x.map(|x| x.to_string().parse::<f64>().unwrap_or(f64::from(x)));

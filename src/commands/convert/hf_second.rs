@@ -13,7 +13,7 @@
 //! is above that one, greedy and beam search write what they wrote before.
 
 use super::OP;
-use super::hf::{pictures, put_json, sizes};
+use super::hf::{put_json, sizes};
 use super::write::{Job, Piece, Pieces, file};
 use crate::files;
 use crate::pretrained::llm::LlmFolder;
@@ -22,7 +22,6 @@ use crate::weights::Info;
 use crate::weights::names::PROJECTION;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -44,18 +43,8 @@ const MOST_FILE: u64 = 256 << 20;
 
 impl Job {
     pub fn hugging_face_second(&self, out: &Path, llm: Arc<LlmFolder>) -> Result<()> {
-        let pieces = self.second_pieces(&llm)?;
-        let metadata = BTreeMap::from([("format".into(), "pt".into())]);
-        if out.extension().is_some_and(|e| e == "safetensors") {
-            self.write(out, &pieces, &metadata, None)?;
-            note!("wrote {}: {} tensors", out.display(), pieces.len());
-            return Ok(());
-        }
-        if !self.specs.iter().any(super::is_vit) {
-            let want = "one: transformers loads the whole model";
-            return Err(Error::argument(OP, "image encoder", want, "none").fix("give its file with --vit"));
-        }
         let (id, grown) = image_token(&llm);
+        let pieces = self.second_pieces(&llm, grown)?;
         let mut config = sizes(&self.config);
         config["architectures"] = json!(["Blip2ForConditionalGeneration"]);
         config["image_token_index"] = id.into();
@@ -65,20 +54,11 @@ impl Job {
         if grown.is_some() {
             config["text_config"]["vocab_size"] = (llm.config.vocab + 1).into();
         }
-        let mut parts = vec!["config.json", "preprocessor_config.json", "processor_config.json", SETTINGS];
-        parts.extend(COPIED.iter().filter(|name| llm.path.join(name).is_file()));
-        parts.push("model.safetensors");
-        files::write_folder(out, &parts, |staged| {
-            copy_tokenizer(&llm, staged)?;
-            put_json(&staged.join("preprocessor_config.json"), &pictures(&self.config))?;
-            let queries = self.config.num_query;
-            let processor = json!({"processor_class": "Blip2Processor", "num_query_tokens": queries});
-            put_json(&staged.join("processor_config.json"), &processor)?;
-            put_json(&staged.join("config.json"), &config)?;
-            self.write(&staged.join("model.safetensors"), &pieces, &metadata, None).map(drop)
-        })?;
-        note!("wrote {}: {} tensors", out.display(), pieces.len());
-        if grown.is_some() {
+        let files: Vec<&str> = COPIED.into_iter().filter(|name| llm.path.join(name).is_file()).collect();
+        let queries = Some(self.config.num_query);
+        let whole = self
+            .transformers(out, &pieces, &files, (&config, queries), |to| copy_tokenizer(&llm, &files, to))?;
+        if whole && grown.is_some() {
             note!(
                 "note: no row of the language model was left for <image>: embedding and head have one more"
             );
@@ -86,7 +66,7 @@ impl Job {
         Ok(())
     }
 
-    fn second_pieces(&self, llm: &Arc<LlmFolder>) -> Result<Pieces> {
+    fn second_pieces(&self, llm: &Arc<LlmFolder>, grown: Option<usize>) -> Result<Pieces> {
         let mut pieces = Pieces::new();
         for (i, spec) in self.specs.iter().enumerate() {
             if let Some(part) = spec.name.strip_prefix(llm.config.projection()) {
@@ -98,7 +78,6 @@ impl Job {
         }
         let projection = |name: &str| name.starts_with(llm.config.projection());
         pieces.extend(self.hugging_face_pieces(projection)?);
-        let (_, grown) = image_token(llm);
         for (own, info) in llm.tensors()? {
             let name = format!("language_model.{own}");
             let words = info.shape.len() == 2 && info.shape[0] == llm.config.vocab && is_of_words(&own);
@@ -138,12 +117,9 @@ fn settings(llm: &LlmFolder) -> Result<Map<String, Value>> {
         .map_err(|e| Error::file(OP, &path, "the settings of a tokenizer", e))
 }
 
-fn copy_tokenizer(llm: &LlmFolder, to: &Path) -> Result<()> {
-    for name in COPIED {
-        let from = llm.path.join(name);
-        if from.is_file() {
-            file(&to.join(name), &files::read_regular(&from, MOST_FILE, OP)?)?;
-        }
+fn copy_tokenizer(llm: &LlmFolder, names: &[&str], to: &Path) -> Result<()> {
+    for name in names {
+        file(&to.join(name), &files::read_regular(&llm.path.join(name), MOST_FILE, OP)?)?;
     }
     let mut settings = settings(llm)?;
     settings.insert("processor_class".into(), json!("Blip2Processor"));
