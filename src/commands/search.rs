@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const OPERATION: &str = "search index";
-const AGAIN: &str = "--rebuild";
+const AGAIN: &str = "qformer search index --rebuild";
 
 /// Find pictures by a Japanese text or by another picture
 #[derive(clap::Args)]

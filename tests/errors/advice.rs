@@ -90,8 +90,8 @@ fn literals(source: &str) -> Vec<String> {
     found
 }
 
-/// Flags of other programs: cargo, docker, tar.
-const OTHERS: [&str; 4] = ["features", "release", "gpus", "sparse"];
+/// Flags of other programs: cargo, docker, tar, srun.
+const OTHERS: [&str; 5] = ["features", "release", "gpus", "sparse", "mpi"];
 
 /// A flag of a text, and the command that the text names for it: the last one before it.
 fn named(text: &str, known: &BTreeMap<String, BTreeSet<String>>) -> Vec<(String, Option<String>)> {
