@@ -114,9 +114,9 @@ template <int DP, class T> DEV void columns_product(float (&acc)[DP / 8][4], con
     }
 }
 
-// The rows of a warp's accumulators, times `by[half]`, to y; rows from `rows` on are not written. add: y +=.
+// The rows of a warp's accumulators, times `by[half]`, to y; rows from `rows` on are not written.
 template <int DP, class T>
-DEV void store_strip(T *y, size_t stride, int rows, int D, const float (&acc)[DP / 8][4], const float (&by)[2], bool add = false) {
+DEV void store_strip(T *y, size_t stride, int rows, int D, const float (&acc)[DP / 8][4], const float (&by)[2]) {
     const int lane = int(threadIdx.x) & 31;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -127,9 +127,7 @@ DEV void store_strip(T *y, size_t stride, int rows, int D, const float (&acc)[DP
             const int c = d * 8 + (lane & 3) * 2;
             if (d * 8 >= D) continue;
             T *to = y + size_t(r) * stride + c;
-            float low = acc[d][2 * half] * by[half], high = acc[d][2 * half + 1] * by[half];
-            if (add) low += dev::load(to), high += dev::load(to + 1);
-            dev::st4(to, dev::pack2<T>(low, high));
+            dev::st4(to, dev::pack2<T>(acc[d][2 * half] * by[half], acc[d][2 * half + 1] * by[half]));
         }
     }
 }

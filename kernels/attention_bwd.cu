@@ -9,7 +9,7 @@
 //           (grid (tiles, H/group): a block adds up over the query heads of its key head too)
 //           names attention_bwd_{q,kv}_{f16,bf16}_{d32,..} as in attention_fwd.cu
 // requires  as in attention_fwd.cu, for dy, y and the gradients too. Every query row in exactly one strip, every key row
-//           in exactly one tile (a tile without steps gets zeros). add 1: dk and dv are added to what is there, else set
+//           in exactly one tile (a tile without steps gets zeros)
 // numerics  P, dP, dS and all sums in f32; P m and dS rounded to T for their products. Order fixed => deterministic
 // aliasing  nothing overlaps (dk and dv may be columns of one buffer)
 #include "attention.cuh"
@@ -104,7 +104,7 @@ DEV void backward_q(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &a
 template <class T, int DP, int HEAD>
 DEV void backward_kv(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &all_v, const T *dy, const float *lse,
                      const float *delta, T *dk, int dk_stride, T *dv, int dv_stride, const int4 *tiles, const int4 *steps, int d,
-                     float scale, const Dropout &drop, int group, bool add) {
+                     float scale, const Dropout &drop, int group) {
     constexpr int STAGE = Sizes<DP>::STAGE, PITCH = Sizes<DP>::PITCH;
     DEV_SHARED(float, norm_s, [2][TILE]);
     DEV_SHARED(float, delta_s, [2][TILE]);
@@ -176,8 +176,8 @@ DEV void backward_kv(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &
         }
     }
     const float by_k[2] = {scale, scale}, by_v[2] = {drop.scale, drop.scale};
-    store_strip<DP>(dk + size_t(k_row) * size_t(dk_stride) + size_t(column), size_t(dk_stride), rows, D, dk_r, by_k, add);
-    store_strip<DP>(dv + size_t(k_row) * size_t(dv_stride) + size_t(column), size_t(dv_stride), rows, D, dv_r, by_v, add);
+    store_strip<DP>(dk + size_t(k_row) * size_t(dk_stride) + size_t(column), size_t(dk_stride), rows, D, dk_r, by_k);
+    store_strip<DP>(dv + size_t(k_row) * size_t(dv_stride) + size_t(column), size_t(dv_stride), rows, D, dv_r, by_v);
 }
 }  // namespace
 
@@ -193,10 +193,10 @@ DEV void backward_kv(const Rows<T> &all_q, const Rows<T> &all_k, const Rows<T> &
     DEV_KERNEL(attention_bwd_kv_##NAME, 32 * MOST_WARPS, Sizes<DP>::SHARED, const T *q, int q_stride, const T *k,           \
                int k_stride, const T *v, int v_stride, const T *dy, const float *lse, const float *delta, T *dk,            \
                int dk_stride, T *dv, int dv_stride, const int4 *tiles, const int4 *steps, int d, float scale,               \
-               uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold, float drop_scale, int group, int add) {     \
+               uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold, float drop_scale, int group) {              \
         backward_kv<T, DP, HEAD>(Rows<T>{q, size_t(q_stride)}, Rows<T>{k, size_t(k_stride)}, Rows<T>{v, size_t(v_stride)},  \
                                  dy, lse, delta, dk, dk_stride, dv, dv_stride, tiles, steps, d, scale,                      \
-                                 Dropout{seed, site, step, threshold, threshold ? drop_scale : 1.f}, group, add != 0);      \
+                                 Dropout{seed, site, step, threshold, threshold ? drop_scale : 1.f}, group);                \
     }
 ATTENTION(f16_d32, dev::f16, 32, 0)
 ATTENTION(f16_d64, dev::f16, 64, 64)

@@ -59,14 +59,14 @@ DEV void add_weighted(float (&acc)[STRIP][COLUMNS], const float *p_s, const floa
         for (int r = 0; r < STRIP; r++) acc[r][i] += part[r];
     }
 }
-DEV void store_rows(float *y, size_t stride, int rows, int D, const float (&acc)[STRIP][COLUMNS], float by, bool add) {
+DEV void store_rows(float *y, size_t stride, int rows, int D, const float (&acc)[STRIP][COLUMNS], float by) {
     const int lane = int(threadIdx.x) & 31;
 #pragma unroll
     for (int r = 0; r < STRIP; r++) {
 #pragma unroll
         for (int i = 0; i < COLUMNS; i++) {
             float *to = y + size_t(r) * stride + lane + 32 * i;
-            if (r < rows && lane + 32 * i < D) *to = acc[r][i] * by + (add ? *to : 0.f);
+            if (r < rows && lane + 32 * i < D) *to = acc[r][i] * by;
         }
     }
 }
@@ -131,7 +131,7 @@ DEV_KERNEL(attention_fwd_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_str
         for (int i = 0; i < COLUMNS; i++) acc[r][i] = any ? acc[r][i] / sum[r] : 0.f;
         if (at.lane == 0 && r < rows) lse[2 * at.statistic(r)] = top[r], lse[2 * at.statistic(r) + 1] = sum[r];
     }
-    store_rows(y + size_t(at.strip.x) * at.width + size_t(at.column), at.width, rows, d, acc, 1.f, false);
+    store_rows(y + size_t(at.strip.x) * at.width + size_t(at.column), at.width, rows, d, acc, 1.f);
 }
 
 DEV_KERNEL(attention_bwd_q_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_stride, const float *k, int k_stride, const float *v,
@@ -175,13 +175,13 @@ DEV_KERNEL(attention_bwd_q_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_s
         __syncwarp();
         add_weighted(acc, s.p_s, s.a_s, d);
     }
-    store_rows(dq + size_t(at.strip.x) * size_t(dq_stride) + size_t(at.column), size_t(dq_stride), rows, d, acc, scale, false);
+    store_rows(dq + size_t(at.strip.x) * size_t(dq_stride) + size_t(at.column), size_t(dq_stride), rows, d, acc, scale);
 }
 
 DEV_KERNEL(attention_bwd_kv_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_stride, const float *k, int k_stride, const float *v,
            int v_stride, const float *dy, const float *lse, const float *delta, float *dk, int dk_stride, float *dv, int dv_stride,
            const int4 *tiles, const int4 *steps, int d, float scale, uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold,
-           float drop_scale, int group, int add) {
+           float drop_scale, int group) {
     DEV_DYNAMIC_SHARED(shared);
     const Shared s = cut(shared);
     const Dropout drop{seed, site, step, threshold, drop_scale};
@@ -218,6 +218,6 @@ DEV_KERNEL(attention_bwd_kv_f32, 32 * MOST_WARPS, SHARED, const float *q, int q_
         add_weighted(dv_r, s.p_s, s.b_s, d);
         add_weighted(dk_r, s.g_s, s.a_s, d);
     }
-    store_rows(dk + size_t(k_row) * size_t(dk_stride) + size_t(key_column), size_t(dk_stride), rows, d, dk_r, scale, add != 0);
-    store_rows(dv + size_t(k_row) * size_t(dv_stride) + size_t(key_column), size_t(dv_stride), rows, d, dv_r, 1.f, add != 0);
+    store_rows(dk + size_t(k_row) * size_t(dk_stride) + size_t(key_column), size_t(dk_stride), rows, d, dk_r, scale);
+    store_rows(dv + size_t(k_row) * size_t(dv_stride) + size_t(key_column), size_t(dv_stride), rows, d, dv_r, 1.f);
 }

@@ -135,7 +135,7 @@ impl Call {
         self.launch(&kernel, (&t.blocks, self.heads), (t.warps, kept.shared), &all)?;
         let own = [crate::args![dy, &kept.lse, &delta], &dk, &dv, crate::args![&t.tiles, &t.steps]].concat();
         let kernel = format!("attention_bwd_kv_{}", kept.name);
-        let all = [&operands[..], &own, &self.tail(), group, crate::args![0i32]];
+        let all = [&operands[..], &own, &self.tail(), group];
         self.launch(&kernel, (&t.tiles, self.key_heads), (t.key_warps, kept.shared), &all)?;
         let [q, k, v] = out;
         if together {
