@@ -6,23 +6,25 @@ mod llm;
 mod meter;
 mod pictures;
 mod plan;
+mod step;
 mod train;
 
 use super::engine::PlaceArgs;
 use super::output::say;
 use crate::device::gemm;
 use crate::device::gpu::Counts;
-use crate::model::{CLS, Config, GenerateOptions, Image, Model, Profile, SEP};
+use crate::model::{CLS, Config, GenerateOptions, Model, Profile, SEP};
 use crate::nn::{Params, Pass, Precision, Spec};
 use crate::tensor::{DType, Device, Stream, Tensor};
 use crate::terminal::note;
 use crate::train::optimizer::Hyper;
 use crate::train::schedule::Schedule;
-use crate::train::trainer::{Contrast, Micro, Options, Trainer};
+use crate::train::trainer::{Contrast, Options, Trainer};
 use crate::{Error, Kind, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use step::Steps;
 
 /// Time a training step or captioning on random weights and inputs
 ///
@@ -217,13 +219,6 @@ fn noise(c: &Config, batch: usize) -> Result<Tensor> {
     Tensor::new::<f32>(values, &[batch, 3, c.image_size, c.image_size])
 }
 
-/// In place of an image encoder's.
-fn tokens(c: &Config, batch: usize) -> Result<Tensor> {
-    let sizes = [batch * c.image_tokens(), c.vit_width];
-    let values = (0..(sizes[0] * sizes[1]) as u32).map(|i| (i % 1009) as f32 / 504.0 - 1.0).collect();
-    Tensor::new::<f32>(values, &sizes)
-}
-
 /// [CLS] words [SEP]; as long as `text` give or take 6, within what the model takes.
 fn texts(c: &Config, args: &Args) -> Vec<Vec<u32>> {
     let pick =
@@ -239,31 +234,13 @@ fn texts(c: &Config, args: &Args) -> Vec<Vec<u32>> {
 }
 
 fn step(args: &Args, config: Config, place: &(Device, Precision)) -> Result<()> {
-    let (mut trainer, batch) = trainer(args, config, place)?;
-    let measured = measure(args, place, || trainer.step_ahead(&batch, &batch).map(drop))?;
+    let mut steps = Steps::new(args, config, place)?;
+    let measured = measure(args, place, || steps.run())?;
     if args.profile {
         // Uses up what the last step saw to.
-        trainer.step(&batch)?;
+        steps.last()?;
     }
-    show(args, place, &measured, || trainer.step(&batch).map(drop))
-}
-
-/// A trainer of random numbers and a batch of noise; of zeros where nothing is computed.
-fn trainer(args: &Args, config: Config, place: &(Device, Precision)) -> Result<(Trainer, [Micro; 1])> {
-    let image = if args.cached { tokens(&config, args.batch)? } else { noise(&config, args.batch)? };
-    let image = image.at(&place.0)?;
-    let micro = Micro {
-        image: if args.cached { Image::Tokens(image) } else { Image::Pixels(image) },
-        text: texts(&config, args),
-        image_id: None,
-        names: (0..args.batch).map(|i| format!("noise {i}")).collect(),
-    };
-    let (mut model, specs) = match &args.llm {
-        Some(name) => Model::with_llm(config, llm::named(name)?, 0, false)?,
-        None => Model::new(config, false)?,
-    };
-    model.set_recompute(args.recompute);
-    Ok((trainer_of(model, parameters(specs, place)?)?, [micro]))
+    show(args, place, &measured, || steps.last())
 }
 
 fn trainer_of(model: Model, params: Params) -> Result<Trainer> {

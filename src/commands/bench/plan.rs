@@ -3,6 +3,7 @@
 //! a real one, beside the time it took.
 
 use super::Args;
+use super::step::Steps;
 use crate::Result;
 use crate::commands::output::say;
 use crate::device::cards::{self, Card};
@@ -60,8 +61,8 @@ pub(super) fn run(args: &Args, config: Config, gpu: &Gpu, precision: Precision) 
         let mut run = super::captioning(args, config, &place)?;
         return twice(args, gpu, precision, &mut run);
     }
-    let (mut trainer, batch) = super::trainer(args, config, &place)?;
-    twice(args, gpu, precision, &mut || trainer.step_ahead(&batch, &batch).map(drop))
+    let mut steps = Steps::new(args, config, &place)?;
+    twice(args, gpu, precision, &mut || steps.run())
 }
 
 /// The second run is what all later ones are like.
