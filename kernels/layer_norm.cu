@@ -2,7 +2,7 @@
 // math      z = residual + drop(x + bias);  n = (z - mean) * rstd;  y = n * w + b;  rstd = 1/sqrt(var(z) + eps)
 //           g = dy * w;  dz = dsum + rstd * (g - mean(g) - n * mean(g * n));  dx = drop(dz)
 //           dw = sum_N(dy * n);  db = sum_N(dy)
-// shapes    x,y,dx,dy [N,C] T   z,residual,dz,dsum [N,C] R   bias,w,b [C] f32   mean,rstd [N] f32   dwb [2,C] f32: dw, db
+// shapes    x,y,dx,dy [N,C] T   z,residual,dz,dsum [N,C] R   bias,w,b [C] f32   mean,rstd [N] f32   dwb [2,C] f32: dw, db; add 1: +=
 //           for its own use, null if dwb is: partial [P + ceil(P/17),2,C] f32, counters [ceil(P/17) + 1] u32
 // launch    G = ceil(C/768) warps have a row. block 32 * (8/G * G), grid P, any 1 <= P <= N/(8/G) rounded up: two for every
 //           multiprocessor. dynamic shared 8 * 768 * S * (bytes of a T and of an R), S = 3 if both are of 16 bits, else 2
@@ -12,12 +12,13 @@
 //           and moves it there: a constant row has a mean that is exact and a variance of 0, which eps alone would blow up. dw and db are summed by warps, blocks, 17 blocks
 //           and then all, each in a fixed order (the last block of them adds up) => deterministic
 // aliasing  z may be residual, dz may be dsum; nothing else overlaps
-#include "dev.cuh"
+#include "layer_norm.cuh"
 
 namespace {
 using dev::Dropout;
+using layer_norm::COLUMNS, layer_norm::read, layer_norm::whole_rows, layer_norm::write;
 
-constexpr int COLUMNS = 768, WARPS = 8, TOGETHER = 17;  // columns of a warp; warps of a block; blocks added up at once (17 * 17 > 2 * 132)
+constexpr int WARPS = 8, TOGETHER = 17;  // warps of a block; blocks added up at once (17 * 17 > 2 * 132)
 // Rows under way: one is worked on, the others are on their way to shared memory.
 template <class A, class B> constexpr int STAGES = sizeof(A) + sizeof(B) == 4 ? 3 : 2;
 template <class A, class B> constexpr int STAGE_BYTES = COLUMNS * int(sizeof(A) + sizeof(B));
@@ -36,10 +37,7 @@ struct Part {
     }
     // Sums of a whole row; sums_s is free again after another barrier.
     template <int K> DEV_METHOD void total(float (&v)[K], float (&sums_s)[K][WARPS]) const {
-#pragma unroll
-        for (int o = 16; o > 0; o >>= 1)
-#pragma unroll
-            for (int i = 0; i < K; i++) v[i] += __shfl_xor_sync(0xffffffffu, v[i], o);
+        layer_norm::add_lanes(v);
         if (of_row == 1) return;
 #pragma unroll
         for (int i = 0; i < K; i++)
@@ -110,18 +108,6 @@ template <class A, class B> struct Rows {
         dev::cp_async_wait<0>();
     }
 };
-// Whether rows may be moved in pieces of 16 bytes.
-template <class... P> DEV bool whole_rows(int C, const P *...p) {
-    return C % 8 == 0 && ((uintptr_t(p) | ...) & 15) == 0;
-}
-template <class T, int U> DEV void read(const T *p, int count, bool whole, float (&v)[U]) {
-    if (!whole || count <= 0) dev::load_some(p, count, v);
-    else dev::widen(dev::fetch<T, U>(p), v);
-}
-template <class T, int U> DEV void write(T *p, int count, bool whole, const float (&v)[U]) {
-    if (!whole) dev::store_some(p, count, v);
-    else if (count > 0) dev::put(p, v);
-}
 
 template <class T, class R>
 DEV void forward(const T *x, const float *bias, const R *residual, const float *w, const float *b, R *z, T *y, float *mean,
@@ -174,42 +160,27 @@ DEV void forward(const T *x, const float *bias, const R *residual, const float *
         const float rough = sum[0] / float(C);
         float off[2] = {};  // of z - rough and its square
 #pragma unroll
-        for (int j = 0; j < UNITS; j++) {
-            const int count = part.columns - (j * 32 + lane) * U;
-            if (count < U) {  // beyond the columns: no distance
-#pragma unroll
-                for (int i = 0; i < U; i++)
-                    if (i >= count) v[j][i] = rough;
-            }
-#pragma unroll
-            for (int i = 0; i < U; i++) {
-                const float d = v[j][i] - rough;
-                off[0] += d;
-                off[1] += d * d;
-            }
-        }
+        for (int j = 0; j < UNITS; j++)
+            layer_norm::add_distances(v[j], part.columns - (j * 32 + lane) * U, rough, off);
         part.total(off, off_s);
-        const float moved = off[0] / float(C), mu = rough + moved;
-        // max would take a NaN for 0
-        const float var = off[1] / float(C) - moved * moved;
-        const float rs = 1.f / sqrtf((var < 0.f ? 0.f : var) + eps);
+        const layer_norm::Statistics s = layer_norm::statistics(rough, off, C, eps);
         if (!inside) return;
 #pragma unroll
         for (int j = 0; j < UNITS; j++) {
             const int c = (j * 32 + lane) * U;
 #pragma unroll
-            for (int i = 0; i < U; i++) v[j][i] = (v[j][i] - mu) * rs * wv[j][i] + bv[j][i];
+            for (int i = 0; i < U; i++) v[j][i] = layer_norm::normalised(v[j][i], s, wv[j][i], bv[j][i]);
             write(y + at + c, part.columns - c, rows.whole, v[j]);
         }
         if (part.lane == 0 && part.first == 0) {
-            mean[row] = mu;
-            rstd[row] = rs;
+            mean[row] = s.mean;
+            rstd[row] = s.rstd;
         }
     });
 }
 
-// out[0..width) = the sum of n <= TOGETHER rows, by the whole block
-DEV void sum_rows(const float *rows, int n, int width, float *out) {
+// out[0..width) = the sum of n <= TOGETHER rows, or out += it, by the whole block
+DEV void sum_rows(const float *rows, int n, int width, float *out, bool add) {
     const int U = width % 4 == 0 && dev::aligned16(rows) && dev::aligned16(out) ? 4 : 1;
     for (int c = int(threadIdx.x) * U; c < width; c += int(blockDim.x) * U) {
         dev::Raw<float, 4> raw[TOGETHER];
@@ -228,32 +199,37 @@ DEV void sum_rows(const float *rows, int n, int width, float *out) {
 #pragma unroll
             for (int i = 0; i < 4; i++) sum[i] += v[i];
         }
+        if (add) {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (i < U) sum[i] += out[c + i];
+        }
         if (U == 4) dev::put(out + c, sum);
         else out[c] = sum[0];
     }
 }
 // The blocks' rows of partial are added up: by the last block of every 17, and then, 17 at a time, by the last of all.
-DEV void sum_blocks(float *partial, float *out, uint32_t *counters, int width) {
+DEV void sum_blocks(float *partial, float *out, uint32_t *counters, int width, bool add) {
     const int P = int(gridDim.x), groups = (P + TOGETHER - 1) / TOGETHER, group = int(blockIdx.x) / TOGETHER;
     const int members = min(TOGETHER, P - group * TOGETHER);
     float *rows = partial + size_t(P) * size_t(width);  // [groups,width]
     if (!dev::last_block(counters + group, uint32_t(members))) return;
-    sum_rows(partial + size_t(group) * TOGETHER * size_t(width), members, width, rows + size_t(group) * size_t(width));
+    sum_rows(partial + size_t(group) * TOGETHER * size_t(width), members, width, rows + size_t(group) * size_t(width), false);
     if (!dev::last_block(counters + groups, uint32_t(groups))) return;
     for (int n = groups; n > 1; n = (n + TOGETHER - 1) / TOGETHER) {  // in place: row i of the sums from rows 17 i ..
         const int more = (n + TOGETHER - 1) / TOGETHER;
         for (int i = 0; i < more; i++)
             sum_rows(rows + size_t(i) * TOGETHER * size_t(width), min(TOGETHER, n - i * TOGETHER), width,
-                     more == 1 ? out : rows + size_t(i) * size_t(width));
+                     more == 1 ? out : rows + size_t(i) * size_t(width), add && more == 1);
         if (more > 1) __syncthreads();
     }
-    if (groups == 1) sum_rows(rows, 1, width, out);
+    if (groups == 1) sum_rows(rows, 1, width, out, add);
 }
 
 // dw and db of a warp's rows are summed in registers.
 template <class T, class R>
 DEV void backward(const T *dy, const R *z, const float *mean, const float *rstd, const float *w, const R *dsum, R *dz, T *dx,
-                  float *dwb, float *partial, uint32_t *counters, int N, int C, const Dropout &dropout) {
+                  float *dwb, float *partial, uint32_t *counters, int N, int C, bool add, const Dropout &dropout) {
     constexpr int U = 16 / int(sizeof(R)), UNITS = COLUMNS / 32 / U;
     DEV_DYNAMIC_SHARED(shared);
     DEV_SHARED(float, sums_s, [2][2][WARPS]);
@@ -339,7 +315,7 @@ DEV void backward(const T *dy, const R *z, const float *mean, const float *rstd,
             sum += reinterpret_cast<const float *>(all_s + (s * part.of_row + c / COLUMNS) * (SHARED<T, R> / WARPS))[place];
         out[i] = sum;
     }
-    sum_blocks(partial, dwb, counters, 2 * C);
+    sum_blocks(partial, dwb, counters, 2 * C, add);
 }
 }  // namespace
 
@@ -351,9 +327,9 @@ DEV void backward(const T *dy, const R *z, const float *mean, const float *rstd,
     }                                                                                                                       \
     DEV_KERNEL_BESIDE(layer_norm_bwd_##NAME, 256, 2, (SHARED<T, R>), const T *dy, const R *z, const float *mean,                     \
                const float *rstd, const float *w, const R *dsum, R *dz, T *dx, float *dwb, float *partial,                  \
-               uint32_t *counters, int N, int C, uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold,           \
+               uint32_t *counters, int N, int C, int add, uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold,  \
                float scale) {                                                                                               \
-        backward(dy, z, mean, rstd, w, dsum, dz, dx, dwb, partial, counters, N, C,                                          \
+        backward(dy, z, mean, rstd, w, dsum, dz, dx, dwb, partial, counters, N, C, add != 0,                                \
                  Dropout{seed, site, step, threshold, scale});                                                              \
     }
 LAYER_NORM(f32, float, float)

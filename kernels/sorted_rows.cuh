@@ -2,7 +2,7 @@
 // are sorted by target beforehand.
 // tables    targets [U]: the targets, each once.   order [n]: rows of dy, those of targets[u] at starts[u] .. starts[u+1]
 //           in ascending order.   starts [U+1]
-// launch    grid (ceil(C/(8 X)), U), block (X,Y), X a multiple of 32, X Y <= 256: Y threads share the rows of a target
+// launch    grid (U, ceil(C/(8 X))), block (X,Y), X a multiple of 32, X Y <= 256: Y threads share the rows of a target
 #pragma once
 #include "dev.cuh"
 
@@ -13,8 +13,8 @@ constexpr int AHEAD = 4;  // rows of a thread that are fetched together
 template <class T, class D>
 DEV void sum(const T *dy, const int *order, const int *starts, const int *targets, D *out, int C, bool accumulate) {
     DEV_SHARED(float, sum_s, [8][256]);
-    const int X = int(blockDim.x), Y = int(blockDim.y), tx = int(threadIdx.x), ty = int(threadIdx.y), u = int(blockIdx.y);
-    const int c = (int(blockIdx.x) * X + tx) * 8, count = max(0, min(8, C - c)), first = starts[u] + ty, last = starts[u + 1];
+    const int X = int(blockDim.x), Y = int(blockDim.y), tx = int(threadIdx.x), ty = int(threadIdx.y), u = int(blockIdx.x);
+    const int c = (int(blockIdx.y) * X + tx) * 8, count = max(0, min(8, C - c)), first = starts[u] + ty, last = starts[u + 1];
     D *to = out + size_t(targets[u]) * size_t(C) + size_t(c);
     float sum[8] = {}, old[8] = {};
     if (ty == 0 && accumulate) dev::load_any(to, count, old);

@@ -16,8 +16,10 @@ mod cases {
     mod l2_normalize;
     mod layer_norm;
     mod linear;
+    mod linear_gelu;
     mod linear_gelu_tanh;
     mod linear_half;
+    mod linear_of_norm;
     mod max_similarity;
     mod mean_rows;
     mod norm_linear;

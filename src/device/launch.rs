@@ -128,6 +128,17 @@ pub struct Signature {
 }
 
 impl Launch<'_> {
+    /// Compares the number of blocks with what a GPU can do.
+    pub fn check_grid(&self) -> Result<()> {
+        let [x, y, z] = self.grid;
+        if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65535 || z > 65535 {
+            let expected = "1 to 2147483647, 65535 and 65535 blocks";
+            let operation = format!("launch {}", self.kernel);
+            return Err(Error::argument(operation, "grid", expected, format!("{:?}", self.grid)));
+        }
+        Ok(())
+    }
+
     /// Compares the launch with what the kernel declares and with what a GPU can do.
     pub fn check(&self, signature: &Signature, args: &[Arg]) -> Result<()> {
         let wrong = |argument: &str, expected: String, got: String| {
@@ -138,11 +149,7 @@ impl Launch<'_> {
         if threads == 0 || threads > limit || self.block[2] > 64 {
             return wrong("block", format!("1 to {limit} threads"), format!("{:?}", self.block));
         }
-        let [x, y, z] = self.grid;
-        if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65535 || z > 65535 {
-            let expected = "1 to 2147483647, 65535 and 65535 blocks";
-            return wrong("grid", expected.into(), format!("{:?}", self.grid));
-        }
+        self.check_grid()?;
         if self.shared != signature.shared || self.shared > MAX_SHARED {
             return wrong(
                 "shared memory",

@@ -11,8 +11,8 @@ use super::beams::{Hypothesis, Next, Outlook, Search, Special};
 use super::features::Images;
 use super::options::Options;
 use super::{Model, SEP};
-use crate::nn::{Params, Pass};
-use crate::ops;
+use crate::nn::{Params, Pass, Unnormed};
+use crate::ops::{self, Gelu};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -153,13 +153,15 @@ impl Model {
         let (f, lists) = (&self.qformer, ops::Lists::new(lists));
         let words = f.words()?;
         let sum = ops::embedding_sum([&pass.param(words.word), &pass.param(words.position)], &tokens)?;
-        let mut x = f.norm.forward(pass, &sum)?;
+        let mut x = Unnormed { norm: &f.norm, branch: sum, stream: None };
         for (layer, (keys, values)) in f.layers.iter().zip(&mut cache.layers) {
-            let a = &layer.attention;
-            let q = pass.linear_cached(&x, [&a.query, &a.key, &a.value], [keys, values], first)?;
+            let (a, feed) = (&layer.attention, layer.text()?);
+            let (stream, q) = pass.linear_cached(&x, [&a.query, &a.key, &a.value], [keys, values], first)?;
             let y = ops::attend_rows([&q, keys, values], &lists, f.heads, f.scale)?;
-            x = layer.text()?.forward(pass, &a.output(pass, &y, &x, 0)?, 0)?;
+            x = Unnormed { norm: &a.norm, branch: a.dense.forward(pass, &y)?, stream: Some(stream) };
+            let (stream, up) = pass.linear_of(&x, [feed.up.weight, feed.up.bias], Some(Gelu::Exact))?;
+            x = Unnormed { norm: &feed.norm, branch: feed.down.forward(pass, &up)?, stream: Some(stream) };
         }
-        f.logits(pass, &x)
+        words.logits(pass, &x)
     }
 }

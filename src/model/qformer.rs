@@ -1,8 +1,8 @@
 //! The Q-Former: BERT whose query rows also attend to an image, over packed rows.
 
 use super::{Config, Layout, sites};
-use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Pass};
-use crate::ops::{self, Heads, Options, Weight};
+use crate::nn::{Builder, Id, Init, LayerNorm, Linear, Pass, Unnormed};
+use crate::ops::{self, Gelu, Heads, Options, Weight};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -246,6 +246,14 @@ impl Words {
     /// What the vocabulary's rows are compared with.
     fn transformed(&self, pass: &Pass, x: &Tensor) -> Result<Tensor> {
         self.transform_norm.forward(pass, &pass.linear_gelu(x, &self.transform)?)
+    }
+
+    /// The same of rows that are to be normalised.
+    pub fn logits(&self, pass: &Pass, x: &Unnormed) -> Result<Tensor> {
+        let (_, branch) =
+            pass.linear_of(x, [self.transform.weight, self.transform.bias], Some(Gelu::Exact))?;
+        let x = Unnormed { norm: &self.transform_norm, branch, stream: None };
+        Ok(pass.linear_of(&x, [self.word, self.head_bias], None)?.1)
     }
 }
 

@@ -10,7 +10,7 @@ mod specs;
 
 pub use crate::ops::Gelu;
 pub use params::{Params, Trained, Value};
-pub use pass::{DropoutPlan, LayerNorm, Linear, Pass};
+pub use pass::{DropoutPlan, LayerNorm, Linear, Pass, Unnormed};
 pub use precision::{Part, Precision, place};
 pub use specs::{Builder, Init, Spec, from_nothing, initial};
 

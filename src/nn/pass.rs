@@ -1,7 +1,7 @@
 //! One use of the parameters, and the layers made of them.
 
 use super::{Id, Params};
-use crate::ops::{self, Cache, Gelu, Options, Weight};
+use crate::ops::{self, Cache, Gelu, Normed, Options, Weight};
 use crate::tensor::{Dropout, Storage, Stream, Tape, Tensor};
 use crate::{Error, Result};
 use std::cell::RefCell;
@@ -181,39 +181,49 @@ impl<'a> Pass<'a> {
 
     /// GELU of a dense layer; where it is batch-invariant, in one kernel.
     pub fn linear_gelu(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
-        if self.batch_invariant {
-            return self.with_gelu(x, layer, Gelu::Exact);
-        }
-        ops::gelu(&layer.forward(self, x)?)
+        self.with_gelu(x, layer, Gelu::Exact)
     }
 
     /// GELU of a dense layer of the image encoder, in the form that the precision says.
     pub fn vit_gelu(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
-        match self.params.precision().vit_gelu {
-            Gelu::Exact => ops::gelu(&layer.forward(self, x)?),
-            Gelu::Tanh => self.with_gelu(x, layer, Gelu::Tanh),
-        }
+        self.with_gelu(x, layer, self.params.precision().vit_gelu)
     }
 
     fn with_gelu(&self, x: &Tensor, layer: &Linear, gelu: Gelu) -> Result<Tensor> {
+        if gelu == Gelu::Exact && self.params.half(layer.weight).is_some() {
+            return ops::gelu(&layer.forward(self, x)?);
+        }
         let batch_invariant = self.batch_invariant && gelu == Gelu::Exact;
         let options = Options { gelu: Some(gelu), batch_invariant, ..Options::default() };
         let [weight, bias] = [layer.weight, layer.bias].map(|id| self.param(id));
         ops::linear(x, Weight::Dense(&weight, Some(&bias)), options)
     }
 
-    /// Queries of rows x; their keys and values become rows of two caches, from row `at` on.
+    /// A batch-invariant dense layer of rows that are normalised on the way, or GELU of it; the normalised rows, and its result.
+    pub fn linear_of(
+        &self,
+        rows: &Unnormed,
+        [weight, bias]: [Id; 2],
+        gelu: Option<Gelu>,
+    ) -> Result<(Tensor, Tensor)> {
+        let [weight, bias] = [weight, bias].map(|id| self.param(id));
+        let options = Options { gelu, ..Options::batch_invariant() };
+        rows.then(self, Weight::Dense(&weight, Some(&bias)), options)
+    }
+
+    /// Of rows that are normalised on the way queries; their keys and values become rows of two caches, from row `at` on. The
+    /// normalised rows, and the queries.
     pub fn linear_cached(
         &self,
-        x: &Tensor,
+        rows: &Unnormed,
         layers: [&Linear; 3],
         caches: [&mut Tensor; 2],
         at: usize,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Tensor)> {
         let layers = layers.map(|l| [self.param(l.weight), self.param(l.bias)]);
         let weight = Weight::Beside(layers.each_ref().map(|[w, b]| [w, b]));
         let cache = Some(Cache { tensors: caches, at });
-        ops::linear(x, weight, Options { batch_invariant: true, cache, ..Options::default() })
+        rows.then(self, weight, Options { cache, ..Options::batch_invariant() })
     }
 
     /// Tracks an input under a key behind the parameters' (gradients with respect to activations).
@@ -268,6 +278,27 @@ pub struct LayerNorm {
     pub bias: Id,
     /// Added to the variance.
     pub eps: f64,
+}
+
+/// Rows that are normalised where the next layer reads them: LayerNorm(branch + stream). For decoding.
+pub struct Unnormed<'a> {
+    /// The norm.
+    pub norm: &'a LayerNorm,
+    /// `[R,C]`
+    pub branch: Tensor,
+    /// `[R,C]`, where there is one.
+    pub stream: Option<Tensor>,
+}
+
+impl Unnormed<'_> {
+    fn then(&self, pass: &Pass, weight: Weight, options: Options) -> Result<(Tensor, Tensor)> {
+        let LayerNorm { weight: w, bias: b, eps } = *self.norm;
+        let storage = self.stream.is_none().then(|| pass.storage(w));
+        let [w, b] = [w, b].map(|id| pass.param(id));
+        let (branch, stream) = (&self.branch, self.stream.as_ref());
+        let norm = Normed { branch, stream, weight: &w, bias: &b, eps, storage };
+        ops::linear_of_norm(norm, weight, options)
+    }
 }
 
 impl LayerNorm {

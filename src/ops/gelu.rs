@@ -38,7 +38,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 }
 
 /// fwd: out = y;   bwd, from dy: out = dx.
-fn launch(pass: &str, x: &Array, dy: Option<&Array>, out: &Array) -> Result<()> {
+pub(super) fn launch(pass: &str, x: &Array, dy: Option<&Array>, out: &Array) -> Result<()> {
     let n = x.len();
     let args = match dy {
         None => crate::args![x, out, n as u64].to_vec(),

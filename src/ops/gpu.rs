@@ -1,6 +1,7 @@
 //! What several operations need to launch their kernels: where operands are, kernels' numbers, sums of columns, rows by
 //! their target.
 
+use crate::device::gpu::Gpu;
 use crate::device::launch::Arg;
 use crate::tensor::{Array, Dropout, Grads, Storage, Tensor, record_tensor};
 use crate::{Error, Result};
@@ -54,8 +55,20 @@ pub(super) fn drop_args(drop: Option<Dropout>) -> [Arg; 5] {
     [seed.into(), site.into(), step.into(), threshold.into(), factor.into()]
 }
 
+/// How the kernels share out sums over R rows of C columns (see `kernels/column_sum.cuh`): the grid of their blocks of (32,8)
+/// threads, the memory for shares, and the counters.
+pub(super) fn shares_of_columns(
+    op: &'static str,
+    gpu: &Gpu,
+    (r, c): (usize, usize),
+) -> Result<((usize, usize), Array, Arg)> {
+    let (pieces, shares) = (c.div_ceil(256), r.div_ceil(64).clamp(1, gpu.blocks()));
+    let partial = gpu.array(op, Storage::F32, if shares > 1 { shares * c } else { 0 })?;
+    Ok(((pieces, shares), partial, gpu.counters(op, pieces)?))
+}
+
 /// The sums of the rows of C columns of x [R,..], from one on, in f32: out = them, or out += them.
-fn sum_columns(
+pub(super) fn sum_columns(
     op: &'static str,
     x: &Array,
     (r, c): (usize, usize),
@@ -63,15 +76,13 @@ fn sum_columns(
     out: &Array,
     add: bool,
 ) -> Result<()> {
-    let (gpu, pieces, stride) = (x.gpu(), c.div_ceil(256), x.len().checked_div(r).unwrap_or(c));
-    let shares = r.div_ceil(64).clamp(1, gpu.blocks());
-    let partial = gpu.array(op, Storage::F32, if shares > 1 { shares * c } else { 0 })?;
-    let counters = gpu.counters(op, pieces)?;
+    let (gpu, stride) = (x.gpu(), x.len().checked_div(r).unwrap_or(c));
+    let (grid, partial, counters) = shares_of_columns(op, gpu, (r, c))?;
     let x_at = x.pointer_at(from, r * c);
     let args = crate::args![x_at, out, &partial, counters, int(r), int(c), int(stride), i32::from(add)];
     let kernel = format!("column_sum_{}", x.storage().name());
     // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
-    unsafe { gpu.launch(&kernel, (pieces, shares), (32, 8), 0, args) }
+    unsafe { gpu.launch(&kernel, grid, (32, 8), 0, args) }
 }
 
 /// The sums of the rows of x [R,C] in f32.
@@ -93,12 +104,27 @@ pub(super) fn column_sum_into(
     if !grads.wants(i) {
         return Ok(());
     }
-    if grads.storage(i) == Some(Storage::F32) {
-        return grads.accumulate_array(i, |to, fresh| sum_columns(op, x, (r, c), from, to, !fresh));
+    gradients_beside(op, x.gpu(), grads, (&[i], c), |to, add| sum_columns(op, x, (r, c), from, to, add))
+}
+
+/// Gradients that are made side by side, `len` elements for each of these inputs, in f32: `make(to, add)` writes all of them,
+/// or adds them to those of an earlier use, which lie side by side, too.
+pub(super) fn gradients_beside(
+    op: &'static str,
+    gpu: &Gpu,
+    grads: &mut Grads,
+    (inputs, len): (&[usize], usize),
+    make: impl FnOnce(&Array, bool) -> Result<()>,
+) -> Result<()> {
+    if let Some(all) = grads.joined(inputs).filter(|all| all.storage() == Storage::F32) {
+        return make(&all, true);
     }
-    let sums = x.gpu().array(op, Storage::F32, c)?;
-    sum_columns(op, x, (r, c), from, &sums, false)?;
-    grads.add_array(i, sums)
+    let all = gpu.array(op, Storage::F32, inputs.len() * len)?;
+    make(&all, false)?;
+    for (n, i) in inputs.iter().enumerate() {
+        grads.add_array(*i, all.part(n * len..(n + 1) * len)?)?;
+    }
+    Ok(())
 }
 
 /// Rows sorted by their target, as `kernels/sorted_rows.cuh` wants them; rows with `skip` as their target left out.
@@ -145,7 +171,7 @@ impl SortedRows {
         let block = if self.longest > 4 { (32, 8) } else { (row_threads(c).0.min(256), 1) };
         // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
         unsafe {
-            to.gpu().launch(&name, (c.div_ceil(8 * block.0 as usize), self.targets.len()), block, 0, args)
+            to.gpu().launch(&name, (self.targets.len(), c.div_ceil(8 * block.0 as usize)), block, 0, args)
         }
     }
 }

@@ -4,7 +4,7 @@
 //!   dx = rstd (g - mean(g) - n mean(g n)),   g = dy weight;     dweight = sum_R(dy n);     dbias = sum_R(dy)
 
 use super::check::{check_dropout, check_dtype, check_shape};
-use super::gpu::{arrays, drop_args, gradient, int};
+use super::gpu::{arrays, drop_args, gradient, gradients_beside, int};
 use crate::device::cpu;
 use crate::tensor::{
     Array, Dropout, Grads, Real, Storage, Tensor, constant, constant_tensor, record, record_tensor,
@@ -53,9 +53,8 @@ pub fn layer_norm_as(
         let norm = OnGpu::new(None, z, [&w, &b], c, eps, storage, None)?;
         let y = Tensor::of_array(norm.y.clone(), x.shape().sizes())?;
         return record_tensor(OP, &[x, weight, bias], y, move |dy, grads| {
-            let found = norm.backward(&gradient(OP, dy)?, &w, grads.wants(1) || grads.wants(2))?;
-            grads.add_array(0, found.residual.clone())?;
-            found.add_affine(grads, [1, 2], c)
+            let found = norm.backward(&gradient(OP, dy)?, &w, grads, [1, 2])?;
+            grads.add_array(0, found.residual)
         });
     }
     on!(x.dtype(), T => {
@@ -103,12 +102,11 @@ pub fn residual_norm(
     let z = Tensor::of_array(norm.z.clone(), sizes.sizes())?;
     let y = Tensor::of_array(norm.y.clone(), sizes.sizes())?;
     let y = record_tensor(OP, &inputs, y, move |dy, grads| {
-        let found = norm.backward(&gradient(OP, dy)?, &w, grads.wants(2) || grads.wants(3))?;
-        if let Some(dx) = &found.branch {
-            grads.add_array(0, dx.clone())?;
+        let found = norm.backward(&gradient(OP, dy)?, &w, grads, [2, 3])?;
+        if let Some(dx) = found.branch {
+            grads.add_array(0, dx)?;
         }
-        grads.add_array(1, found.residual.clone())?;
-        found.add_affine(grads, [2, 3], c)
+        grads.add_array(1, found.residual)
     })?;
     Ok((y, z))
 }
@@ -217,8 +215,6 @@ struct OnGpu {
 struct Found {
     residual: Array,
     branch: Option<Array>,
-    /// [2,C], dweight and dbias.
-    affine: Option<Array>,
 }
 
 impl OnGpu {
@@ -253,20 +249,39 @@ impl OnGpu {
         Ok(OnGpu { y, z, stats, kernel, sizes: (r, c), drop, branch: x.is_some() })
     }
 
-    fn backward(&self, dy: &Array, w: &Array, affine: bool) -> Result<Found> {
+    /// The gradients of the rows; those of weight and bias go to these inputs.
+    fn backward(&self, dy: &Array, w: &Array, grads: &mut Grads, affine: [usize; 2]) -> Result<Found> {
         let ((r, c), gpu) = (self.sizes, dy.gpu());
         let dy = &dy.cast(OP, self.y.storage())?;
-        let (t, z) = (self.y.storage(), self.z.storage());
-        let residual = gpu.array(OP, z, r * c)?;
-        let branch = if self.branch { Some(gpu.array(OP, t, r * c)?) } else { None };
-        let sums = if affine { Some(gpu.array(OP, Storage::F32, 2 * c)?) } else { None };
-        if r == 0 {
-            sums.iter().try_for_each(Array::zero)?;
-            return Ok(Found { residual, branch, affine: sums });
+        let residual = gpu.array(OP, self.z.storage(), r * c)?;
+        let branch = self.branch.then(|| gpu.array(OP, self.y.storage(), r * c)).transpose()?;
+        let found = Found { residual, branch };
+        if affine.iter().any(|i| grads.wants(*i)) {
+            gradients_beside(OP, gpu, grads, (&affine, c), |to, add| {
+                self.launch_backward(dy, w, &found, Some((to, add)))
+            })?;
+        } else {
+            self.launch_backward(dy, w, &found, None)?;
         }
+        Ok(found)
+    }
+
+    /// `affine` [2,C] = dweight, dbias; or they are added there.
+    fn launch_backward(
+        &self,
+        dy: &Array,
+        w: &Array,
+        found: &Found,
+        affine: Option<(&Array, bool)>,
+    ) -> Result<()> {
+        let ((r, c), gpu, t, z) = (self.sizes, dy.gpu(), self.y.storage(), self.z.storage());
+        if r == 0 {
+            return affine.filter(|(_, add)| !add).map_or(Ok(()), |(to, _)| to.zero());
+        }
+        let (sums, add) = affine.map_or((None, false), |(to, add)| (Some(to), add));
         let (threads, shared, blocks) = share((r, c), [t, z], gpu.blocks());
         let groups = blocks.div_ceil(17);
-        let partial = if affine { (blocks + groups) * 2 * c } else { 0 };
+        let partial = if sums.is_some() { (blocks + groups) * 2 * c } else { 0 };
         let partial = gpu.array(OP, Storage::F32, partial)?;
         let counters = gpu.counters(OP, groups + 1)?;
         let [mean, rstd] = &self.stats;
@@ -278,32 +293,20 @@ impl OnGpu {
             rstd,
             w,
             None,
-            &residual,
-            branch.as_ref(),
-            sums.as_ref(),
+            &found.residual,
+            found.branch.as_ref(),
+            sums,
             &partial,
             counters,
             n,
-            columns
+            columns,
+            i32::from(add)
         ];
         let args = [args, &drop_args(self.drop)[..]].concat();
         // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
         unsafe {
             gpu.launch(&format!("layer_norm_bwd_{}", self.kernel), (blocks, 1), (threads, 1), shared, &args)
-        }?;
-        Ok(Found { residual, branch, affine: sums })
-    }
-}
-
-impl Found {
-    fn add_affine(&self, grads: &mut Grads, [w, b]: [usize; 2], c: usize) -> Result<()> {
-        let Some(sums) = &self.affine else { return Ok(()) };
-        // Those of another use lie side by side, too: one addition.
-        if let Some(both) = grads.both([w, b]).filter(|both| both.storage() == Storage::F32) {
-            return both.add(sums);
         }
-        grads.add_array(w, sums.part(0..c)?)?;
-        grads.add_array(b, sums.part(c..2 * c)?)
     }
 }
 

@@ -18,14 +18,14 @@ pub fn mean_rows(x: &Tensor, n: usize) -> Result<Tensor> {
         let args = crate::args![&data, &y, int(n), int(c)];
         let name = move |pass: &str| format!("mean_rows_{pass}_{}", storage.name());
         // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
-        unsafe { gpu.launch(&name("fwd"), (c.div_ceil(256), r / n), (256, 1), 0, args) }?;
+        unsafe { gpu.launch(&name("fwd"), (r / n, c.div_ceil(256)), (256, 1), 0, args) }?;
         let y = Tensor::of_array(y, &[r / n, c])?;
         return record_tensor("mean_rows", &[x], y, move |dy, grads| {
             let dy = gradient("mean_rows", dy)?.cast("mean_rows", storage)?;
             let dx = gpu.array("mean_rows", storage, r * c)?;
             let args = crate::args![&dy, &dx, int(n), int(c)];
             // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
-            unsafe { gpu.launch(&name("bwd"), (c.div_ceil(256), r), (256, 1), 0, args) }?;
+            unsafe { gpu.launch(&name("bwd"), (r, c.div_ceil(256)), (256, 1), 0, args) }?;
             grads.add_array(0, dx)
         });
     }

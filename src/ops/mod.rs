@@ -46,7 +46,7 @@ pub use gelu::gelu;
 pub use gelu_tanh::gelu_tanh;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::{layer_norm, layer_norm_as, normalize_rows, normalize_rows_as, residual_norm};
-pub use linear::{Cache, Gelu, Options, Weight, linear};
+pub use linear::{Cache, Gelu, Normed, Options, Weight, linear, linear_of_norm};
 pub use max_similarity::{best_queries, max_similarity, max_similarity_of};
 pub use mean_rows::mean_rows;
 pub use patch_embed::{patch_embed, pixel_planes};

@@ -121,7 +121,7 @@ impl Tape {
             let inputs = &entry.inputs;
             let mut grads = Grads { slots: &mut slots, values: &inner.values, inputs, leaves: into, gpu };
             (entry.backward)(&dy, &mut grads)
-                .map_err(|e| e.fix(format!("in the backward of {}", entry.op)))?;
+                .map_err(|e| e.also(format!("in the backward of {}", entry.op)))?;
         }
         Ok(())
     }
@@ -279,19 +279,19 @@ impl Grads<'_> {
         Ok(())
     }
 
-    /// The gradients of inputs i and j on a GPU as one, for adding in place: where there are both, one after the other in memory that
-    /// nobody else sees.
-    pub fn both(&mut self, [i, j]: [usize; 2]) -> Option<Array> {
-        let have = |slot: &Option<Buffer>| match slot {
-            Some(Buffer::Gpu(have)) if have.seen_by() == 2 => Some(have.part(0..have.len())),
-            _ => None,
-        };
-        let first = have(self.slot(i)?.0)?.ok()?;
-        // The first part is one more who sees it.
-        match self.slot(j)?.0 {
-            Some(Buffer::Gpu(second)) if second.seen_by() == 3 => first.joined(second),
-            _ => None,
+    /// The gradients of these inputs on a GPU as one, for adding in place: where there are all of them, one after the other in
+    /// memory that nobody else sees.
+    pub fn joined(&mut self, inputs: &[usize]) -> Option<Array> {
+        let mut all: Option<Array> = None;
+        for i in inputs {
+            let Some(Buffer::Gpu(have)) = self.slot(*i)?.0 else { return None };
+            // What was joined so far sees it, too.
+            if have.seen_by() != inputs.len() + usize::from(all.is_some()) {
+                return None;
+            }
+            all = Some(all.map_or_else(|| Some(have.clone()), |all| all.joined(have))?);
         }
+        all
     }
 
     /// How the gradient of input i is stored; None if nobody asks for it.

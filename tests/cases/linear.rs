@@ -302,9 +302,7 @@ fn gelu_of_a_batch_invariant_layer_is_gelu_of_its_result() {
 #[test]
 fn options_that_do_not_go_together_are_refused() {
     let (x, w) = (t(&[1.0; 6], &[2, 3]), t(&[1.0; 12], &[4, 3]));
-    let tanh = Options { gelu: Some(Gelu::Tanh), ..Options::batch_invariant() };
-    for options in [tanh, Options::gelu(Gelu::Exact)] {
-        let e = ops::linear(&x, Weight::Dense(&w, None), options).unwrap_err().to_string();
-        assert!(e.starts_with("linear: options: expected options that go together"), "{e}");
-    }
+    let options = Options { gelu: Some(Gelu::Tanh), ..Options::batch_invariant() };
+    let e = ops::linear(&x, Weight::Dense(&w, None), options).unwrap_err().to_string();
+    assert!(e.starts_with("linear: options: expected options that go together"), "{e}");
 }

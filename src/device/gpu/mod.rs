@@ -295,7 +295,7 @@ impl Gpu {
         self.run(kernel, grid, block, shared, 0, args)
     }
 
-    /// Runs a kernel without dynamic shared memory that multiplies matrices: `flops` is its 2mnk.
+    /// Runs a kernel that multiplies matrices, in blocks of so many threads and bytes of shared memory: `flops` is its 2mnk.
     ///
     /// # Safety
     /// Every pointer among `args` is null where the kernel's header allows it, or points to memory on this device that is
@@ -305,11 +305,11 @@ impl Gpu {
         &self,
         kernel: &str,
         grid: (usize, usize),
-        block: (u32, u32),
+        (block, shared): ((u32, u32), u32),
         flops: usize,
         args: &[Arg],
     ) -> Result<()> {
-        self.run(kernel, grid, block, 0, flops as u64, args)
+        self.run(kernel, grid, block, shared, flops as u64, args)
     }
 
     fn run(

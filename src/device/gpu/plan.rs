@@ -120,8 +120,8 @@ impl Driver for Plan {
         Ok(())
     }
 
-    fn launch(&self, _launch: &Launch, _args: &[Arg]) -> Result<()> {
-        Ok(())
+    fn launch(&self, launch: &Launch, _args: &[Arg]) -> Result<()> {
+        launch.check_grid()
     }
 
     fn product(&self, _product: &Product) -> Result<()> {

@@ -8,7 +8,7 @@
 use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm};
 use crate::ops::check::{check_dtype, check_shape};
-use crate::ops::gpu::{arrays, column_sum, gradient, int, same_storage};
+use crate::ops::gpu::{arrays, column_sum, gradient, gradients_beside, int, same_storage, sum_columns};
 use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
 
@@ -104,9 +104,9 @@ fn on_gpu(
         } else {
             unfold(&gpu.array(OP, Storage::F32, out * k)?, true)?;
         }
-        let sums = column_sum(OP, &partial, shares, 2 * k)?;
-        grads.add_array(0, sums.part(0..k)?)?;
-        grads.add_array(1, sums.part(k..2 * k)?)?;
+        gradients_beside(OP, &gpu, grads, (&[0, 1], k), |to, add| {
+            sum_columns(OP, &partial, (shares, 2 * k), 0, to, add)
+        })?;
         grads.add_array(3, s)
     })
 }

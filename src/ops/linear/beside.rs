@@ -7,7 +7,7 @@
 use super::{check_linear, weight_gradient};
 use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm};
-use crate::ops::gpu::{arrays, column_sum_into, gradient, same_storage};
+use crate::ops::gpu::{arrays, gradient, gradients_beside, same_storage, sum_columns};
 use crate::tensor::{Array, Grads, Real, Tensor, record_tensor};
 use crate::{Error, Result, on};
 
@@ -80,9 +80,11 @@ fn backward(
     for i in 0..3 {
         let part = Operand::columns(dy, 3 * n, i * n);
         weight_gradient(grads, 1 + 2 * i, part, x, (r, n, k))?;
-        column_sum_into(OP, grads, 2 + 2 * i, dy, (r, n), i * n)?;
     }
-    Ok(())
+    if ![2, 4, 6].iter().any(|i| grads.wants(*i)) {
+        return Ok(());
+    }
+    gradients_beside(OP, gpu, grads, (&[2, 4, 6], n), |to, add| sum_columns(OP, dy, (r, 3 * n), 0, to, add))
 }
 
 /// The definition: the columns of each layer by a matmul of its own.

@@ -2,13 +2,15 @@
 //!   y = x weight^T + bias
 //! Each row is summed in an order that does not depend on how many rows there are: an image's result is then the same bits
 //! in any batch. Inference only.
+//! A LayerNorm in front, x = LayerNorm(branch + stream), goes into the same kernel on a GPU where there is one tile of rows: every
+//! block makes x again, with the bits of the norm's own kernel.
 
-use super::{Cache, check_linear};
+use super::{Cache, Normed, check_linear};
 use crate::device::launch::Arg;
 use crate::device::{cpu, gemm};
 use crate::ops::check::{check_dtype, check_shape};
 use crate::ops::gpu::{arrays, int, same_storage};
-use crate::tensor::{Array, Real, Tensor, constant, constant_tensor};
+use crate::tensor::{Array, Real, Storage, Tensor, constant, constant_tensor};
 use crate::{Error, Result, on};
 use rayon::prelude::*;
 
@@ -17,12 +19,62 @@ const OP: &str = "linear";
 /// Sizes of a layer: R, N, K.
 type Sizes = (usize, usize, usize);
 
-/// A layer, or GELU of it, in one kernel.
-pub(super) fn few_rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, gelu: bool) -> Result<Tensor> {
+/// Rows of a tile, and the columns that a warp normalises.
+const TILE: usize = 16;
+const NORMED: usize = 768;
+
+/// What a kernel normalises in front of a layer: LayerNorm(branch + stream), and where it goes.
+pub(super) struct Before {
+    branch: Array,
+    stream: Option<Array>,
+    affine: [Array; 2],
+    eps: f32,
+    /// The rows that the kernel writes.
+    pub x: Tensor,
+}
+
+impl Before {
+    /// None where the norm has a kernel of its own.
+    pub(super) fn of(norm: &Normed) -> Result<Option<Before>> {
+        let (r, k) = norm.branch.rows();
+        let Some(branch) = norm.branch.array() else { return Ok(None) };
+        let storage = branch.storage();
+        let tracked = norm.branch.tracked() || norm.stream.is_some_and(Tensor::tracked);
+        let same = norm.storage.is_none_or(|s| s == storage);
+        if tracked || !same || !(1..=TILE).contains(&r) || k > NORMED {
+            return Ok(None);
+        }
+        let Some(affine) = arrays(OP, [norm.branch, norm.weight, norm.bias])? else { return Ok(None) };
+        let [_, weight, bias] = affine;
+        for (name, array) in [("weight", &weight), ("bias", &bias)] {
+            same_storage("layer_norm", name, array, Storage::F32)?;
+        }
+        let stream = norm.stream.map(|s| arrays(OP, [norm.branch, s])).transpose()?.flatten();
+        let stream = stream.map(|[_, stream]| stream);
+        if let Some(stream) = &stream {
+            same_storage("layer_norm", "stream", stream, storage)?;
+        }
+        let x = Tensor::of_array(branch.gpu().array(OP, storage, r * k)?, norm.branch.shape().sizes())?;
+        Ok(Some(Before { branch, stream, affine: [weight, bias], eps: norm.eps as f32, x }))
+    }
+}
+
+/// A layer, or GELU of it, in one kernel; with `before`, whose rows x are, in the same.
+pub(super) fn few_rows(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    gelu: bool,
+    before: Option<&Before>,
+) -> Result<Tensor> {
     let sizes = check_linear(x, weight, bias)?;
     let inputs = [x, weight, bias.unwrap_or(weight)];
     if let Some(arrays) = arrays(OP, inputs)? {
-        return one_on_gpu(inputs, &arrays, bias.is_some(), sizes, gelu);
+        let (r, n, _) = sizes;
+        let [x, weight, b] = &arrays;
+        let y = x.gpu().array(OP, x.storage(), r * n)?;
+        launch(x, before, &[(weight, bias.map(|_| b), &y)], sizes, gelu)?;
+        return constant_tensor(OP, &inputs, Tensor::of_array(y, &[r, n])?);
     }
     on!(x.dtype(), T => {
         let y = forward::<T>(x.data(), weight.data(), bias.map(Tensor::data), sizes);
@@ -32,7 +84,12 @@ pub(super) fn few_rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, gelu:
 }
 
 /// Queries of the rows x, and their keys and values, which become rows of two caches. One kernel on a GPU.
-pub(super) fn cached(x: &Tensor, layers: [[&Tensor; 2]; 3], cache: Cache) -> Result<Tensor> {
+pub(super) fn cached(
+    x: &Tensor,
+    layers: [[&Tensor; 2]; 3],
+    cache: Cache,
+    before: Option<&Before>,
+) -> Result<Tensor> {
     let Cache { tensors: caches, at } = cache;
     let (r, n, k) = check_linear(x, layers[0][0], Some(layers[0][1]))?;
     for [weight, bias] in &layers[1..] {
@@ -57,51 +114,52 @@ pub(super) fn cached(x: &Tensor, layers: [[&Tensor; 2]; 3], cache: Cache) -> Res
         let rows = at * n..(at + r) * n;
         let (keys, values) = (all_keys.part(rows.clone())?, all_values.part(rows)?);
         let parts = [(&wq, Some(&bq), &y), (&wk, Some(&bk), &keys), (&wv, Some(&bv), &values)];
-        launch(&x2, &parts, (r, n, k), false)?;
+        launch(&x2, before, &parts, (r, n, k), false)?;
         return constant_tensor(OP, &inputs, Tensor::of_array(y, &[r, n])?);
     }
     for ([weight, bias], cache) in own.into_iter().zip([keys, values]) {
-        let y = few_rows(x, weight, Some(bias), false)?;
+        let y = few_rows(x, weight, Some(bias), false, None)?;
         on!(x.dtype(), T => match cache.data_mut::<T>() {
             Some(rows) => rows[at * n..][..r * n].copy_from_slice(y.data()),
             None => return Err(Error::argument(OP, "cache", "one that nobody shares", "a shared one")),
         });
     }
-    few_rows(x, wq, Some(bq), false)
-}
-
-/// A layer, or GELU of it, of tensors and where they are.
-fn one_on_gpu(
-    tensors: [&Tensor; 3],
-    [x, weight, bias]: &[Array; 3],
-    has_bias: bool,
-    (r, n, k): Sizes,
-    gelu: bool,
-) -> Result<Tensor> {
-    let y = x.gpu().array(OP, x.storage(), r * n)?;
-    launch(x, &[(weight, has_bias.then_some(bias), &y)], (r, n, k), gelu)?;
-    constant_tensor(OP, &tensors, Tensor::of_array(y, &[r, n])?)
+    few_rows(x, wq, Some(bq), false, None)
 }
 
 /// (weight, bias, y) of up to three layers of the same x.
-fn launch(x: &Array, parts: &[(&Array, Option<&Array>, &Array)], (r, n, k): Sizes, gelu: bool) -> Result<()> {
-    let mut args = [Arg::NULL; 15];
-    args[0] = x.into();
+fn launch(
+    x: &Array,
+    before: Option<&Before>,
+    parts: &[(&Array, Option<&Array>, &Array)],
+    (r, n, k): Sizes,
+    gelu: bool,
+) -> Result<()> {
+    let mut args = [Arg::NULL; 14];
     for (i, (weight, bias, y)) in parts.iter().enumerate() {
         same_storage(OP, "weight", weight, x.storage())?;
         same_storage(OP, "cache", y, x.storage())?;
         if let Some(bias) = bias {
             same_storage(OP, "bias", bias, x.storage())?;
         }
-        (args[1 + i], args[4 + i], args[7 + i]) = ((*weight).into(), (*bias).into(), (*y).into());
+        (args[i], args[3 + i], args[6 + i]) = ((*weight).into(), (*bias).into(), (*y).into());
     }
     let numbers = [r, n, k, parts.len(), usize::from(gelu)];
-    args[10..].iter_mut().zip(numbers).for_each(|(arg, number)| *arg = int(number).into());
-    let grid = (n.div_ceil(8), parts.len() * r.div_ceil(16));
+    args[9..].iter_mut().zip(numbers).for_each(|(arg, number)| *arg = int(number).into());
+    let grid = (n.div_ceil(8), parts.len() * r.div_ceil(TILE));
+    let (kernel, rows, shared) = match before {
+        None => ("linear_exact", crate::args![x].to_vec(), 0),
+        Some(Before { branch, stream, affine: [weight, bias], eps, .. }) => {
+            let rows = crate::args![branch, stream.as_ref(), weight, bias, x, *eps].to_vec();
+            let shared = TILE * (NORMED + 8) * x.storage().bytes();
+            ("linear_exact_norm", rows, u32::try_from(shared).unwrap_or(u32::MAX))
+        }
+    };
     let threads = if k > 1536 { 384 } else { 256 };
-    let kernel = format!("linear_exact_{}", x.storage().name());
+    let (kernel, args) = (format!("{kernel}_{}", x.storage().name()), [&rows[..], &args].concat());
+    let flops = 2 * r * n * k * parts.len();
     // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
-    unsafe { x.gpu().multiply(&kernel, grid, (threads, 1), 2 * r * n * k * parts.len(), &args) }
+    unsafe { x.gpu().multiply(&kernel, grid, ((threads, 1), shared), flops, &args) }
 }
 
 /// Output columns a task computes for all rows, so that a weight row is read from memory once.

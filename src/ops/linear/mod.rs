@@ -14,11 +14,12 @@ use super::gpu::{arrays, column_sum_into, gradient, same_storage};
 use crate::device::gpu::{Operand, Product};
 use crate::device::{cpu, gemm::View, gemm::gemm};
 use crate::tensor::{
-    Array, Grads, HalfMatrix, Real, Tensor, constant, constant_tensor, record, record_tensor,
+    Array, Grads, HalfMatrix, Real, Storage, Tensor, constant, constant_tensor, record, record_tensor,
 };
 use crate::{Error, Result, on};
 
 mod after_norm;
+mod before_gelu;
 mod beside;
 mod few_rows;
 mod half;
@@ -135,17 +136,66 @@ pub struct Cache<'a> {
 ///
 /// Source: `torch.nn.functional.linear`.
 pub fn linear(x: &Tensor, weight: Weight, options: Options) -> Result<Tensor> {
+    layer(x, weight, options, None)
+}
+
+/// A LayerNorm in front of a batch-invariant layer: x `[R,K]` = LayerNorm(branch + stream).
+#[derive(Clone, Copy)]
+pub struct Normed<'a> {
+    /// `[R,K]`
+    pub branch: &'a Tensor,
+    /// `[R,K]`, stored as the branch is, where there is one.
+    pub stream: Option<&'a Tensor>,
+    /// `[K]`, in f32 on a GPU.
+    pub weight: &'a Tensor,
+    /// `[K]`, in f32 on a GPU.
+    pub bias: &'a Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+    /// How x is stored on a GPU; None: as the branch is.
+    pub storage: Option<Storage>,
+}
+
+/// x and the dense layer of it, x = LayerNorm(branch + stream): the bits of [`layer_norm`](super::layer_norm) or
+/// [`residual_norm`](super::residual_norm), and then of [`linear`]. Where a GPU has at most 16 rows of at most 768 columns, both are
+/// one kernel. `options` must be batch-invariant, and inputs constants.
+///
+/// Errors are those of the two.
+pub fn linear_of_norm(norm: Normed, weight: Weight, options: Options) -> Result<(Tensor, Tensor)> {
+    let (_, k) = norm.branch.rows();
+    check_shape("layer_norm", "weight", norm.weight, &[k])?;
+    check_shape("layer_norm", "bias", norm.bias, &[k])?;
+    if let Some(stream) = norm.stream {
+        check_shape("layer_norm", "residual", stream, norm.branch.shape().sizes())?;
+    }
+    let one_kernel = options.batch_invariant && matches!(weight, Weight::Dense(..) | Weight::Beside(_));
+    if let Some(before) = if one_kernel { few_rows::Before::of(&norm)? } else { None } {
+        let x = before.x.clone();
+        let y = layer(&x, weight, options, Some(&before))?;
+        return Ok((x, y));
+    }
+    let Normed { branch, stream, weight: w, bias: b, eps, storage } = norm;
+    let x = match stream {
+        Some(stream) => super::residual_norm(branch, stream, w, b, eps, None)?.0,
+        None => super::layer_norm_as(branch, w, b, eps, storage)?,
+    };
+    let y = linear(&x, weight, options)?;
+    Ok((x, y))
+}
+
+fn layer(x: &Tensor, weight: Weight, options: Options, before: Option<&few_rows::Before>) -> Result<Tensor> {
     let Options { gelu, batch_invariant, cache } = options;
     match (weight, gelu, batch_invariant, cache) {
         (Weight::Dense(w, b), None, false, None) => dense(x, w, b, None),
         (Weight::Dense(w, b), Some(Gelu::Tanh), false, None) => gelu_tanh(x, w, b),
+        (Weight::Dense(w, b), Some(Gelu::Exact), false, None) => before_gelu::before_gelu(x, w, b),
         (Weight::Dense(w, b), None | Some(Gelu::Exact), true, None) => {
-            few_rows::few_rows(x, w, b, gelu.is_some())
+            few_rows::few_rows(x, w, b, gelu.is_some(), before)
         }
         (Weight::Padded { layer: [w, b], wide }, None, false, None) => dense(x, w, Some(b), Some(wide)),
         (Weight::Half(w, b), None, false, None) => half::linear_half(x, w, b),
         (Weight::Beside(layers), None, false, None) => beside::beside(x, layers),
-        (Weight::Beside(layers), None, true, Some(cache)) => few_rows::cached(x, layers, cache),
+        (Weight::Beside(layers), None, true, Some(cache)) => few_rows::cached(x, layers, cache, before),
         (Weight::AfterNorm { norm, layer }, None, false, None) => after_norm::after_norm(x, norm, layer),
         (_, gelu, batch_invariant, cache) => Err(Error::argument(
             OP,
@@ -185,14 +235,7 @@ fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Te
         return record_tensor(OP, &[x, weight, bias.unwrap_or(weight)], y, move |dy, grads| {
             let dy = gradient(OP, dy)?;
             let cast = dy.cast(OP, storage)?;
-            grads.accumulate_array(0, |dx, fresh| {
-                let (a, b) = (Operand::rows(&cast, width), Operand::rows(&w2, k));
-                let c = Operand::rows(dx, k);
-                dx.gpu().product(&Product::of((r, k, width), a, b, c).added(!fresh))
-            })?;
-            if let Some(x) = &kept {
-                weight_gradient(grads, 1, Operand::rows(&cast, width), x, (r, n, k))?;
-            }
+            dense_gradients(grads, &cast, (&w2, width), kept.as_ref(), (r, n, k))?;
             if has_bias {
                 column_sum_into(OP, grads, 2, &dy, (r, n), 0)?;
             }
@@ -224,6 +267,22 @@ fn dense(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padded: Option<[&Te
             Ok(())
         })
     })
+}
+
+/// dx and, with x, dweight of a dense layer on a GPU. dy has rows of `width` columns, the first N of which are the layer's; w has
+/// as many rows.
+fn dense_gradients(
+    grads: &mut Grads,
+    dy: &Array,
+    (w, width): (&Array, usize),
+    x: Option<&Array>,
+    (r, n, k): (usize, usize, usize),
+) -> Result<()> {
+    grads.accumulate_array(0, |dx, fresh| {
+        let (a, b, c) = (Operand::rows(dy, width), Operand::rows(w, k), Operand::rows(dx, k));
+        dx.gpu().product(&Product::of((r, k, width), a, b, c).added(!fresh))
+    })?;
+    x.map_or(Ok(()), |x| weight_gradient(grads, 1, Operand::rows(dy, width), x, (r, n, k)))
 }
 
 /// y [R,N] = x w^T + bias, or GELU of it, on a GPU. All are stored alike.
