@@ -111,6 +111,16 @@ impl Error {
         self
     }
 
+    /// The same, as trouble with the file or folder that says so.
+    #[must_use]
+    pub fn in_file(mut self, path: impl AsRef<std::path::Path>) -> Self {
+        let path = path.as_ref().display();
+        let key = std::mem::take(&mut self.0.argument);
+        self.0.argument = if key.is_empty() { path.to_string() } else { format!("{path}: {key}") };
+        self.0.kind = Kind::File;
+        self
+    }
+
     /// What was expected.
     #[must_use]
     pub fn expected(mut self, expected: impl fmt::Display) -> Self {

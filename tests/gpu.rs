@@ -17,6 +17,8 @@ mod feed;
 mod memory;
 #[path = "gpu/plan.rs"]
 mod plan;
+#[path = "gpu/second.rs"]
+mod second;
 #[cfg(feature = "host-kernels")]
 #[path = "gpu/step.rs"]
 mod step;

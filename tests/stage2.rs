@@ -8,6 +8,12 @@ use qformer::tensor::{DType, Device, Gradients, Storage, Tape, Tensor};
 use std::path::{Path, PathBuf};
 
 mod commands;
+#[path = "stage2/doctor.rs"]
+mod doctor;
+#[path = "stage2/memory.rs"]
+mod memory;
+#[path = "stage2/refused.rs"]
+mod refused;
 use commands::Place;
 
 fn cases(folder: &str) -> Vec<PathBuf> {
@@ -242,50 +248,4 @@ fn trains_resumes_captions_and_answers() {
     std::fs::write(&shard, bytes).unwrap();
     let ran = place.run(&["caption", "--model", "run/model", "--llm", "other", "photos/p00.png"]);
     assert!(ran.code == 3 && ran.err.contains("trained with"), "{}", ran.err);
-}
-
-/// One clear error each, and nothing written.
-#[test]
-fn what_is_refused() {
-    let place = world();
-    let said = |more: &[&str]| {
-        let ran = place.run(&train("refused", more));
-        assert!(ran.code != 0, "{more:?}");
-        assert!(!place.path("refused").exists(), "{more:?} left a folder");
-        (ran.code, ran.err)
-    };
-    let (code, err) = said(&["--llm", "llm"]);
-    assert!(code == 2 && err.contains("--start"), "{err}");
-    let (code, err) = said(&["--start", "model", "--prompt", "x"]);
-    assert!(code == 2 && err.contains("--llm"), "{err}");
-    let (code, err) = said(&["--start", "model", "--llm", "nowhere"]);
-    assert!(code == 3 && err.contains("nowhere"), "{err}");
-    let (code, err) = said(&["--start", "model", "--llm", "llm", "--prompt", &"長い".repeat(40)]);
-    assert!(code == 2 && err.contains("max_txt_len"), "{err}");
-
-    let broken = |name: &str, change: &dyn Fn(&Path)| {
-        place.language_model(name);
-        change(&place.path(name));
-        said(&["--start", "model", "--llm", name])
-    };
-    let config = |at: &Path, from: &str, to: &str| {
-        let text = std::fs::read_to_string(at.join("config.json")).unwrap();
-        assert!(text.contains(from));
-        std::fs::write(at.join("config.json"), text.replace(from, to)).unwrap();
-    };
-    let gone = |at: &Path| std::fs::remove_file(at.join("model-00002-of-00002.safetensors")).unwrap();
-    let (code, err) = broken("shard", &gone);
-    assert!(code == 3 && err.contains("model-00002-of-00002"), "{err}");
-    let (code, err) = broken("tokenizer", &|at| std::fs::remove_file(at.join("tokenizer.model")).unwrap());
-    assert!(code == 3 && err.contains("tokenizer.json"), "{err}");
-    let (code, err) = broken("family", &|at| config(at, "llama", "qwen2"));
-    assert!(code == 3 && err.contains("q_proj.bias"), "{err}");
-    let (_, err) =
-        broken("vocab", &|at| config(at, "\"hidden_size\":24", "\"hidden_size\":28,\"head_dim\":6"));
-    assert!(err.contains("config.json says"), "{err}");
-    let (_, err) = broken("type", &|at| config(at, "\"hidden_size\":24", "\"hidden_size\":\"24\""));
-    assert!(err.contains("hidden_size: expected a whole number"), "{err}");
-    let (_, err) =
-        broken("window", &|at| config(at, "\"hidden_size\"", "\"sliding_window\":16,\"hidden_size\""));
-    assert!(err.contains("sliding_window"), "{err}");
 }

@@ -5,6 +5,7 @@ mod device;
 use super::output::{Output, say};
 use crate::data::{self, Checks, Dataset, Tokens};
 use crate::model;
+use crate::pretrained::llm::LlmFolder;
 use crate::pretrained::parts;
 use crate::text::llm::LlmTokenizer;
 use crate::text::{Settings, Tokenizer, clean_caption, train_vocabulary};
@@ -19,7 +20,8 @@ use std::path::{Path, PathBuf};
 /// healthy, 3 if anything was found.
 ///
 /// --device alone checks a GPU instead: driver, libraries, memory, and that copies, a kernel and matmuls give the CPU's numbers;
-/// exit code 6 if anything is wrong. --model alone checks that a folder is one whole model.
+/// exit code 6 if anything is wrong. --model alone checks that a folder is one whole model, --llm alone that one is a whole language
+/// model that this program computes.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  qformer doctor --images photos --captions captions.json\n  qformer doctor --images coco \
@@ -27,7 +29,7 @@ use std::path::{Path, PathBuf};
 )]
 pub struct Args {
     /// Folder of pictures, or files that hold them: tar shards ('shards/{00000..00099}.tar'), parquet
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["model", "device"])]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["model", "device", "llm"])]
     images: Option<PathBuf>,
     /// Captions: LAVIS, COCO/STAIR or Karpathy JSON (FILE#train), JSON lines, a table with a heading, parquet; none: a .txt
     /// or .caption beside each picture, or those in the shards
@@ -39,7 +41,8 @@ pub struct Args {
     /// Model directory whose vocabulary and text length count; its numbers are compared with those that were written
     #[arg(long, value_name = "DIR", conflicts_with = "vocab")]
     model: Option<PathBuf>,
-    /// Folder of a language model whose tokenizer counts: captions that --max-txt-len cuts, pieces it does not know
+    /// Folder of a language model whose tokenizer counts: captions that --max-txt-len cuts, pieces it does not know. Alone: its
+    /// files are checked against its config.json
     #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "vocab"])]
     llm: Option<PathBuf>,
     /// Text that training will put before every caption; with --llm
@@ -74,15 +77,19 @@ pub fn run(args: &Args) -> Result<()> {
         device::run(name)?;
     }
     let Some(images) = &args.images else {
+        args.llm.as_deref().map_or(Ok(()), language_model_alone)?;
         return args.model.as_deref().map_or(Ok(()), model_alone);
     };
     let captions = args.captions.as_ref().unwrap_or(images);
     let data = Dataset::read(captions, images, args.missing_share)?;
     if let Some(folder) = &args.llm {
         let llm = LlmTokenizer::open(folder)?;
+        let row = |caption: &str| llm.row(&args.prompt, caption, args.max_txt_len);
+        let around = row("")?.total;
         return look(args, &data, |caption| {
-            let row = llm.row(&args.prompt, &clean_caption(caption), args.max_txt_len)?;
-            Ok(Tokens { total: row.total, unknown: row.unknown, cut: row.is_cut() })
+            let row = row(&clean_caption(caption))?;
+            let total = row.total.saturating_sub(around);
+            Ok(Tokens { total, unknown: row.unknown, cut: row.is_cut() })
         });
     }
     let (tokenizer, max_txt_len) = tokenizer(args, &data)?;
@@ -127,6 +134,21 @@ fn model_alone(directory: &Path) -> Result<()> {
     let (words, sizes) = (Tokenizer::open(directory)?.len(), sizes(directory)?);
     parts::check_vocabulary(directory, &sizes, words)?;
     say!("{}: one whole model with a vocabulary of {words} tokens", directory.display())
+}
+
+/// Whether a folder is a whole language model of a family that is computed, its numbers unread.
+fn language_model_alone(directory: &Path) -> Result<()> {
+    let LlmFolder { config: c, tokenizer, .. } = LlmFolder::open(directory)?;
+    let folder = directory.display();
+    say!(
+        "{folder}: a whole language model, {:?}: {} layers, {} wide, a vocabulary of {} and a tokenizer of {} tokens, {} positions",
+        c.family,
+        c.layers,
+        c.width,
+        c.vocab,
+        tokenizer.len(),
+        c.positions
+    )
 }
 
 fn sizes(directory: &Path) -> Result<model::Config> {

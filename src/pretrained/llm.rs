@@ -16,6 +16,7 @@ use crate::text::llm::LlmTokenizer;
 use crate::weights::{Info, Set};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 const OP: &str = "language model";
@@ -58,17 +59,19 @@ impl LlmFolder {
                 .fix("give the folder with --llm DIR"));
         }
         let text = String::from_utf8_lossy(&files::read_regular(&file, MOST_CONFIG, OP)?).into_owned();
-        let config = LlmConfig::from_json(&text).map_err(|e| e.fix(format!("in {}", file.display())))?;
+        let config = LlmConfig::from_json(&text).map_err(|e| e.in_file(&file))?;
         let tokenizer = LlmTokenizer::open(path)?;
-        tokenizer.check_fits(config.vocab)?;
+        tokenizer.check_fits(config.vocab).map_err(|e| e.in_file(path))?;
         // LAVIS ends OPT's captions with a line feed.
         let tokenizer = match config.family {
-            Family::Opt => tokenizer.ending_with_line_feed()?,
+            Family::Opt => tokenizer.ending_with_line_feed().map_err(|e| e.in_file(path))?,
             _ => tokenizer,
         };
         let weights = Set::open(path)?;
         let folder = LlmFolder { path: path.to_path_buf(), config, tokenizer, weights };
-        folder.specs()?.iter().try_for_each(|spec| folder.check(spec))?;
+        let specs = folder.specs()?;
+        specs.iter().try_for_each(|spec| folder.check(spec))?;
+        folder.check_unread(&specs)?;
         Ok(folder)
     }
 
@@ -79,19 +82,40 @@ impl LlmFolder {
         Ok(specs.into_iter().filter(|s| is_llm(&s.name)).collect())
     }
 
-    /// The tensor of a parameter; files may lack the front of all names.
-    fn find(&self, name: &str) -> Option<&Info> {
-        let own = name.split_once('.').map_or(name, |(_, own)| own);
-        let front = if self.config.family == Family::GptNeox { "gpt_neox." } else { "model." };
-        self.weights.get(own).or_else(|| self.weights.get(own.strip_prefix(front)?))
+    /// What the names of all tensors but the head's begin with; files may lack it.
+    fn front(&self) -> &'static str {
+        if self.config.family == Family::GptNeox { "gpt_neox." } else { "model." }
     }
 
     fn info(&self, spec: &Spec) -> Result<&Info> {
-        self.find(&spec.name).ok_or_else(|| {
-            let own = spec.name.split_once('.').map_or(spec.name.as_str(), |(_, own)| own);
+        let own = own_name(spec);
+        let found = self.weights.get(own).or_else(|| self.weights.get(own.strip_prefix(self.front())?));
+        found.ok_or_else(|| {
             Error::file(OP, &self.path, format!("a tensor {own}, as its config.json says"), "none")
                 .fix("the files are of another model, or not all of them are here: download the folder again")
         })
+    }
+
+    /// Refuses tensors beside those that are read - more layers, biases, norms: of another model than `config.json` describes,
+    /// whose numbers would be others.
+    fn check_unread(&self, specs: &[Spec]) -> Result<()> {
+        let read =
+            specs.iter().map(|spec| Ok(self.info(spec)?.name.as_str())).collect::<Result<HashSet<_>>>()?;
+        let own = |name: &'_ str| name.strip_prefix(self.front()).unwrap_or(name).to_owned();
+        let part = |name: &str| own(name).split('.').next().unwrap_or_default().to_owned();
+        // A twin of tied embeddings, a head for something else: no part of this model.
+        let parts: HashSet<String> = read.iter().map(|name| part(name)).collect();
+        let unread = |info: &&Info| {
+            let name = info.name.as_str();
+            !read.contains(name) && parts.contains(&part(name)) && !MADE.iter().any(|end| name.ends_with(end))
+        };
+        match self.weights.tensors().find(unread) {
+            None => Ok(()),
+            Some(info) => {
+                Err(Error::file(OP, &self.path, "the tensors of its config.json alone", &info.name)
+                    .fix("config.json and the weights are of two models: download the folder again"))
+            }
+        }
     }
 
     fn check(&self, spec: &Spec) -> Result<()> {
@@ -114,8 +138,7 @@ impl LlmFolder {
     /// Its tensors under Hugging Face's names, as the files have them.
     pub fn tensors(&self) -> Result<Vec<(String, &Info)>> {
         let specs = self.specs()?;
-        let own = |spec: &Spec| spec.name.split_once('.').map_or(spec.name.clone(), |(_, own)| own.into());
-        specs.iter().map(|spec| Ok((own(spec), self.info(spec)?))).collect()
+        specs.iter().map(|spec| Ok((own_name(spec).to_owned(), self.info(spec)?))).collect()
     }
 
     /// The bytes of a tensor of the files.
@@ -157,6 +180,21 @@ impl LlmFolder {
         }
         Ok(folder)
     }
+}
+
+/// Ends of names whose numbers follow from `config.json`: masks, angles, a version.
+const MADE: [&str; 6] = [
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".rotary_emb.inv_freq",
+    ".rotary_emb.cos_cached",
+    ".rotary_emb.sin_cached",
+    "decoder.version",
+];
+
+/// Hugging Face's name of a parameter.
+fn own_name(spec: &Spec) -> &str {
+    spec.name.split_once('.').map_or(spec.name.as_str(), |(_, own)| own)
 }
 
 /// Whether a parameter belongs to a language model.

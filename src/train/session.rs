@@ -201,7 +201,7 @@ impl Job {
             let config = self.config.clone();
             let begin = self.begin(out, watch)?;
             if let Some(cache) = settings {
-                Cache::check(&cache, &config, &corpus, &begin.model.config, &begin.identity.frozen)?;
+                Cache::check(&cache, &config, &corpus, &begin.model.config, &begin.identity.encoder)?;
             }
         }
         Ok(text)
@@ -271,7 +271,7 @@ impl Job {
         let (model, params, tokenizer) = start.fill(&config)?;
         let vocabulary = tokenizer.fingerprint();
         let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary, precision);
-        let mut identity = Identity { settings, frozen: state::frozen_hash(&params)? };
+        let mut identity = Identity::new(settings, &params)?;
         let newest = run::newest(out, |e| watch.warn(&format!("warning: passed over: {e}")))?;
         if let Some(loaded) = &newest {
             let device = loaded.progress.config.get("device").cloned();
@@ -338,7 +338,7 @@ impl Job {
             return Err(Error::argument("train", "cache_on_gpu", "a GPU", "the CPU").fix("leave it out"));
         }
         let cache = config.cache().map(|settings| {
-            Cache::open(&settings, &config, &corpus, &trainer.model.config, &identity.frozen)
+            Cache::open(&settings, &config, &corpus, &trainer.model.config, &identity.encoder)
         });
         let cache = cache.transpose()?;
         trainer.group = together.group.clone();

@@ -60,6 +60,15 @@ impl Start {
         llm.config.dropout[0] = config.llm_dropout.unwrap_or(llm.config.dropout[0]);
         sizes.max_txt_len = config.sizes.get("max_txt_len").copied().unwrap_or(sizes.max_txt_len);
         sizes.check()?;
+        let most = llm.config.positions.saturating_sub(sizes.num_query);
+        if sizes.max_txt_len > most {
+            let want = format!(
+                "at most {most}: of the language model's {} positions {} are the queries'",
+                llm.config.positions, sizes.num_query
+            );
+            return Err(Error::argument("train", "max_txt_len", want, sizes.max_txt_len)
+                .fix(format!("--set max_txt_len={most}")));
+        }
         let prompt = llm.tokenizer.row(&config.prompt, "", sizes.max_txt_len)?.prompt;
         let (model, specs) = Model::with_llm(sizes, llm.config.clone(), prompt, config.trains_vit())?;
         Ok(Start {

@@ -9,6 +9,7 @@ use super::corpus::Corpus;
 use super::trainer::Trainer;
 use crate::model;
 use crate::nn::{self, Gelu, Params, Precision};
+use crate::pretrained::llm::is_llm;
 use crate::tensor::{Buffer, DType, Device, Real, Tensor};
 use crate::weights;
 use crate::{Error, Result, on};
@@ -84,17 +85,22 @@ pub fn settings(
     all
 }
 
-/// blake3 over the frozen parameters, which checkpoints do not hold.
-pub fn frozen_hash(params: &Params) -> Result<String> {
-    let mut hash = blake3::Hasher::new();
+/// blake3 over the frozen parameters, which checkpoints do not hold: over all of them, and over those in front of a language
+/// model's, the image encoder's.
+pub fn frozen_hashes(params: &Params) -> Result<[String; 2]> {
+    let (mut hash, mut encoder) = (blake3::Hasher::new(), None);
     for (id, spec, _) in params.iter().filter(|(_, spec, _)| !spec.trained) {
+        if encoder.is_none() && is_llm(&spec.name) {
+            encoder = Some(hash.finalize());
+        }
         hash.update(spec.name.as_bytes());
         match params.stored(id)? {
             nn::Value::Half(half) => hash.update(half.bytes()),
             nn::Value::Tensor(t) => hash.update(bytes_of(&t)),
         };
     }
-    Ok(hash.finalize().to_hex().to_string())
+    let all = hash.finalize();
+    Ok([all, encoder.unwrap_or(all)].map(|hash| hash.to_hex().to_string()))
 }
 
 fn bytes_of(t: &Tensor) -> &[u8] {
@@ -137,9 +143,17 @@ pub fn to_compare(trainer: &Trainer, identity: &Identity, length: Length) -> Res
 pub struct Identity {
     pub settings: Value,
     pub frozen: String,
+    /// Of the image encoder alone, which image tokens follow from.
+    pub encoder: String,
 }
 
 impl Identity {
+    /// Of these settings and the frozen ones of these parameters.
+    pub fn new(settings: Value, params: &Params) -> Result<Identity> {
+        let [frozen, encoder] = frozen_hashes(params)?;
+        Ok(Identity { settings, frozen, encoder })
+    }
+
     /// Of a run that has done nothing, to compare others with.
     pub fn at_start(&self, seed: u64) -> Progress {
         Progress {

@@ -302,6 +302,46 @@ fn settings_out_of_range_are_refused() {
     assert!(!exists(world.path("no")));
 }
 
+/// YAML makes a truth value of a bare on or no, and a number of digits: a setting that is a name takes it, a text wants quotes.
+#[test]
+fn words_that_yaml_reads_as_something_else() {
+    let world = World::new();
+    let said = |line: &str| {
+        world.write("c.yaml", format!("images: images\ncaptions: captions.json\nsize: tiny\n{line}\n"));
+        let file = world.run(&["train", "c.yaml", "--out", "no", "--dry-run"]);
+        let set = world.train("no", &["--dry-run", "--set", &line.replacen(": ", "=", 1)]);
+        [file, set]
+    };
+    for (line, shown) in [
+        ("recompute: off", "recompute: \"off\""),
+        ("recompute: 'off'", "recompute: \"off\""),
+        ("recompute: No", "recompute: \"off\""),
+        ("recompute: auto", "recompute: \"auto\""),
+        ("exif_orientation: on", "exif_orientation: true"),
+        ("flip: 1", "flip: 1"),
+    ] {
+        for done in said(line) {
+            let text = done.good().text();
+            assert!(text.contains(shown), "{line}: no {shown} in {text}");
+        }
+    }
+    for (line, words) in [
+        ("recompute: on", "recompute: expected a language model (llm)"),
+        ("recompute: maybe", "expected auto or on or off, got \"maybe\""),
+        ("resize: on", "expected fast or exact, got \"true\""),
+        ("prompt: no", "expected a text in quotes"),
+        ("prompt: 2024", "expected a text in quotes"),
+        ("llm: on", "expected a path in quotes"),
+        ("prompt: [x]", "expected a text, got"),
+        ("prompt: 'no'", "prompt: expected a language model (llm)"),
+    ] {
+        for done in said(line) {
+            done.refused(2, &[words]);
+        }
+    }
+    assert!(!exists(world.path("no")));
+}
+
 #[test]
 fn several_data_sets_are_drawn_from_by_their_ratios() {
     let world = World::new();

@@ -33,7 +33,7 @@ pub fn named(name: &str) -> Result<LlmConfig> {
         folder if Path::new(folder).is_dir() => {
             let path = Path::new(folder).join("config.json");
             let text = files::read_regular(&path, 1 << 20, "bench")?;
-            return LlmConfig::from_json(&String::from_utf8_lossy(&text));
+            return LlmConfig::from_json(&String::from_utf8_lossy(&text)).map_err(|e| e.in_file(&path));
         }
         other => {
             let want = "opt-2.7b, rinna-3.6b, llm-jp-3-1.8b, tinyswallow-1.5b, sarashina2.2-1b, llama-150m or a folder";

@@ -10,6 +10,7 @@
 //!
 //! What this crate does not compute is refused by its name.
 
+use super::rope;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -80,15 +81,15 @@ pub struct LlmConfig {
 const OP: &str = "language model";
 
 /// Keys of a JSON object, each read by its type.
-struct Keys<'a>(&'a Map<String, Value>);
+pub(super) struct Keys<'a>(pub &'a Map<String, Value>);
 
 impl Keys<'_> {
-    fn wrong<T>(key: &str, want: &str, got: impl std::fmt::Display) -> Result<T> {
-        Err(Error::argument(OP, format!("config.json: {key}"), want, got))
+    pub fn wrong<T>(key: &str, want: &str, got: impl std::fmt::Display) -> Result<T> {
+        Err(Error::argument(OP, key, want, got))
     }
 
     /// None where the key is missing or null.
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub fn get(&self, key: &str) -> Option<&'_ Value> {
         self.0.get(key).filter(|v| !v.is_null())
     }
 
@@ -108,7 +109,7 @@ impl Keys<'_> {
         self.size_or(key, None)
     }
 
-    fn number(&self, key: &str, default: f64) -> Result<f64> {
+    pub fn number(&self, key: &str, default: f64) -> Result<f64> {
         let Some(v) = self.get(key) else { return Ok(default) };
         match v.as_f64().filter(|x| x.is_finite() && *x >= 0.0) {
             Some(x) => Ok(x),
@@ -124,7 +125,7 @@ impl Keys<'_> {
         }
     }
 
-    fn text(&self, key: &str) -> Result<Option<&str>> {
+    pub fn text(&self, key: &str) -> Result<Option<&str>> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::String(s)) => Ok(Some(s)),
@@ -247,7 +248,6 @@ fn gpt_neox(keys: &Keys) -> Result<LlmConfig> {
     let (vocab, width) = (keys.size("vocab_size")?, keys.size("hidden_size")?);
     let heads = keys.size("num_attention_heads")?;
     let head_size = divided(width, heads)?;
-    keys.refuse("rope_scaling", &[])?;
     keys.refuse("attention_bias", &[true.into()])?;
     let activation = match keys.text("hidden_act")?.unwrap_or("gelu") {
         "gelu" => Activation::Gelu,
@@ -255,11 +255,6 @@ fn gpt_neox(keys: &Keys) -> Result<LlmConfig> {
         "relu" => Activation::Relu,
         other => return Keys::wrong("hidden_act", "gelu, gelu_new, gelu_fast or relu", other),
     };
-    let turned = (head_size as f64 * keys.number("rotary_pct", 0.25)?) as usize;
-    if turned > head_size || !turned.is_multiple_of(2) {
-        let want = format!("a part of {head_size} columns that is an even number of them");
-        return Keys::wrong("rotary_pct", &want, turned);
-    }
     let parallel = keys.flag("use_parallel_residual", true)?;
     Ok(LlmConfig {
         family: Family::GptNeox,
@@ -278,7 +273,7 @@ fn gpt_neox(keys: &Keys) -> Result<LlmConfig> {
         final_norm: true,
         biases: [true; 2],
         head_norms: false,
-        frequencies: frequencies(keys.number("rotary_emb_base", 10000.0)?, turned),
+        frequencies: rope::of_a_part(keys, head_size)?,
         tied: keys.flag("tie_word_embeddings", false)?,
         dropout: [keys.number("hidden_dropout", 0.0)?, keys.number("attention_dropout", 0.0)?],
         bos: keys.id("bos_token_id", vocab)?,
@@ -297,16 +292,12 @@ fn llama(keys: &Keys, family: Family) -> Result<LlmConfig> {
     };
     keys.refuse("hidden_act", &["silu".into()])?;
     keys.refuse("mlp_bias", &[false.into()])?;
+    layer_types(keys)?;
     // Qwen's files name a window and then do not use it.
     if family == Family::Llama || keys.flag("use_sliding_window", false)? {
         keys.refuse("sliding_window", &[])?;
         keys.refuse("use_sliding_window", &[false.into()])?;
     }
-    if !head_size.is_multiple_of(2) {
-        return Keys::wrong("head_dim", "an even number", head_size);
-    }
-    let base = keys.number("rope_theta", 10000.0)?;
-    let frequencies = scaled(keys, frequencies(base, head_size))?;
     let bias = keys.flag("attention_bias", false)?;
     Ok(LlmConfig {
         family,
@@ -325,7 +316,7 @@ fn llama(keys: &Keys, family: Family) -> Result<LlmConfig> {
         final_norm: true,
         biases: [bias || family == Family::Qwen2, bias && family != Family::Qwen2],
         head_norms: family == Family::Qwen3,
-        frequencies,
+        frequencies: rope::of_all(keys, head_size)?,
         tied: keys.flag("tie_word_embeddings", false)?,
         dropout: [0.0, keys.number("attention_dropout", 0.0)?],
         bos: keys.id("bos_token_id", vocab)?,
@@ -334,52 +325,24 @@ fn llama(keys: &Keys, family: Family) -> Result<LlmConfig> {
     })
 }
 
+/// Files of transformers 5 name the kind of attention layer by layer.
+fn layer_types(keys: &Keys) -> Result<()> {
+    let full = Value::from("full_attention");
+    match keys.get("layer_types") {
+        None => Ok(()),
+        Some(Value::Array(all)) => match all.iter().find(|kind| **kind != full) {
+            Some(other) => Keys::wrong("layer_types", "full_attention in all layers", other),
+            None => Ok(()),
+        },
+        Some(other) => Keys::wrong("layer_types", "a list", other),
+    }
+}
+
 fn divided(width: usize, heads: usize) -> Result<usize> {
     if width.is_multiple_of(heads) {
         return Ok(width / heads);
     }
     Keys::wrong("num_attention_heads", &format!("a divisor of hidden_size {width}"), heads)
-}
-
-/// base^(-2j/n), j < n/2
-fn frequencies(base: f64, n: usize) -> Vec<f64> {
-    (0..n / 2).map(|j| base.powf(-2.0 * j as f64 / n as f64)).collect()
-}
-
-/// The frequencies under `rope_scaling`, which has two spellings.
-fn scaled(keys: &Keys, frequencies: Vec<f64>) -> Result<Vec<f64>> {
-    let map = match keys.get("rope_scaling") {
-        None => return Ok(frequencies),
-        Some(Value::Object(map)) => map,
-        Some(other) => return Keys::wrong("rope_scaling", "an object", other),
-    };
-    let scaling = Keys(map);
-    let kind = match scaling.text("rope_type")? {
-        Some(kind) => Some(kind),
-        None => scaling.text("type")?,
-    };
-    match kind {
-        Some("default") => return Ok(frequencies),
-        Some("llama3") => {}
-        other => {
-            return Keys::wrong("rope_scaling", "llama3 or none", other.unwrap_or("one without rope_type"));
-        }
-    }
-    let need = |key: &str| match scaling.number(key, f64::NAN)? {
-        x if x > 0.0 => Ok(x),
-        _ => Keys::wrong(&format!("rope_scaling.{key}"), "a number above 0", "none"),
-    };
-    let (factor, low, high) = (need("factor")?, need("low_freq_factor")?, need("high_freq_factor")?);
-    let old = need("original_max_position_embeddings")?;
-    if high <= low {
-        return Keys::wrong("rope_scaling.high_freq_factor", &format!("above low_freq_factor {low}"), high);
-    }
-    // Long waves slower, short ones as they are, between them a mix.
-    let mixed = |f: f64| {
-        let s = ((old * f / std::f64::consts::TAU - low) / (high - low)).clamp(0.0, 1.0);
-        (1.0 - s) * f / factor + s * f
-    };
-    Ok(frequencies.into_iter().map(mixed).collect())
 }
 
 #[cfg(test)]
@@ -416,6 +379,17 @@ mod tests {
             (r#"{"vocab_size":-3}"#, "vocab_size"),
             (r#"{"tie_word_embeddings":"yes"}"#, "tie_word_embeddings: expected true or false"),
             (r#"{"num_key_value_heads":3}"#, "num_key_value_heads: expected a divisor"),
+            (r#"{"head_dim":7}"#, "head_dim: expected an even number"),
+            (r#"{"rope_scaling":"llama3"}"#, "rope_scaling: expected an object"),
+            (r#"{"rope_parameters":{"rope_type":"yarn","rope_theta":1e4}}"#, "rope_parameters: expected"),
+            (r#"{"rope_parameters":{"full_attention":{"rope_theta":1e4}}}"#, "rope_parameters: expected"),
+            (r#"{"rope_parameters":{"rope_theta":"1e6"}}"#, "rope_theta: expected a number"),
+            (r#"{"partial_rotary_factor":0.5}"#, "partial_rotary_factor: expected 1"),
+            (r#"{"layer_types":["full_attention","sliding_attention"]}"#, "layer_types"),
+            (r#"{"layer_types":2}"#, "layer_types: expected a list"),
+            (r#"{"model_type":7}"#, "model_type: expected a text"),
+            (r#"{"rms_norm_eps":"1e-6"}"#, "rms_norm_eps: expected a number"),
+            (r#"{"eos_token_id":"2"}"#, "eos_token_id: expected an id"),
             (r#"{"head_dim":200}"#, "head_dim: expected 1 to 160"),
             (r#"{"eos_token_id":97}"#, "eos_token_id: expected an id below"),
             (r#"{"num_attention_heads":5}"#, "num_attention_heads: expected a divisor"),
@@ -429,18 +403,5 @@ mod tests {
             said(r#"{"model_type":"qwen2","sliding_window":4096,"use_sliding_window":true}"#)
                 .contains("sliding_window")
         );
-    }
-
-    /// Llama 3.1: a wave of old / 2 positions is between low 1 and high 4: s = (2 - 1) / 3.
-    #[test]
-    fn llama3_mixes_by_wavelength() {
-        let map = r#"{"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,
-            "original_max_position_embeddings":64}}"#;
-        let Ok(Value::Object(map)) = serde_json::from_str(map) else { panic!() };
-        let tau = std::f64::consts::TAU;
-        let f = scaled(&Keys(&map), vec![tau / 8.0, tau / 32.0, tau / 128.0]).unwrap();
-        let middle = (2.0 / 3.0 / 8.0 + 1.0 / 3.0) * tau / 32.0;
-        let want = [tau / 8.0, middle, tau / 128.0 / 8.0];
-        assert!(f.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-15), "{f:?}");
     }
 }

@@ -8,6 +8,7 @@ mod decoder;
 pub(crate) mod generate;
 mod layer;
 mod names;
+mod rope;
 
 pub use config::{Activation, Family, LlmConfig, Residual};
 pub(crate) use decoder::{Decoder, Pack};

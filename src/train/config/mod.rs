@@ -315,13 +315,8 @@ impl Config {
             wrong("train_vit", "a start directory, whose image encoder is frozen", "none".into(), fix);
         }
         if let (None, Some(name)) = (&self.llm, &self.llm_named) {
-            let want = "the folder of the language model";
-            wrong(
-                "llm",
-                want,
-                format!("LAVIS's name {name}"),
-                "download it, and give its folder with --llm DIR",
-            );
+            let (want, got) = ("the folder of the language model", format!("LAVIS's name {name}"));
+            wrong("llm", want, got, "download it, and give its folder with --llm DIR");
         }
         if self.llm.is_some() && self.start.is_none() {
             let fix = "give the model directory of a first stage with --start DIR";
@@ -331,9 +326,13 @@ impl Config {
             let fix = "leave contrast out: a second stage has no contrastive loss";
             wrong("contrast", "micro-batch with a language model", self.contrast.name().into(), fix);
         }
-        if self.llm.is_none() && (!self.prompt.is_empty() || self.llm_dropout.is_some()) {
+        let with_llm = [
+            ("prompt", !self.prompt.is_empty()),
+            ("llm_dropout", self.llm_dropout.is_some()),
+            ("recompute", self.recompute == Some(true)),
+        ];
+        for (key, _) in with_llm.iter().filter(|(_, given)| self.llm.is_none() && *given) {
             let fix = "give the folder of a language model with --llm DIR, or leave it out";
-            let key = if self.prompt.is_empty() { "llm_dropout" } else { "prompt" };
             wrong(key, "a language model (llm)", "none".into(), fix);
         }
         if self.start.is_some() && self.vocab.is_some() {

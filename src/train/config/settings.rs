@@ -150,7 +150,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         |c| json!(c.llm), |c, v| { c.llm = Some(path(v)?); Ok(()) })
         .flag("llm", FlagKind::Path, "DIR", "Folder of a language model, as Hugging Face has it, that reads the Q-Former of --start: BLIP-2's second stage"),
     setting("prompt", "model.prompt", "text before every caption, which is no target; with llm",
-        |c| json!(c.prompt), |c, v| { c.prompt = v.as_str().ok_or_else(|| "a text".to_string())?.to_owned(); Ok(()) })
+        |c| json!(c.prompt), |c, v| { c.prompt = values::written(v)?; Ok(()) })
         .flag("prompt", FlagKind::Text, "TEXT", "Text before every caption, which is no target; with --llm").same_unless_default(),
     setting("llm_dropout", "", "of the language model (default: its config.json's)",
         |c| json!(c.llm_dropout), |c, v| { c.llm_dropout = Some(values::number(v, 0.0, 0.99)?); Ok(()) }).same_unless_default(),

@@ -41,12 +41,23 @@ pub fn text(v: &Value) -> Read<String> {
     match v {
         Value::String(s) if !s.is_empty() => Ok(s.clone()),
         Value::Number(n) => Ok(n.to_string()),
-        _ => Err("a text".to_string()),
+        _ => Err(quotes("a text", v)),
     }
 }
 
+/// A text that is kept as it is written; it may be empty.
+pub fn written(v: &Value) -> Read<String> {
+    v.as_str().map(str::to_owned).ok_or_else(|| quotes("a text", v))
+}
+
+/// What was wanted, in quotes where YAML makes a truth value or a number of a bare word such as no.
+fn quotes(want: &str, v: &Value) -> String {
+    let bare = v.is_boolean() || v.is_number();
+    format!("{want}{}", if bare { " in quotes (with --set 'name=\"text\"')" } else { "" })
+}
+
 pub fn path(v: &Value) -> Read<PathBuf> {
-    let text = text(v).map_err(|_| "a path".to_string())?;
+    let text = text(v).map_err(|_| quotes("a path", v))?;
     if is_url(&text) {
         return Err("a path on this machine (download it first)".to_string());
     }
@@ -74,9 +85,13 @@ pub fn rand_augment(v: &Value) -> Read<Option<RandAugment>> {
     Ok((count > 0).then_some(RandAugment { count, level }))
 }
 
-/// One of several names.
+/// One of several names. YAML makes true and false of a bare on and off.
 pub fn choice<T: Copy>(v: &Value, names: &[(&str, T)]) -> Read<T> {
-    let found = v.as_str().and_then(|s| names.iter().find(|(n, _)| *n == s));
+    let name = match v {
+        Value::Bool(on) => Some(if *on { "on" } else { "off" }),
+        _ => v.as_str(),
+    };
+    let found = name.and_then(|s| names.iter().find(|(n, _)| *n == s));
     let list = || names.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(" or ");
     found.map(|(_, t)| *t).ok_or_else(list)
 }
