@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn old_and_new_keys_say_the_same() {
         let read = |family: &str, keys: &str| {
-            let base = r#""vocab_size":97,"hidden_size":48,"num_hidden_layers":2,"num_attention_heads":4,"intermediate_size":80"#;
+            let base = r#""vocab_size":97,"hidden_size":64,"num_hidden_layers":2,"num_attention_heads":4,"intermediate_size":80"#;
             let text = format!(r#"{{"model_type":"{family}",{base}{keys}}}"#);
             LlmConfig::from_map(&object(&text)).unwrap()
         };
