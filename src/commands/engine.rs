@@ -91,7 +91,8 @@ pub fn open_stage(folder: &Path, run: &RunArgs, llm: Option<&Path>) -> Result<Pr
     };
     let (device, precision) = run.place.open(say)?;
     device.check_computes("open model")?;
-    let opening = Opening { llm: llm.map(Path::to_path_buf), ..Opening::default() };
+    let in_16_bits = device.keeps_storages();
+    let opening = Opening { llm: llm.map(Path::to_path_buf), in_16_bits, ..Opening::default() };
     let mut model = Pretrained::open_with(folder, &opening)?;
     run.orientation.apply(&mut model);
     model.to(&device, precision)

@@ -20,7 +20,8 @@
 //! - k, how many independent errors e is the length of. The numbers of t are not independent: what a deep network amplifies most
 //!   is one direction, and along it all numbers of a row are off together. Rows are independent: an output has k = its rows. A
 //!   gradient is a sum over the samples of the batch, and everything upstream of it is common to all its numbers, and to all
-//!   gradients: k = the pictures of the batch, or the numbers of t if those are fewer. So, too, a weight after training.
+//!   gradients: k = the pictures of the batch, or the numbers of t if those are fewer. So, too, a weight after training. The gradient
+//!   with respect to attention, of a number of one picture (`outputs.*.gradient.*`), has k = 1.
 //! - 1 + 3 / sqrt(k): the length of k independent errors varies by 1 / sqrt(2 k) of itself. e is one such draw and a another, so that
 //!   their quotient varies by 1 / sqrt(k); three times that.
 //! - m, the median of a over the outputs, or the gradients, of the case: a small tensor can be lucky, one in two cannot.
@@ -34,7 +35,7 @@
 //! a comes from one of two places, and the last line says from which.
 //!
 //! *Recorded*: `CASE.autocast.json` beside the case holds LAVIS's own error under torch.autocast, tensor by tensor
-//! (`tests/lavis/autocast.py`; `record.py` writes it with every case).
+//! (`tests/lavis/autocast.py`; `record.py` writes it with every case). Of texts it is LAVIS's error of the logits along them.
 //!
 //! *Derived*, without that file: how strongly roundings show is the condition of the case (temperature, depth, cancellation), and
 //! that is measured on the CPU in f32, where nothing is rounded to 16 bits: once with the case's weights and [`DRAWS`] times
@@ -120,7 +121,15 @@ pub struct Rounded {
 }
 
 fn group(name: &str) -> usize {
+    if name.starts_with("outputs.grad_") || is_of_one_picture(name) {
+        return 1;
+    }
     ["outputs.", "grads.", "after."].iter().position(|p| name.starts_with(p)).unwrap_or(0)
+}
+
+/// A gradient of a number of one picture.
+fn is_of_one_picture(name: &str) -> bool {
+    name.starts_with("outputs.") && name.contains(".gradient.")
 }
 
 /// The recorded errors of LAVIS under autocast, if they lie beside the case.
@@ -186,10 +195,10 @@ impl Rounded {
     /// (1), before it is cut off.
     pub fn bound(&self, name: &str, shape: &[usize]) -> f64 {
         let n: usize = shape.iter().product();
-        let k = if group(name) == 0 {
-            n / shape.last().copied().unwrap_or(1).max(1)
-        } else {
-            n.min(self.samples)
+        let k = match group(name) {
+            0 => n / shape.last().copied().unwrap_or(1).max(1),
+            _ if is_of_one_picture(name) => 1,
+            _ => n.min(self.samples),
         };
         2.0 * (1.0 + 3.0 / (k.max(1) as f64).sqrt()) * self.expected(name)
     }
@@ -262,6 +271,8 @@ mod tests {
         assert_eq!(r.bound("grads.unheard_of", &[64]), r.bound("grads.x", &[64, 64]));
         assert!((r.bound("outputs.x", &[3, 3, 64]) - 4.0 * 0.01f64.hypot(u)).abs() < 1e-9);
         assert_eq!(r.bound("outputs.x", &[]), 8.0 * r.expected("outputs.x"));
+        assert_eq!(r.bound("outputs.grad_x", &[64, 64]), r.bound("grads.x", &[64, 64]));
+        assert_eq!(r.bound("outputs.0.match.gradient.1", &[2, 8, 9]), 8.0 * r.expected("grads.unheard_of"));
         r.samples = 1;
         assert_eq!(r.bound("grads.x", &[64, 64]), 8.0 * r.expected("grads.x"));
     }

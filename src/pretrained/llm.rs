@@ -10,14 +10,15 @@
 
 use crate::files;
 use crate::model::llm::{Family, LlmConfig};
-use crate::nn::Spec;
-use crate::tensor::Tensor;
+use crate::nn::{Spec, Value};
+use crate::tensor::{HalfMatrix, Storage, Tensor};
 use crate::text::llm::LlmTokenizer;
-use crate::weights::{Info, Set};
+use crate::weights::{Dtype, Info, Set};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const OP: &str = "language model";
 const CONFIG: &str = "config.json";
@@ -128,11 +129,23 @@ impl LlmFolder {
             .fix("config.json and the weights are of two models: download the folder again"))
     }
 
-    /// The numbers of a parameter, as the decoder wants them.
-    pub fn value(&self, spec: &Spec) -> Result<Tensor> {
+    /// The numbers of a parameter, as the decoder wants them: in f32, or for a device that stores 16 bits a matrix in the 16 bits that
+    /// its file has.
+    pub fn value(&self, spec: &Spec, in_16_bits: bool) -> Result<Value> {
         self.check(spec)?;
-        let values = self.weights.f32(&self.info(spec)?.name)?;
-        self.config.arranged(&spec.name, Tensor::new(values, &spec.shape)?)
+        let info = self.info(spec)?;
+        let storage = match info.dtype {
+            Dtype::F16 => Some(Storage::F16),
+            Dtype::Bf16 => Some(Storage::BF16),
+            _ => None,
+        };
+        if let (true, Some(storage), &[rows, columns]) = (in_16_bits, storage, &spec.shape[..]) {
+            let bits = self.weights.holder(&info.name)?.halves(&info.name)?;
+            let bits = self.config.rows_arranged(&spec.name, &bits)?.unwrap_or(bits);
+            return Ok(Value::Half(HalfMatrix::stored(storage, Arc::new(Bits(bits)), rows, columns)?));
+        }
+        let values = self.weights.f32(&info.name)?;
+        self.config.arranged(&spec.name, Tensor::new(values, &spec.shape)?).map(Value::Tensor)
     }
 
     /// Its tensors under Hugging Face's names, as the files have them.
@@ -191,6 +204,15 @@ const MADE: [&str; 6] = [
     ".rotary_emb.sin_cached",
     "decoder.version",
 ];
+
+/// A matrix of 16 bits in memory, as bytes.
+pub(super) struct Bits(pub Vec<u16>);
+
+impl AsRef<[u8]> for Bits {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
 
 /// Hugging Face's name of a parameter.
 fn own_name(spec: &Spec) -> &str {

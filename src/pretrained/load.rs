@@ -1,6 +1,6 @@
 //! Parameters from files: where a training, or the use of a model, starts. The rules are in [`crate::weights::start`].
 
-use super::llm::{LlmFolder, is_llm};
+use super::llm::{Bits, LlmFolder, is_llm};
 use crate::nn::{self, Params, Spec, Value};
 use crate::tensor::{DType, HalfMatrix, Tensor};
 use crate::weights::start::{Plan, Want};
@@ -8,15 +8,6 @@ use crate::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// A matrix of f16 in memory, as bytes.
-struct Halves(Vec<u16>);
-
-impl AsRef<[u8]> for Halves {
-    fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0)
-    }
-}
 
 /// What a model asks of files.
 pub fn wants(specs: &[Spec]) -> Vec<Want> {
@@ -29,18 +20,18 @@ pub fn params(specs: Vec<Spec>, plan: &Plan, dtype: DType, seed: u64) -> Result<
     params_with(specs, plan, dtype, seed, None)
 }
 
-/// The same, and behind them the parameters of a language model.
+/// The same, and behind them the parameters of a language model, for a device that stores 16 bits or for one that does not.
 pub fn params_with(
     specs: Vec<Spec>,
     plan: &Plan,
     dtype: DType,
     seed: u64,
-    llm: Option<&LlmFolder>,
+    llm: Option<(&LlmFolder, bool)>,
 ) -> Result<Params> {
     let mut index = 0;
     Params::of_values(specs, |spec| {
-        if let Some(llm) = llm.filter(|_| is_llm(&spec.name)) {
-            return llm.value(spec).map(Value::Tensor);
+        if let Some((llm, in_16_bits)) = llm.filter(|_| is_llm(&spec.name)) {
+            return llm.value(spec, in_16_bits);
         }
         let i = index;
         index += 1;
@@ -50,7 +41,7 @@ pub fn params_with(
         if let (false, &[rows, columns]) = (spec.trained, &spec.shape[..])
             && let Some(halves) = plan.half(i)?
         {
-            return Ok(Value::Half(HalfMatrix::new(Arc::new(Halves(halves)), rows, columns)?));
+            return Ok(Value::Half(HalfMatrix::new(Arc::new(Bits(halves)), rows, columns)?));
         }
         let values = plan.f32(i, |range| initial(spec, i, seed, range))?;
         Ok(Value::Tensor(match dtype {

@@ -61,6 +61,8 @@ pub struct Opening {
     pub train_vit: bool,
     /// Where the language model of a second stage is, in place of where the folder says.
     pub llm: Option<PathBuf>,
+    /// It is for a device that stores 16 bits: a language model's matrices stay in those of their files.
+    pub in_16_bits: bool,
 }
 
 /// A caption of a picture.
@@ -123,7 +125,13 @@ impl Pretrained {
         if let Some(weights) = plan.sets().iter().flat_map(Set::files).find(|f| f.path() == path) {
             parts::check_beside(folder, &json, &tokenizer, weights)?;
         }
-        let params = load::params_with(specs, &plan, DType::F32, 0, llm.as_ref())?;
+        let params = load::params_with(
+            specs,
+            &plan,
+            DType::F32,
+            0,
+            llm.as_ref().map(|llm| (llm, opening.in_16_bits)),
+        )?;
         let second = llm.zip(part).map(|(llm, part)| Second { part, tokenizer: llm.tokenizer });
         let identity = match parts::whole(&metadata, found.as_deref()) {
             Some(identity) => identity,
@@ -269,8 +277,13 @@ impl Pretrained {
 }
 
 /// The parameters of a second stage from a folder of a first (or of a second) one and a language model; what the folder lacks of
-/// the projection begins fresh.
-pub fn second_stage(folder: &Path, specs: Vec<Spec>, llm: &LlmFolder, seed: u64) -> Result<Params> {
+/// the projection begins fresh. For a device that stores 16 bits, or one that does not.
+pub fn second_stage(
+    folder: &Path,
+    specs: Vec<Spec>,
+    (llm, in_16_bits): (&LlmFolder, bool),
+    seed: u64,
+) -> Result<Params> {
     let path = folder.join(MODEL_FILE);
     let weights = Weights::open(&path)?;
     let wanted = weights.metadata().get(VIT_HASH).cloned();
@@ -294,7 +307,7 @@ pub fn second_stage(folder: &Path, specs: Vec<Spec>, llm: &LlmFolder, seed: u64)
             "a second stage begins with a first one, or with a second one for the same language model",
         ));
     }
-    load::params_with(specs, &plan, DType::F32, seed, Some(llm))
+    load::params_with(specs, &plan, DType::F32, seed, Some((llm, in_16_bits)))
 }
 
 /// The sizes of the model in a folder.

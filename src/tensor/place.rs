@@ -111,9 +111,10 @@ impl HalfMatrix {
     /// As a tensor of a device that stores 16 bits; None on the CPU, where it stays what it is.
     pub fn to(&self, device: &Device, storage: Storage) -> Result<Option<Tensor>> {
         let Device::Gpu(gpu) = device else { return Ok(None) };
-        let bytes = gpu.upload("load weights", Storage::F16, self.bytes())?;
+        let own = self.storage();
+        let bytes = gpu.upload("load weights", own, self.bytes())?;
         // From one 16-bit storage to another by way of f32.
-        let bytes = if storage == Storage::F16 { bytes } else { bytes.cast("load weights", Storage::F32)? };
+        let bytes = if storage == own { bytes } else { bytes.cast("load weights", Storage::F32)? };
         Tensor::of_array(bytes.cast("load weights", storage)?, &self.sizes()).map(Some)
     }
 }

@@ -266,9 +266,9 @@ impl Job {
 
     /// Reads the numbers that the job begins with, and refuses a run in the folder that is another's.
     fn begin(self, out: &Path, watch: &dyn Watch) -> Result<Beginning> {
-        let Job { config, corpus, start, length, precision, aim, .. } = self;
+        let Job { config, corpus, start, length, precision, aim, device: at, .. } = self;
         let llm = start.part(&config)?;
-        let (model, params, tokenizer) = start.fill(&config)?;
+        let (model, params, tokenizer) = start.fill(&config, &at)?;
         let vocabulary = tokenizer.fingerprint();
         let settings = state::settings(&config, &corpus, &model.config, length, &vocabulary, precision);
         let mut identity = Identity::new(settings, &params)?;
@@ -292,7 +292,7 @@ impl Job {
                 false => e,
             })?;
             state::check_finite(loaded)?;
-            if let Some(other) = state::other_machine(loaded, &self.device) {
+            if let Some(other) = state::other_machine(loaded, &at) {
                 watch.warn(&format!(
                     "warning: {other}: the last bits of what is computed may differ from those of a run on one machine"
                 ));

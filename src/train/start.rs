@@ -7,7 +7,7 @@ use crate::model::Model;
 use crate::nn::{self, Params, Spec};
 use crate::pretrained::llm::{LlmFolder, LlmPart};
 use crate::pretrained::{self, Opening, Pretrained};
-use crate::tensor::DType;
+use crate::tensor::{DType, Device};
 use crate::text::{Settings, Tokenizer, clean_caption, train_vocabulary};
 use crate::{Error, Result};
 use std::path::Path;
@@ -103,11 +103,11 @@ impl Start {
         Arc::new(move |caption| tokenizer.caption(caption, length))
     }
 
-    /// The model with the numbers it begins with.
-    pub fn fill(self, config: &Config) -> Result<(Model, Params, Arc<Tokenizer>)> {
+    /// The model with the numbers it begins with, in the host's memory, for a device.
+    pub fn fill(self, config: &Config, device: &Device) -> Result<(Model, Params, Arc<Tokenizer>)> {
         match &config.start {
             Some(directory) if self.llm.is_some() => {
-                let params = self.second(directory)?;
+                let params = self.second(directory, device)?;
                 Ok((self.model, params, self.tokenizer))
             }
             Some(directory) => {
@@ -124,9 +124,9 @@ impl Start {
 
     /// The numbers of a second stage: the query side of a first stage's folder (or all of a second's), a projection that begins
     /// fresh unless it is there, and the language model.
-    fn second(&self, directory: &Path) -> Result<Params> {
+    fn second(&self, directory: &Path, device: &Device) -> Result<Params> {
         let llm = self.llm.as_deref().ok_or_else(|| Error::argument("train", "llm", "a folder", "none"))?;
-        pretrained::second_stage(directory, self.specs.clone(), llm, self.seed)
+        pretrained::second_stage(directory, self.specs.clone(), (llm, device.keeps_storages()), self.seed)
     }
 }
 

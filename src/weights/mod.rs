@@ -223,12 +223,12 @@ impl Weights {
         Ok(values)
     }
 
-    /// The bits of a tensor of f16, all of them finite.
+    /// The bits of a tensor of f16 or bf16, all of them finite.
     pub fn halves(&self, name: &str) -> Result<Vec<u16>> {
         let (i, info) = self.find(name)?;
-        if info.dtype != Dtype::F16 {
+        if !matches!(info.dtype, Dtype::F16 | Dtype::Bf16) {
             let got = format!("{} in {name}", info.dtype);
-            return Err(Error::file(source::OP, self.path(), "f16", got));
+            return Err(Error::file(source::OP, self.path(), "f16 or bf16", got));
         }
         let Content::Safetensors(header) = &self.content else {
             let bytes = self.bytes(name)?;

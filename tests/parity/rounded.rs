@@ -55,6 +55,7 @@ fn finds_all(kind: &str, with: bool) {
 fn zeroed_doubled_and_flipped_gradients_are_found() {
     finds_all("stage1", true);
     finds_all("vit", true);
+    finds_all("stage2-llama", true);
 }
 
 #[test]

@@ -208,21 +208,26 @@ fn bound(pass: &Pass, dense: &Dense<Id>) -> Dense<Tensor> {
 impl LlmConfig {
     /// A parameter as its file has it, as the decoder wants it: rows of q, k and v of each head become all of q, all of k, all of v.
     pub fn arranged(&self, name: &str, value: Tensor) -> Result<Tensor> {
-        let [qkv] = self.family.names().qkv else { return Ok(value) };
+        on!(value.dtype(), T => match self.rows_arranged(name, value.data::<T>())? {
+            Some(rows) => Tensor::new(rows, value.shape().sizes()),
+            None => Ok(value),
+        })
+    }
+
+    /// The same of a matrix as it lies in memory; None where it stays as it is.
+    pub fn rows_arranged<T: Copy>(&self, name: &str, all: &[T]) -> Result<Option<Vec<T>>> {
+        let [qkv] = self.family.names().qkv else { return Ok(None) };
         if !name.contains(qkv) {
-            return Ok(value);
+            return Ok(None);
         }
         let (h, d) = (self.heads, self.head_size);
-        let columns = value.len().checked_div(3 * h * d).unwrap_or(0);
-        if columns * 3 * h * d != value.len() {
+        let columns = all.len().checked_div(3 * h * d).unwrap_or(0);
+        if columns * 3 * h * d != all.len() {
             let want = format!("{} rows", 3 * h * d);
-            return Err(Error::argument("language model", name, want, value.shape()));
+            return Err(Error::argument("language model", name, want, format!("{} numbers", all.len())));
         }
         let moved = move |row: usize| ((row / d % h) * 3 + row / (h * d)) * d + row % d;
-        on!(value.dtype(), T => {
-            let all = value.data::<T>();
-            let rows = (0..3 * h * d).flat_map(|row| &all[moved(row) * columns..][..columns]);
-            Tensor::new(rows.copied().collect::<Vec<T>>(), value.shape().sizes())
-        })
+        let rows = (0..3 * h * d).flat_map(|row| &all[moved(row) * columns..][..columns]);
+        Ok(Some(rows.copied().collect()))
     }
 }
