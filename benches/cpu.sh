@@ -30,7 +30,7 @@ for line in open(sys.argv[1]):
     r = json.loads(line)
     runs.setdefault((r["what"] + ", cached" * r["cached"], r["config"], r["batch"]), {}).setdefault(r["side"], []).append(r)
 middle = lambda rs, key: statistics.median(r[key] for r in rs)
-print("| run | qformer s | PyTorch s | ratio | processor s | | ratio | peak GB | | GFLOP/s | of a plain product |")
+print("| run | qformer s | PyTorch s | ratio | processor s | | ratio | peak GB | | GFLOP/s | of a plain matmul |")
 print("|---|---|---|---|---|---|---|---|---|---|---|")
 for (what, config, batch), sides in runs.items():
     q, t = sides["qformer"], sides["torch"]

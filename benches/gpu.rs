@@ -1,5 +1,5 @@
 //! The kernels of a GPU on BLIP-2's shapes, timed by events, the L2 cache overwritten between runs. Criterion keeps the
-//! times; each line before its report says GB/s or TFLOP/s and the share of what a copy or a large product reaches.
+//! times; each line before its report says GB/s or TFLOP/s and the share of what a copy or a large matmul reaches.
 //!
 //! `cargo bench --features cuda --bench gpu`; QFORMER_BENCH_DEVICE names the device (cuda, or host with the tiny sizes),
 //! QFORMER_BENCH_DTYPE f32, f16 or bf16 (default), QFORMER_BENCH_BATCH the batch (128).
@@ -26,9 +26,9 @@ fn bench(c: &mut Criterion) {
     let batch = setting("QFORMER_BENCH_BATCH", "128").parse().expect("a number of pictures");
     let sizes = if emulated { Sizes::tiny() } else { Sizes::full(batch) };
     let copy = kernels::copy_rate(&device, if emulated { 1 << 20 } else { 1 << 30 }).expect("a copy");
-    let product = kernels::product_rate(&device, precision.rest, if emulated { 128 } else { 8192 });
-    let product = product.expect("a product");
-    println!("{}: copy {:.0} GB/s, product {:.1} TFLOP/s", device.name(), copy / 1e9, product / 1e12);
+    let matmul = kernels::matmul_rate(&device, precision.rest, if emulated { 128 } else { 8192 });
+    let matmul = matmul.expect("a matmul");
+    println!("{}: copy {:.0} GB/s, matmul {:.1} TFLOP/s", device.name(), copy / 1e9, matmul / 1e12);
     let mut group = c.benchmark_group("gpu");
     for mut work in kernels::works(&device, precision.rest, sizes, !emulated).expect("memory for the cases") {
         let (bytes, flops, name) = (work.bytes as f64, work.flops as f64, work.name.clone());
@@ -46,8 +46,8 @@ fn bench(c: &mut Criterion) {
             });
         });
         let (b, f) = (bytes / best, flops / best);
-        let share = 100.0 * (b / copy).max(f / product);
-        let of = if b / copy > f / product { "copy" } else { "product" };
+        let share = 100.0 * (b / copy).max(f / matmul);
+        let of = if b / copy > f / matmul { "copy" } else { "matmul" };
         println!("{name}: {:.0} GB/s, {:.1} TFLOP/s, {share:.0} % of {of}", b / 1e9, f / 1e12);
     }
     group.finish();

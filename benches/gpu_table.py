@@ -51,7 +51,7 @@ for mode in ("lavis", "best"):
         kept = ", cached" if r.get("cached") else ""
         print(f"| PyTorch {mode}{kept} | {1e3 * r['step_s']:.1f} | {r['samples_per_s']:.0f} | | | {r.get('peak_gb', r.get('peak_bytes', ''))} |")
 
-print("\n| kernel | us | GB/s | TFLOP/s | of copy or product |\n|---|---|---|---|---|")
+print("\n| kernel | us | GB/s | TFLOP/s | of copy or matmul |\n|---|---|---|---|---|")
 for r in lines("kernels.log"):
     print(f"| {r['kernel']} | {r['microseconds']:.1f} | {r['gb_per_s']:.0f} | {r['tflop_per_s']:.1f} | {100 * r['share_of_limit']:.0f} % |")
 print("\nPyTorch's kernels:\n")

@@ -2,7 +2,7 @@
 //! bench kernels` and `cargo bench` time.
 //!
 //! Bytes are those of one trip of every operand that is read and every result that is written; operations are the 2mnk of
-//! products (attention: of the keys a row sees). A backward is timed alone, behind a forward that is not. Between two runs
+//! matmuls (attention: of the keys a row sees). A backward is timed alone, behind a forward that is not. Between two runs
 //! the L2 cache is overwritten.
 
 use crate::Result;
@@ -161,7 +161,7 @@ pub fn works(gpu: &Gpu, storage: Storage, s: Sizes, flush: bool) -> Result<Vec<W
     let flush = if flush { Some(gpu.array("bench", Storage::U8, FLUSH)?) } else { None };
     let mut b = Bench { gpu: gpu.clone(), storage, flush, works: Vec::new() };
     copies(&mut b, s)?;
-    products(&mut b, s)?;
+    matmuls(&mut b, s)?;
     norms(&mut b, s)?;
     attentions(&mut b, s)?;
     losses(&mut b, s)?;
@@ -179,7 +179,7 @@ fn copies(b: &mut Bench, s: Sizes) -> Result<()> {
     Ok(())
 }
 
-fn products(b: &mut Bench, s: Sizes) -> Result<()> {
+fn matmuls(b: &mut Bench, s: Sizes) -> Result<()> {
     let (rows, t) = (s.batch * s.tokens, b.storage);
     let shapes = [
         ("qkv", rows, 3 * s.vit, s.vit),
@@ -192,7 +192,7 @@ fn products(b: &mut Bench, s: Sizes) -> Result<()> {
     for (name, m, n, k) in shapes {
         let (x, w, bias) = (b.half(&[m, k], 2)?, b.half(&[n, k], 3)?, b.half(&[n], 4)?);
         let bytes = of(t, m, k) + of(t, n, k) + of(t, m, n);
-        b.forward(&format!("product {name} [{m}, {k}] x [{k}, {n}]"), bytes, 2 * m * n * k, move || {
+        b.forward(&format!("matmul {name} [{m}, {k}] x [{k}, {n}]"), bytes, 2 * m * n * k, move || {
             ops::linear(&x, Weight::Dense(&w, Some(&bias)), Options::default())
         });
     }
@@ -206,12 +206,9 @@ fn product_with_gelu(b: &mut Bench, s: Sizes) -> Result<()> {
     let ((m, n, k), t) = ((s.batch * s.tokens, s.vit_mlp, s.vit), b.storage);
     let (x, w, bias) = (b.half(&[m, k], 2)?, b.half(&[n, k], 3)?, b.half(&[n], 4)?);
     let bytes = of(t, m, k) + of(t, n, k) + of(t, m, n);
-    b.forward(
-        &format!("product fc1 [{m}, {k}] x [{k}, {n}] + gelu, tanh"),
-        bytes,
-        2 * m * n * k,
-        move || ops::linear(&x, Weight::Dense(&w, Some(&bias)), Options::gelu(Gelu::Tanh)),
-    );
+    b.forward(&format!("matmul fc1 [{m}, {k}] x [{k}, {n}] + gelu, tanh"), bytes, 2 * m * n * k, move || {
+        ops::linear(&x, Weight::Dense(&w, Some(&bias)), Options::gelu(Gelu::Tanh))
+    });
     Ok(())
 }
 
@@ -308,7 +305,7 @@ fn attention(
     };
     let (forward, constants) = (run.clone(), inputs.clone());
     b.forward(&about, bytes, flops, move || forward(&constants));
-    // Five products of the size of the forward's two; q, k, v, y and dy in, three gradients out.
+    // Five matmuls of the size of the forward's two; q, k, v, y and dy in, three gradients out.
     let bytes = 4 * of(t, rq, c) + 4 * of(t, rk, c);
     b.backward(&format!("{about}, backward"), (bytes, flops * 5 / 2), inputs, run);
     Ok(())
@@ -339,12 +336,12 @@ fn losses(b: &mut Bench, s: Sizes) -> Result<()> {
     Ok(())
 }
 
-/// Operations per second of one large product.
-pub fn product_rate(gpu: &Gpu, storage: Storage, n: usize) -> Result<f64> {
+/// Operations per second of one large matmul.
+pub fn matmul_rate(gpu: &Gpu, storage: Storage, n: usize) -> Result<f64> {
     let device = Device::Gpu(gpu.clone());
     let (x, w) = (noise(&device, storage, &[n, n], 1)?, noise(&device, storage, &[n, n], 2)?);
-    let product = || ops::linear(&x, Weight::Dense(&w, None), Options::default()).map(drop);
-    let best = best(|| gpu.seconds(product))?;
+    let matmul = || ops::linear(&x, Weight::Dense(&w, None), Options::default()).map(drop);
+    let best = best(|| gpu.seconds(matmul))?;
     Ok(2.0 * (n * n * n) as f64 / best)
 }
 

@@ -301,7 +301,7 @@ fn what_cannot_be_done_is_said_before_anything_is_computed() {
     assert!(err.contains("nothere"), "{err}");
 }
 
-/// `--vit-gelu tanh` is a product's end on a GPU: every command that runs a model has it, and none on the CPU.
+/// `--vit-gelu tanh` is a matmul's end on a GPU: every command that runs a model has it, and none on the CPU.
 #[test]
 fn gelu_in_its_tanh_form_is_for_a_gpu() {
     let place = Place::new(9);

@@ -217,7 +217,7 @@ fn a_run_goes_on_by_its_folder_alone_and_its_model_can_be_started_from() {
     nowhere.refused(3, &["nowhere", "qformer convert"]);
 }
 
-/// GELU of a frozen image encoder at the end of its products: a run that began with it goes on with it, and with nothing else.
+/// GELU of a frozen image encoder at the end of its matmuls: a run that began with it goes on with it, and with nothing else.
 #[cfg(feature = "host-kernels")]
 #[test]
 fn a_run_keeps_the_gelu_it_began_with() {

@@ -53,7 +53,7 @@ pub struct Args {
     /// A .txt beside each picture, each line a caption; pictures that have one are skipped. Never written through a link
     #[arg(long, help_heading = "Output")]
     txt: bool,
-    /// The same, in another folder, under the pictures' names
+    /// A .txt for each picture, in another folder, under the pictures' names
     #[arg(long, value_name = "FOLDER", help_heading = "Output")]
     txt_dir: Option<PathBuf>,
     /// Begin anew: replace captions that are already there

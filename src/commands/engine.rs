@@ -59,7 +59,7 @@ pub struct PlaceArgs {
     /// f16, as its weights were published) or bf16-vit (the image encoder, too)
     #[arg(long, value_parser = ["f32", "f16", "bf16", "bf16-vit"], help_heading = "Running")]
     pub dtype: Option<String>,
-    /// GELU of a frozen image encoder on a GPU: exact (LAVIS's), or tanh: at the end of the product, with no kernel of its
+    /// GELU of a frozen image encoder on a GPU: exact (LAVIS's), or tanh: at the end of the matmul, with no kernel of its
     /// own, off by up to 5e-4 per activation
     #[arg(long, default_value = "exact", value_parser = ["exact", "tanh"], help_heading = "Running")]
     pub vit_gelu: String,

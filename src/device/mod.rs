@@ -1,4 +1,4 @@
-//! What computes: the CPU's loops and matrix products, and GPUs: real ones (`cuda`), and the CPU as one, through the
+//! What computes: the CPU's loops and matmuls, and GPUs: real ones (`cuda`), and the CPU as one, through the
 //! emulator (`host`).
 
 pub mod attention;

@@ -76,7 +76,7 @@ impl Layout {
         Layout::build(s, &images, list, rows, last, text, lm)
     }
 
-    /// The same where the keys and values are of `all` images, of which these are the first.
+    /// This layout where the keys and values are of `all` images, of which its own are the first.
     #[must_use = "the layout is changed"]
     pub fn among(mut self, s: Sizes, all: usize) -> Result<Layout> {
         let own: Vec<usize> = (0..self.query_rows / s.queries.max(1)).collect();

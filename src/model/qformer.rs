@@ -248,7 +248,7 @@ impl Words {
         self.transform_norm.forward(pass, &pass.linear_gelu(x, &self.transform)?)
     }
 
-    /// The same of rows that are to be normalised.
+    /// Logits over the vocabulary of rows that are to be normalised.
     pub fn logits(&self, pass: &Pass, x: &Unnormed) -> Result<Tensor> {
         let (_, branch) =
             pass.linear_of(x, [self.transform.weight, self.transform.bias], Some(Gelu::Exact))?;

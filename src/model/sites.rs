@@ -32,7 +32,7 @@ const LAYER: u32 = 8;
 /// The most layers that a pass has sites for: with more, two dropouts would draw the same numbers.
 pub(super) const MAX_LAYERS: usize = ((PAIRS - MERGED - 1) / LAYER) as usize;
 
-/// The same of a language model.
+/// The most layers of a language model that a pass has sites for.
 pub(super) const MAX_LLM_LAYERS: usize = ((VIT - LLM) / LAYER) as usize;
 
 /// The first site of a language model's layer.

@@ -300,7 +300,7 @@ impl Model {
         self.merged_of(pass, keys, tokens.rows().0, (text, trim, n))
     }
 
-    /// The same of tokens that [`Model::normalized`] gave.
+    /// The first pass over tokens that [`Model::normalized`] gave.
     pub(crate) fn merged_normalized(
         &self,
         pass: &Pass,

@@ -144,7 +144,7 @@ impl Model {
         self.second()?.proj.forward(pass, &hidden)
     }
 
-    /// The same from pictures `[B,3,S,S]`; each is computed alone, so that no image's numbers depend on the others.
+    /// The rows that a language model reads, from pictures `[B,3,S,S]`; each is computed alone, so that no image's numbers depend on the others.
     pub fn llm_inputs_of_pictures(&self, params: &Params, image: &Tensor) -> Result<Tensor> {
         let &[count, planes, h, w] = image.shape().sizes() else {
             return Err(Error::argument(OP, "image", "[B, 3, S, S]", image.shape()));

@@ -236,7 +236,7 @@ impl<'a> Pass<'a> {
         self.dropout_of(site, self.drop?.p)
     }
 
-    /// The same with a probability of its own.
+    /// The dropout of a site with a probability of its own, in a pass that drops anything.
     pub fn dropout_of(&self, site: u32, p: f32) -> Option<Dropout> {
         let plan = self.drop.filter(|_| p > 0.0)?;
         let stream = Stream { seed: plan.seed, step: plan.step, site: self.site.wrapping_add(site) };

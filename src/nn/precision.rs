@@ -67,7 +67,7 @@ impl Precision {
     pub fn with_gelu(self, device: &Device, vit_gelu: Gelu) -> Result<Precision> {
         match (device.keeps_storages(), vit_gelu) {
             (false, Gelu::Tanh) => Err(Error::argument("precision", "vit_gelu", "exact on the CPU", "tanh")
-                .fix("it is a product's end on a GPU: --device cuda; leave --vit-gelu out")),
+                .fix("it is a matmul's end on a GPU: --device cuda; leave --vit-gelu out")),
             _ => Ok(Precision { vit_gelu, ..self }),
         }
     }
@@ -96,13 +96,13 @@ impl Precision {
         }
     }
 
-    /// How a GPU stores a parameter, and the copy that products use if that is another.
+    /// How a GPU stores a parameter, and the copy that matmuls use if that is another.
     pub(super) fn stores(self, spec: &Spec) -> (Storage, Option<Storage>) {
-        let products = if spec.dense { self.storage(spec.part) } else { Storage::F32 };
+        let matmuls = if spec.dense { self.storage(spec.part) } else { Storage::F32 };
         if spec.trained {
-            (Storage::F32, Some(products).filter(|s| *s != Storage::F32))
+            (Storage::F32, Some(matmuls).filter(|s| *s != Storage::F32))
         } else {
-            (products, None)
+            (matmuls, None)
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The similarity of pictures and captions: the largest product over a picture's queries.
+//! The similarity of pictures and captions: the largest dot product over a picture's queries.
 //!   a [A*Q,E] (Q rows a picture)   b [T,E]   y [A,T]
 //!   y[i,j] = max_q a[i*Q+q] . b[j];     with q* the first largest: da[i*Q+q*] += dy[i,j] b[j],   db[j] += dy[i,j] a[i*Q+q*]
 //!   Or q* is given [A,T]: then y[i,j] = a[i*Q+q*] . b[j].
@@ -35,7 +35,7 @@ fn sizes(a: &Tensor, b: &Tensor, q: usize) -> Result<(usize, usize, usize, usize
     Ok((ra / q, q, t, e))
 }
 
-/// The query of every picture and caption whose product is the largest, the first of equals: `[A,T]`.
+/// The query of every picture and caption whose dot product is the largest, the first of equals: `[A,T]`.
 pub fn best_queries(a: &Tensor, b: &Tensor, q: usize) -> Result<Vec<u32>> {
     let sizes = sizes(a, b, q)?;
     if let Some(arrays) = arrays(OP, [a, b])? {

@@ -2,7 +2,7 @@
 //! the definition; where the tensors are on a GPU, the kernel of the same name in `kernels/` computes it. What several
 //! check is in `check`, what they need to launch kernels in `gpu`; nothing else is shared.
 //!
-//! Letters: R rows, C columns, N/K of a product, H heads, D head size, V vocabulary, B images, Q queries.
+//! Letters: R rows, C columns, N/K of a matmul, H heads, D head size, V vocabulary, B images, Q queries.
 
 mod adamw;
 mod add;

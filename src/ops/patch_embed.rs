@@ -4,7 +4,7 @@
 
 use super::check::{check_dtype, check_shape};
 use super::gpu::{arrays, column_sum, column_sum_into, gradient, int, same_storage};
-use crate::device::gpu::{Operand, Product};
+use crate::device::gpu::{Matmul, Operand};
 use crate::device::{cpu, gemm::View, gemm::gemm};
 use crate::tensor::{Array, Device, Real, Storage, Tensor, record, record_tensor};
 use crate::{Error, Result, on};
@@ -153,7 +153,7 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
     unsafe { gpu.launch(&format!("patch_embed_planes_{}", storage.name()), (b * g, 1), (128, 1), 0, args) }?;
     let product = gpu.array(OP, storage, b * g * w)?;
     let (rows, columns) = (Operand::rows(&patches, k), Operand::rows(&weight, k).transposed());
-    gpu.product(&Product::of((b * g, w, k), rows, columns, Operand::rows(&product, w)))?;
+    gpu.matmul(&Matmul::of((b * g, w, k), rows, columns, Operand::rows(&product, w)))?;
     let y = gpu.array(OP, Storage::F32, b * (g + 1) * w)?;
     let args = crate::args![&product, &bias, &cls, &pos, &y, int(g), int(w)];
     let kernel = if storage == Storage::F32 { "f32".into() } else { format!("{}_f32", storage.name()) };
@@ -172,7 +172,7 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
                 let x = patches.part(i * g * k..(i + 1) * g * k)?;
                 let (a, b) = (Operand::rows(&d, w).transposed(), Operand::rows(&x, k));
                 let (c, add) = (Operand::rows(dw, k), !fresh || i > 0);
-                gpu.product(&Product::of((w, k, g), a, b, c).added(add))
+                gpu.matmul(&Matmul::of((w, k, g), a, b, c).added(add))
             })
         })?;
         let n = (g + 1) * w;
@@ -183,7 +183,7 @@ fn on_gpu(tensors: [&Tensor; 4], [image, weight, bias, cls, pos]: [Array; 5], z:
     })
 }
 
-/// [B*G, C*P*P]: what each patch's product reads, in the weight's order.
+/// [B*G, C*P*P]: what each patch's matmul reads, in the weight's order.
 fn extract<T: Real>(image: &[T], (b, ch, s, p, side): (usize, usize, usize, usize, usize)) -> Vec<T> {
     let (k, g) = (ch * p * p, side * side);
     let mut out = vec![T::ZERO; b * g * k];

@@ -67,7 +67,7 @@ impl Case {
         Case { off: Some(Off::Rounded(draw, precision)), ..self.clone() }
     }
 
-    /// The same case with every weight moved by a hundredth of itself; another way for every number.
+    /// This case with every weight moved by a hundredth of itself; another way for every number.
     pub fn moved(&self, draw: u64) -> Case {
         Case { off: Some(Off::Moved(draw)), ..self.clone() }
     }
@@ -87,7 +87,7 @@ impl Case {
         serde_json::from_str(text).map_err(|e| wrong(e.to_string()))
     }
 
-    /// The same, or a default where the file has none.
+    /// A JSON value of the metadata, or a default where the file has none.
     pub fn meta_or<T: DeserializeOwned>(&self, key: &str, default: T) -> Result<T> {
         if self.has_meta(key) { self.meta(key) } else { Ok(default) }
     }

@@ -20,7 +20,8 @@ pub fn params(specs: Vec<Spec>, plan: &Plan, dtype: DType, seed: u64) -> Result<
     params_with(specs, plan, dtype, seed, None)
 }
 
-/// The same, and behind them the parameters of a language model, for a device that stores 16 bits or for one that does not.
+/// The numbers of [`params`], and behind them the parameters of a language model, for a device that stores 16 bits or for one that
+/// does not.
 pub fn params_with(
     specs: Vec<Spec>,
     plan: &Plan,

@@ -159,7 +159,7 @@ impl Pretrained {
         Pretrained::save_stage(folder, model, params, (tokenizer, None), vit)
     }
 
-    /// The same of a model that may have a language model, which stays where it is.
+    /// [`Pretrained::save`] of a model that may have a language model, which stays where it is.
     pub fn save_stage(
         folder: &Path,
         model: &Model,

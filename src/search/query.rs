@@ -168,7 +168,7 @@ pub fn search(
     search_keeping(model, index, query, how, top_k, &Kept::new(0))
 }
 
-/// The same; what the image encoder says of pictures that are looked at again is kept, and used where it is there.
+/// [`search`]; what the image encoder says of pictures that are looked at again is kept, and used where it is there.
 pub fn search_keeping(
     model: &Pretrained,
     index: &Index,

@@ -1,4 +1,4 @@
-//! A frozen matrix in half precision, as files have it: it is converted piece by piece inside a product
+//! A frozen matrix in half precision, as files have it: it is converted piece by piece inside a matmul
 //! ([`crate::ops::linear_half`]) and never stands in memory as a whole. It is no [`super::Tensor`], so no other operation
 //! can be given one.
 

@@ -105,7 +105,7 @@ pub fn sum_gradients(
     Ok(())
 }
 
-/// The same of some of them, together.
+/// Adds up some of the gradients, one after the other in one message.
 fn sum_bucket(
     group: &Group,
     params: &Params,

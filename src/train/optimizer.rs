@@ -94,7 +94,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// The same; but nothing changes where the squares are on a GPU and turn out not to be finite. Then call [`AdamW::undo`].
+    /// [`AdamW::step`]; but nothing changes where the squares are on a GPU and turn out not to be finite. Then call [`AdamW::undo`].
     pub fn step_if(
         &mut self,
         params: &mut Params,

@@ -32,7 +32,7 @@ pub struct Rehearsal {
     pub largest_batch: Option<usize>,
     /// Launches of kernels and of matmuls in a step.
     pub launches: u64,
-    pub products: u64,
+    pub matmuls: u64,
 }
 
 /// What the steps of a run have in common; `text` is the length of the longest caption in tokens.
@@ -52,19 +52,19 @@ struct Step {
     peak: u64,
     held: [[usize; 2]; 2],
     launches: u64,
-    products: u64,
+    matmuls: u64,
 }
 
 impl Run<'_> {
     /// Goes through a step. The largest batch is looked for, which takes more of them, if `search`, or if this one is too large.
     pub fn rehearse(&self, memory: Option<u64>, search: bool) -> Result<Rehearsal> {
         let batch = self.config.batch.max(2);
-        let Step { peak, held, launches, products } = self.step(batch)?;
+        let Step { peak, held, launches, matmuls } = self.step(batch)?;
         let largest_batch = match memory {
             Some(memory) if search || peak > memory => self.largest_batch((batch, peak), memory)?,
             _ => None,
         };
-        Ok(Rehearsal { batch, peak, memory, held, largest_batch, launches, products })
+        Ok(Rehearsal { batch, peak, memory, held, largest_batch, launches, matmuls })
     }
 
     /// The largest batch found to fit, at most a hundredth below the largest there is. Memory is about a + b n + c n^2 (a
@@ -130,7 +130,7 @@ impl Run<'_> {
         let counts = device.take_counts();
         let peak = first.peak.max(counts.peak);
         let held = [device.held(), trainer.held_ahead()];
-        Ok(Step { peak, held, launches: counts.launched(), products: counts.multiplied() })
+        Ok(Step { peak, held, launches: counts.launched(), matmuls: counts.multiplied() })
     }
 }
 
@@ -164,7 +164,7 @@ impl fmt::Display for Rehearsal {
             bytes(self.peak),
             self.batch,
             self.launches,
-            self.products
+            self.matmuls
         )?;
         match (self.memory, self.largest_batch) {
             (Some(m), Some(b)) if b >= LARGEST => {

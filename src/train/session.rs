@@ -98,7 +98,7 @@ impl Job {
         Job::prepare_in(&Group::alone(), config, aim, watch)
     }
 
-    /// The same as one of the processes of a group, each of which computes its share of every step.
+    /// [`Job::prepare`] as one of the processes of a group, each of which computes its share of every step.
     pub fn prepare_in(group: &Group, mut config: Config, aim: Aim, watch: &dyn Watch) -> Result<Job> {
         let together = Together { group: group.clone() };
         together.check(&config)?;

@@ -91,7 +91,7 @@ impl Model {
         Ok(sum)
     }
 
-    /// The same with given negatives, whose indices count all samples, and every micro-batch shown with all of its rows: `each` gets
+    /// A step of all processes with given negatives, whose indices count all samples, and every micro-batch shown with all of its rows: `each` gets
     /// its number among those of all processes and what it computed, before its gradient is taken.
     pub fn step_world_given(
         &self,

@@ -187,7 +187,7 @@ impl<'a> Photo<'a> {
         Ok(self.header.orientation.apply(self.squeezed(squeeze)?))
     }
 
-    /// The same photo with its pixels left as they are stored.
+    /// This photo with its pixels left as they are stored.
     #[must_use]
     pub fn as_stored(mut self) -> Self {
         self.header.orientation = Orientation::UPRIGHT;

@@ -2,7 +2,7 @@
 
 use crate::world::World;
 use qformer::device::cards::Card;
-use qformer::device::gpu::{Driver, Gpu, Kernels, Memory, Product};
+use qformer::device::gpu::{Driver, Gpu, Kernels, Matmul, Memory};
 use qformer::device::launch::{Arg, Launch};
 use qformer::{Error, Kind, Result};
 use std::ffi::c_void;
@@ -63,7 +63,7 @@ impl Driver for Named {
     fn load(&self, _: Kernels) -> Result<()> {
         none()
     }
-    fn product(&self, _: &Product) -> Result<()> {
+    fn matmul(&self, _: &Matmul) -> Result<()> {
         none()
     }
     fn synchronize(&self) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The model: configuration, parameters, batches, features, captions
 
 use crate::tiny::{self, error};
-use qformer::device::gpu::{Operand, Product, Storage};
+use qformer::device::gpu::{Matmul, Operand, Storage};
 use qformer::model::{
     Batch, Config, GenerateOptions, Image, Model, Negatives, Profile, Sampling, retrieval_scores,
 };
@@ -289,28 +289,28 @@ fn gelu_of_the_image_encoder() {
 
 /// c cannot be added to and become GELU of the sums.
 #[test]
-fn products() {
+fn matmuls() {
     let gpu = Gpu::open("plan").unwrap();
     let c = gpu.array("test", Storage::F32, 4).unwrap();
     let all = Operand::rows(&c, 2);
-    let product =
-        |add, gelu| error(gpu.product(&Product::of((2, 2, 2), all, all, all).added(add).with_gelu(gelu)));
+    let matmul =
+        |add, gelu| error(gpu.matmul(&Matmul::of((2, 2, 2), all, all, all).added(add).with_gelu(gelu)));
     let refused =
-        "product: gelu: expected a product that replaces c, got f32 [2, 2] x [2, 2], gelu -> f32, added";
-    assert_eq!(product(true, true), refused);
+        "matmul: gelu: expected a matmul that replaces c, got f32 [2, 2] x [2, 2], gelu -> f32, added";
+    assert_eq!(matmul(true, true), refused);
     for (add, gelu) in [(true, false), (false, true), (false, false)] {
-        assert_eq!(product(add, gelu), "no error");
+        assert_eq!(matmul(add, gelu), "no error");
     }
     // Matrices that do not fit into their arrays.
-    let sized = |sizes, a, b, c| error(gpu.product(&Product::of(sizes, a, b, c)));
-    assert_eq!(sized((3, 2, 2), all, all, all), "product: a: expected [3, 2] in rows of 2, got 4 elements");
-    assert_eq!(sized((2, 3, 2), all, all, all), "product: b: expected [2, 3] in rows of 2, got 4 elements");
+    let sized = |sizes, a, b, c| error(gpu.matmul(&Matmul::of(sizes, a, b, c)));
+    assert_eq!(sized((3, 2, 2), all, all, all), "matmul: a: expected [3, 2] in rows of 2, got 4 elements");
+    assert_eq!(sized((2, 3, 2), all, all, all), "matmul: b: expected [2, 3] in rows of 2, got 4 elements");
     assert_eq!(
         sized((1, 2, 1), all, all, Operand::columns(&c, 2, 3)),
-        "product: c: expected [1, 2] in rows of 2, got 1 elements"
+        "matmul: c: expected [1, 2] in rows of 2, got 1 elements"
     );
     assert_eq!(sized((2, 2, 1), Operand::rows(&c, 2).transposed(), all, all), "no error");
     let short = c.part(0..1).unwrap();
-    let with_bias = Product::of((2, 2, 2), all, all, all).with_bias(Some(&short));
-    assert_eq!(error(gpu.product(&with_bias)), "product: bias: expected 2, got 1");
+    let with_bias = Matmul::of((2, 2, 2), all, all, all).with_bias(Some(&short));
+    assert_eq!(error(gpu.matmul(&with_bias)), "matmul: bias: expected 2, got 1");
 }

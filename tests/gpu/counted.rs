@@ -22,7 +22,7 @@ fn a_plan_counts_what_a_step_does() {
             t.step = 0;
             t.step(&[micro(3)]).unwrap();
             let second = gpu.take_counts();
-            assert_eq!(second.products, first.products);
+            assert_eq!(second.matmuls, first.matmuls);
             assert_eq!(second.launches, first.launches);
             assert_eq!(second.allocations, 0, "{name}: memory was asked for in the second step");
             assert!(second.peak > 0);
@@ -60,17 +60,17 @@ fn the_benchmarked_kernels_run() {
 
 /// A profile takes the time of everything that is counted, under the same names.
 #[test]
-fn a_profile_knows_every_kernel_and_product() {
+fn a_profile_knows_every_kernel_and_matmul() {
     let device = device();
     let Device::Gpu(gpu) = &device else { panic!("a CPU") };
     let mut t = trainer(&device, Precision::BF16, Contrast::MicroBatch);
     gpu.take_counts();
     let seconds = gpu.profile(|| t.step(&[micro(3)]).map(drop)).unwrap();
     let counts = gpu.take_counts();
-    let products = counts.products.keys().map(|name| format!("product {name}"));
-    for name in counts.launches.keys().cloned().chain(products) {
+    let matmuls = counts.matmuls.keys().map(|name| format!("matmul {name}"));
+    for name in counts.launches.keys().cloned().chain(matmuls) {
         assert!(seconds.get(&name).is_some_and(|s| *s > 0.0), "no time of {name}");
     }
-    let named = |n: &&String| !n.starts_with("product ") && !counts.launches.contains_key(*n);
+    let named = |n: &&String| !n.starts_with("matmul ") && !counts.launches.contains_key(*n);
     assert!(seconds.keys().filter(named).all(|n| n == "copy" || n == "zero"));
 }

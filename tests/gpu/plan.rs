@@ -1,4 +1,4 @@
-//! A training step of BLIP-2 at its real size, batch 128, counted without a GPU: launches, products, bytes and the peak of
+//! A training step of BLIP-2 at its real size, batch 128, counted without a GPU: launches, matmuls, bytes and the peak of
 //! memory against the stored table. A change that makes a step slower or larger shows here first; one that is wanted is
 //! stored with
 //!
@@ -43,7 +43,7 @@ fn a_step_of_the_real_size_is_as_stored() {
     assert_eq!(now.len(), stored.len());
 }
 
-/// Nothing but the GELUs of the image encoder's 39 blocks is gone where products end with them, and with each of them a read
+/// Nothing but the GELUs of the image encoder's 39 blocks is gone where matmuls end with them, and with each of them a read
 /// and a write of 32,896 rows of 6,144 numbers in 16 bits.
 #[test]
 fn products_that_end_with_gelu_save_its_launches_and_its_bytes() {
@@ -66,8 +66,8 @@ fn products_that_end_with_gelu_save_its_launches_and_its_bytes() {
         let lines = v["kernels"].as_array().unwrap();
         lines.iter().find(|k| k["name"] == name).map_or(0, |k| number(k, "launches"))
     };
-    let product = "product f16 [32896, 1408] x [1408, 6144] + bias";
-    let [plain, ended] = ["", ", gelu"].map(|gelu| format!("{product}{gelu} -> f16"));
+    let matmul = "matmul f16 [32896, 1408] x [1408, 6144] + bias";
+    let [plain, ended] = ["", ", gelu"].map(|gelu| format!("{matmul}{gelu} -> f16"));
     for (step, form, gelus, plains, ends) in [(&exact, "exact", 39, 39, 0), (&tanh, "tanh", 0, 0, 39)] {
         assert_eq!(step["vit_gelu"], form);
         let found = ["gelu_fwd_f16", &plain, &ended].map(|name| launches(step, name));
@@ -122,7 +122,7 @@ fn a_step_of_700_pairs_is_one_that_a_gpu_takes() {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
-/// The arithmetic of a step is the model's: 2mnk of the products that BLIP-2 cannot do without, within what the last
+/// The arithmetic of a step is the model's: 2mnk of the matmuls that BLIP-2 cannot do without, within what the last
 /// layers' unread rows and the heads add. `roofline.py` counts 648.3 GFLOP a pair, 18.7 of them in attention's kernels.
 #[test]
 fn products_are_those_of_the_roofline() {

@@ -7,7 +7,7 @@ use crate::tensor::{Device, Gpu};
 use crate::{Error, Result, kernels};
 use serde::Serialize;
 
-/// Rows of a product that fills a GPU; the emulator's is no GPU.
+/// Rows of a matmul that fills a GPU; the emulator's is no GPU.
 pub(super) fn large(gpu: &Gpu) -> usize {
     if gpu.is_emulated() { 256 } else { 8192 }
 }
@@ -18,7 +18,7 @@ struct Timed<'a> {
     microseconds: f64,
     gb_per_s: f64,
     tflop_per_s: f64,
-    /// Of the rate of a copy, or of a large product: whichever it is nearer to.
+    /// Of the rate of a copy, or of a large matmul: whichever it is nearer to.
     share_of_limit: f64,
     device: &'a str,
     dtype: &'static str,
@@ -34,17 +34,17 @@ pub(super) fn run(args: &Args, (device, precision): &(Device, Precision)) -> Res
         other => return Err(Error::argument("bench kernels", "--config", "full or tiny", other)),
     };
     let emulated = gpu.is_emulated();
-    let (copy, product) = (
+    let (copy, matmul) = (
         kernels::copy_rate(gpu, if emulated { 1 << 20 } else { 1 << 30 })?,
-        kernels::product_rate(gpu, precision.rest, large(gpu))?,
+        kernels::matmul_rate(gpu, precision.rest, large(gpu))?,
     );
     let name = gpu.name();
     if !args.json {
         say!(
-            "{name}, {}: copy {:.0} GB/s, product {:.1} TFLOP/s",
+            "{name}, {}: copy {:.0} GB/s, matmul {:.1} TFLOP/s",
             precision.name(),
             copy / 1e9,
-            product / 1e12
+            matmul / 1e12
         )?;
     }
     for mut work in kernels::works(gpu, precision.rest, sizes, !emulated)? {
@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args, (device, precision): &(Device, Precision)) -> Res
             microseconds: seconds * 1e6,
             gb_per_s: bytes / 1e9,
             tflop_per_s: flops / 1e12,
-            share_of_limit: (bytes / copy).max(flops / product),
+            share_of_limit: (bytes / copy).max(flops / matmul),
             device: &name,
             dtype: precision.name(),
         };
@@ -72,7 +72,7 @@ pub(super) fn run(args: &Args, (device, precision): &(Device, Precision)) -> Res
                 timed.gb_per_s,
                 timed.tflop_per_s,
                 100.0 * timed.share_of_limit,
-                if bytes / copy > flops / product { "copy" } else { "product" }
+                if bytes / copy > flops / matmul { "copy" } else { "matmul" }
             )?;
         }
     }

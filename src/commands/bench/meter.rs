@@ -1,11 +1,11 @@
-//! What `qformer bench` measures: the rate this machine reaches in a plain product, processor time, memory.
+//! What `qformer bench` measures: the rate this machine reaches in a plain matmul, processor time, memory.
 
 use crate::device::gemm::{View, gemm};
 use crate::{Error, Kind, Result};
 use std::time::Instant;
 
-/// The best rate of a few f32 products [1536,768] x [768,3072] on all threads, in operations per second.
-pub fn product_rate() -> f64 {
+/// The best rate of a few f32 matmuls [1536,768] x [768,3072] on all threads, in operations per second.
+pub fn matmul_rate() -> f64 {
     let (m, n, k) = (1536, 3072, 768);
     let fill = |len: usize| (0..len).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect::<Vec<f32>>();
     let (a, b, mut c) = (fill(m * k), fill(n * k), vec![0f32; m * n]);

@@ -30,7 +30,7 @@ use step::Steps;
 ///
 /// `step` is a whole stage-1 training step (image encoder, three losses, backward, AdamW; dropout 0.1), `caption` a batch of
 /// pictures to captions of exactly --text tokens by beam search. Says seconds (the median), processor time, samples/s,
-/// GFLOP/s (2mnk of every matrix product that is computed, nothing else), the share of that in the rate a plain product
+/// GFLOP/s (2mnk of every matmul that is computed, nothing else), the share of that in the rate a plain matmul
 /// reaches on the same threads in the same run, and the peak of memory.
 ///
 /// `data` reads a data set: captions a second, the peak of memory, and with --images pictures a second, read and decoded.
@@ -39,7 +39,7 @@ use step::Steps;
 ///
 /// `--device plan` computes nothing: it counts what a run launches, moves and holds on a GPU, and gives the roofline
 /// time on an H200; `--device plan:CARD` that of another card, which is a prediction. `kernels` times the kernels of a GPU one by one (--device cuda, or host with --config tiny): GB/s or TFLOP/s of the bytes
-/// and operations they cannot do without, and the share of that in what a copy or a large product reaches in the same run.
+/// and operations they cannot do without, and the share of that in what a copy or a large matmul reaches in the same run.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  qformer bench step --config base --batch 8\n  qformer bench caption --config base --batch 1 --json\n  qformer bench kernels --device cuda --batch 128\n  qformer bench step --device plan:rtx-4090 --config full --batch 25\n  qformer bench data --captions captions.json --images photos\n  qformer bench train --config base --captions captions.json --images photos --cache tokens"
@@ -125,7 +125,7 @@ struct Measured {
     device: String,
     dtype: &'static str,
     vit_gelu: &'static str,
-    /// Of a run on a GPU: kernels and products launched, times it was asked for memory, bytes up and down.
+    /// Of a run on a GPU: kernels and matmuls launched, times it was asked for memory, bytes up and down.
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<GpuCounts>,
 }
@@ -317,8 +317,8 @@ fn measure(args: &Args, place: &(Device, Precision), mut f: impl FnMut() -> Resu
     let gpu = if let Device::Gpu(gpu) = &place.0 { Some(gpu) } else { None };
     let rate = || {
         gpu.map_or_else(
-            || Ok(meter::product_rate()),
-            |gpu| crate::kernels::product_rate(gpu, place.1.rest, kernels::large(gpu)),
+            || Ok(meter::matmul_rate()),
+            |gpu| crate::kernels::matmul_rate(gpu, place.1.rest, kernels::large(gpu)),
         )
     };
     let before = rate()?;
@@ -393,9 +393,9 @@ fn print(m: &Measured) -> Result<()> {
     )?;
     say!("  time        {:.3} s (processor {:.3} s)", m.seconds, m.processor_seconds)?;
     say!("  samples     {:.2} per second", m.samples_per_s)?;
-    say!("  arithmetic  {:.1} GFLOP (2mnk of every product), {:.1} GFLOP/s", m.gflop, m.gflop_per_s)?;
+    say!("  arithmetic  {:.1} GFLOP (2mnk of every matmul), {:.1} GFLOP/s", m.gflop, m.gflop_per_s)?;
     say!(
-        "  limit       {:.1} GFLOP/s in a plain product, reached {:.0} %",
+        "  limit       {:.1} GFLOP/s in a plain matmul, reached {:.0} %",
         m.product_gflop_per_s,
         100.0 * m.share_of_limit
     )?;

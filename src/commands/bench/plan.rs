@@ -119,7 +119,7 @@ fn plan(
         microseconds: 1e6 * (l.bytes as f64 / copy).max(l.flops as f64 / rate),
     };
     let mut kernels: Vec<Line> = counts.launches.iter().map(|(name, l)| line(name.clone(), l)).collect();
-    kernels.extend(counts.products.iter().map(|(name, l)| line(format!("product {name}"), l)));
+    kernels.extend(counts.matmuls.iter().map(|(name, l)| line(format!("matmul {name}"), l)));
     let weight = |l: &Line| l.measured.unwrap_or(l.microseconds);
     kernels.sort_by(|a, b| weight(b).total_cmp(&weight(a)).then(a.name.cmp(&b.name)));
     let microseconds: f64 = kernels.iter().map(|k| k.microseconds).sum();
@@ -164,7 +164,7 @@ fn print(p: &Plan) -> Result<()> {
         )?;
     }
     if measured > 0.0 {
-        say!("{:.1} ms in kernels and products", measured / 1e3)?;
+        say!("{:.1} ms in kernels and matmuls", measured / 1e3)?;
     }
     say!(
         "{} launches, {} matmuls, {} copies, {} waits; {:.2} GB moved, {:.1} TFLOP; {:.2} GB at the peak; {} allocations in the first run, {} in the second",

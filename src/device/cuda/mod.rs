@@ -4,24 +4,24 @@
 //! One stream. A kernel that fails does so later, at a call that waits: that error names the kernels launched last, and
 //! with QFORMER_SYNC=1 every launch waits and the kernel is named exactly.
 
+mod matmuls;
 mod open;
 mod opened;
-mod products;
 mod report;
 mod staging;
 
 use super::cards::{self, Card};
-use super::gpu::{Driver, Kernels, Memory, Product, lock};
+use super::gpu::{Driver, Kernels, Matmul, Memory, lock};
 use super::launch::{Arg, Launch};
 use super::running;
 use super::setup::{self, Image};
 use crate::{Error, Kind, Result};
 use cudarc::driver::result::{self as cu, DriverError};
 use cudarc::driver::sys;
+use matmuls::Matmuls;
 pub use open::open;
 use open::{bus_id, unopened};
 use opened::Opened;
-use products::Products;
 pub use report::report;
 use staging::{LARGE, PIECE, Staging};
 use std::collections::VecDeque;
@@ -40,7 +40,7 @@ const MOST_ARGS: usize = 40;
 struct Cuda {
     gpu: Arc<Opened>,
     stream: sys::CUstream,
-    products: Mutex<Products>,
+    matmuls: Mutex<Matmuls>,
     /// The last functions that were launched, and null for a matmul.
     recent: Mutex<VecDeque<usize>>,
     staging: Mutex<Staging>,
@@ -68,7 +68,7 @@ impl Cuda {
         Ok(Cuda {
             gpu,
             stream,
-            products: Mutex::new(Products::new(stream)?),
+            matmuls: Mutex::new(Matmuls::new(stream)?),
             recent: Mutex::default(),
             staging: Mutex::default(),
             waits: std::env::var_os("QFORMER_SYNC").is_some_and(|v| v != "0"),
@@ -84,7 +84,7 @@ impl Cuda {
         let functions = lock(&self.gpu.functions);
         let name =
             |f: &usize| functions.iter().find(|(_, g)| **g as usize == *f).map(|(name, _)| name.as_str());
-        let recent: Vec<&str> = lock(&self.recent).iter().map(|f| name(f).unwrap_or("a product")).collect();
+        let recent: Vec<&str> = lock(&self.recent).iter().map(|f| name(f).unwrap_or("a matmul")).collect();
         failed(operation, e)
             .about(format!("{}; launched last: {}", self.gpu.name, recent.join(", ")))
             .also("with QFORMER_SYNC=1 the kernel that failed is named exactly")
@@ -313,16 +313,16 @@ impl Driver for Cuda {
         Ok(())
     }
 
-    fn product(&self, product: &Product) -> Result<()> {
+    fn matmul(&self, matmul: &Matmul) -> Result<()> {
         self.bind()?;
-        let (m, n, k) = product.sizes;
-        if k == 0 && product.bias.is_none() {
+        let (m, n, k) = matmul.sizes;
+        if k == 0 && matmul.bias.is_none() {
             // A sum of nothing, which the library refuses.
-            let bytes = m * n * product.c.storage.bytes();
-            return if product.add { Ok(()) } else { self.zero(product.c.at, bytes) };
+            let bytes = m * n * matmul.c.storage.bytes();
+            return if matmul.add { Ok(()) } else { self.zero(matmul.c.at, bytes) };
         }
-        lock(&self.products).run(product)?;
-        self.launched(std::ptr::null_mut(), || product.name())
+        lock(&self.matmuls).run(matmul)?;
+        self.launched(std::ptr::null_mut(), || matmul.name())
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -382,7 +382,7 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // The process's primary context stays: other handles may use it, and the driver frees it at exit.
         let _ = self.synchronize();
-        lock(&self.products).close();
+        lock(&self.matmuls).close();
         lock(&self.staging).close();
         // SAFETY: nothing runs any more, and no handle is used again.
         unsafe {

@@ -1,6 +1,6 @@
 //! What was asked of a GPU, counted.
 
-use super::product;
+use super::matmul;
 use std::collections::BTreeMap;
 
 /// What was done since the counts were last taken.
@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 pub struct Counts {
     /// Of every kernel, by its name.
     pub launches: BTreeMap<String, Launches>,
-    /// Matrix products by shape and storages, and the 2mnk of all.
-    pub products: BTreeMap<String, Launches>,
+    /// Matmuls by shape and storages, and the 2mnk of all.
+    pub matmuls: BTreeMap<String, Launches>,
     /// Of matmuls: 2mnk each.
     pub flops: u64,
     /// Copies within the device, and memory set to zero.
@@ -43,22 +43,22 @@ impl Counts {
         self.launches.values().map(|l| l.count).sum()
     }
 
-    /// Matrix products.
+    /// Matmuls.
     pub fn multiplied(&self) -> u64 {
-        self.products.values().map(|l| l.count).sum()
+        self.matmuls.values().map(|l| l.count).sum()
     }
 
-    /// Bytes of all kernels and products.
+    /// Bytes of all kernels and matmuls.
     pub fn moved(&self) -> u64 {
-        self.launches.values().chain(self.products.values()).map(|l| l.bytes).sum()
+        self.launches.values().chain(self.matmuls.values()).map(|l| l.bytes).sum()
     }
 }
 
-/// Counts while they grow: products get their names when somebody asks.
+/// Counts while they grow: matmuls get their names when somebody asks.
 #[derive(Default)]
 pub(super) struct Tally {
     pub counts: Counts,
-    pub products: BTreeMap<product::Kind, Launches>,
+    pub matmuls: BTreeMap<matmul::Kind, Launches>,
 }
 
 impl Launches {

@@ -1,6 +1,6 @@
 //! What a GPU's driver does.
 
-use super::Product;
+use super::Matmul;
 use crate::Result;
 use crate::device::cards::Card;
 use crate::device::launch::{Arg, Launch};
@@ -42,7 +42,7 @@ pub trait Driver: Send + Sync {
     fn computes(&self) -> bool {
         true
     }
-    /// Whether it has the products of warp groups (compute capability 9.0).
+    /// Whether it has the matmuls of warp groups (compute capability 9.0).
     fn has_warp_groups(&self) -> bool {
         true
     }
@@ -99,7 +99,7 @@ pub trait Driver: Send + Sync {
     /// Takes in kernels besides its own, which keep their names.
     fn load(&self, kernels: Kernels) -> Result<()>;
     /// Multiplies matrices.
-    fn product(&self, product: &Product) -> Result<()>;
+    fn matmul(&self, matmul: &Matmul) -> Result<()>;
     /// Waits for everything; what failed meanwhile is an error here.
     fn synchronize(&self) -> Result<()>;
     /// This device, with a stream of its own.

@@ -1,8 +1,8 @@
-//! The driver that runs kernels on the CPU, in the emulator (see `device::emulator`). Matrix products are the CPU's, of
+//! The driver that runs kernels on the CPU, in the emulator (see `device::emulator`). Matmuls are the CPU's, of
 //! operands widened to f32 and rounded to c's storage once, as a GPU's are.
 
 use super::fault::{Call, Fault};
-use super::{Driver, Kernels, Operand, Product, Storage};
+use super::{Driver, Kernels, Matmul, Operand, Storage};
 use crate::device::cpu;
 use crate::device::emulator::{self, Schedule};
 use crate::device::gemm::{View, gemm};
@@ -29,18 +29,18 @@ pub(in crate::device) fn open(number: u64) -> Result<Box<dyn Driver>> {
     Ok(Box::new(Host { schedule: Schedule::numbered(number), number, memory: Arc::default(), fault }))
 }
 
-/// The elements of an operand as f32, with no gaps, as they stand in memory; the product sees [rows, columns].
+/// The elements of an operand as f32, with no gaps, as they stand in memory; the matmul sees [rows, columns].
 fn widen(x: &Operand, rows: usize, columns: usize) -> Vec<f32> {
     let (r, c) = if x.transposed { (columns, rows) } else { (rows, columns) };
     let mut out = Vec::with_capacity(r * c);
     for i in 0..r {
-        // SAFETY: `Product`'s contract: the operand has r rows of `row` elements (the last one of c).
+        // SAFETY: `Matmul`'s contract: the operand has r rows of `row` elements (the last one of c).
         unsafe { read(x.at, x.storage, i * x.row, c, &mut out) };
     }
     out
 }
 
-/// What `widen` read of an operand, as the product sees it.
+/// What `widen` read of an operand, as the matmul sees it.
 fn view<'a>(x: &Operand, data: &'a [f32], (rows, columns): (usize, usize)) -> View<'a, f32> {
     if x.transposed { View::rows(data, rows).transposed() } else { View::rows(data, columns) }
 }
@@ -94,24 +94,24 @@ impl Host {
         self.fault.as_ref().map_or(Ok(()), |fault| fault.check(call, operation))
     }
 
-    /// a, b, and what their product is added to: c or zeros, and the bias.
-    fn operands(&self, p: &Product) -> Result<(Vec<f32>, Vec<f32>, Vec<f32>)> {
+    /// a, b, and what their matmul is added to: c or zeros, and the bias.
+    fn operands(&self, p: &Matmul) -> Result<(Vec<f32>, Vec<f32>, Vec<f32>)> {
         let (m, n, k) = p.sizes;
         let _alone = super::lock(&self.memory);
         for (name, x, rows, columns) in [("a", &p.a, m, k), ("b", &p.b, k, n)] {
             let (rows, columns) = if x.transposed { (columns, rows) } else { (rows, columns) };
             for i in 0..rows {
                 let at = x.at.wrapping_byte_add(i * x.row * x.storage.bytes());
-                emulator::check_written(at, columns * x.storage.bytes(), &format!("product, {name}"))?;
+                emulator::check_written(at, columns * x.storage.bytes(), &format!("matmul, {name}"))?;
             }
         }
         if p.a.storage != p.b.storage {
-            return Err(Error::argument("product", "b", p.a.storage.name(), p.b.storage.name()));
+            return Err(Error::argument("matmul", "b", p.a.storage.name(), p.b.storage.name()));
         }
         let mut c = if p.add { widen(&p.c, m, n) } else { vec![0.0; m * n] };
         if let Some(bias) = p.bias {
             let mut row = Vec::with_capacity(n);
-            // SAFETY: `Product`'s contract.
+            // SAFETY: `Matmul`'s contract.
             unsafe { read(bias, p.c.storage, 0, n, &mut row) };
             c.chunks_exact_mut(n).for_each(|c| c.iter_mut().zip(&row).for_each(|(c, b)| *c += b));
         }
@@ -210,7 +210,7 @@ impl Driver for Host {
     }
 
     /// Memory is held while operands are read and c is written, not in between: the sums wait for threads that may want it.
-    fn product(&self, p: &Product) -> Result<()> {
+    fn matmul(&self, p: &Matmul) -> Result<()> {
         self.check(Call::Matmul, "matmul")?;
         let (m, n, k) = p.sizes;
         let (a, b, mut c) = self.operands(p)?;
@@ -218,7 +218,7 @@ impl Driver for Host {
         let c = if p.gelu { cpu::map(&c, cpu::gelu_tanh) } else { c };
         let _alone = super::lock(&self.memory);
         for (i, row) in c.chunks_exact(n).enumerate() {
-            // SAFETY: `Product`'s contract.
+            // SAFETY: `Matmul`'s contract.
             unsafe { write(p.c.at, p.c.storage, i * p.c.row, row) };
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! A GPU: kernels by name, matrix products, copies, and memory from a pool. Behind it stands a driver: `cuda`, a real one,
+//! A GPU: kernels by name, matmuls, copies, and memory from a pool. Behind it stands a driver: `cuda`, a real one,
 //! `host`, which runs the same kernels on the CPU (feature `host-kernels`), slowly and checked, or `plan`, which only counts.
 //!
 //! Everything runs in one order (a CUDA stream), so memory that is given back may be handed out again at once: what uses
@@ -11,17 +11,17 @@ mod driver;
 mod fault;
 #[cfg(feature = "host-kernels")]
 pub(super) mod host;
+mod matmul;
 pub(super) mod plan;
 mod pool;
-mod product;
 mod slots;
 
 pub use super::storage::Storage;
 pub use array::Array;
 pub use counts::{Counts, Launches};
 pub use driver::{Driver, Kernels, Memory, kernel_headers};
+pub use matmul::{Matmul, Operand};
 pub use pool::Holder;
-pub use product::{Operand, Product};
 pub use slots::{Flight, Mark, Slot, Slots};
 
 use super::cards::Card;
@@ -137,7 +137,7 @@ impl Gpu {
         self.0.driver.computes()
     }
 
-    /// Whether it has the products of warp groups; kernels made for them run without, but are not the fastest there.
+    /// Whether it has the matmuls of warp groups; kernels made for them run without, but are not the fastest there.
     pub fn has_warp_groups(&self) -> bool {
         self.0.driver.has_warp_groups()
     }
@@ -155,9 +155,9 @@ impl Gpu {
     /// Counts so far; they begin again.
     pub fn take_counts(&self) -> Counts {
         let live = lock(&self.0.pool).restart_peak();
-        let Tally { counts, products } = std::mem::take(&mut *lock(&self.0.counts));
-        let products = products.into_iter().map(|(kind, l)| (kind.name(), l)).collect();
-        Counts { peak: live, products, ..counts }
+        let Tally { counts, matmuls } = std::mem::take(&mut *lock(&self.0.counts));
+        let matmuls = matmuls.into_iter().map(|(kind, l)| (kind.name(), l)).collect();
+        Counts { peak: live, matmuls, ..counts }
     }
 
     /// Who holds how much, most first: by the operation that asked for it.
@@ -362,19 +362,19 @@ impl Gpu {
         unsafe { self.launch(kernel, (n.div_ceil(2048), 1), (256, 1), 0, args) }
     }
 
-    /// c = (c +) a b (+ bias), see [`Product`]. An error unless the arrays are long enough.
-    pub fn product(&self, product: &Product) -> Result<()> {
-        product.check()?;
-        let (m, n, k) = product.sizes;
+    /// c = (c +) a b (+ bias), see [`Matmul`]. An error unless the arrays are long enough.
+    pub fn matmul(&self, matmul: &Matmul) -> Result<()> {
+        matmul.check()?;
+        let (m, n, k) = matmul.sizes;
         if m == 0 || n == 0 {
             return Ok(());
         }
         let flops = 2 * (m * n * k) as u64;
         let mut tally = lock(&self.0.counts);
         tally.counts.flops += flops;
-        tally.products.entry(product.kind()).or_default().add(product.bytes(), flops);
+        tally.matmuls.entry(matmul.kind()).or_default().add(matmul.bytes(), flops);
         drop(tally);
-        self.stamped(|| format!("product {}", product.name()), || self.0.driver.product(product))
+        self.stamped(|| format!("matmul {}", matmul.name()), || self.0.driver.matmul(matmul))
     }
 
     /// Takes the time of what `work` asks for, if somebody wants to know.
@@ -389,7 +389,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Seconds on the device of every kernel and product (by its name) that `work` asks this queue for.
+    /// Seconds on the device of every kernel and matmul (by its name) that `work` asks this queue for.
     pub fn profile(&self, work: impl FnOnce() -> Result<()>) -> Result<BTreeMap<String, f64>> {
         *lock(&self.0.stamps) = Some(Vec::new());
         let done = work();

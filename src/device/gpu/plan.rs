@@ -1,7 +1,7 @@
-//! A GPU that computes nothing: memory, launches, products and bytes are counted as on any other, downloads are zeros. It
+//! A GPU that computes nothing: memory, launches, matmuls and bytes are counted as on any other, downloads are zeros. It
 //! tells what a step would take - on a machine without a GPU, in the time that the launches themselves need.
 
-use super::{Driver, Kernels, Memory, Product};
+use super::{Driver, Kernels, Matmul, Memory};
 use crate::Result;
 use crate::device::cards::{self, Card};
 use crate::device::launch::{Arg, Launch};
@@ -124,7 +124,7 @@ impl Driver for Plan {
         launch.check_grid()
     }
 
-    fn product(&self, _product: &Product) -> Result<()> {
+    fn matmul(&self, _matmul: &Matmul) -> Result<()> {
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 
 use super::{Norm, OnGpu, Row, Targets, check_classes, row_gradient, row_loss};
 use crate::device::gemm::{View, gemm};
-use crate::device::gpu::{Operand, Product};
+use crate::device::gpu::{Matmul, Operand};
 use crate::ops::check::check_dtype;
 use crate::ops::gpu::{arrays, column_sum, gradient, same_storage};
 use crate::tensor::{Array, Real, Storage, Tensor, record, record_tensor};
@@ -91,7 +91,7 @@ fn on_gpu(
         let logits = gpu.array(OP, storage, n * v)?;
         let h = rows.part(first * d..(first + n) * d)?;
         let (a, b) = (Operand::rows(&h, d), Operand::rows(weight, d).transposed());
-        gpu.product(&Product::of((n, v, d), a, b, Operand::rows(&logits, v)))?;
+        gpu.matmul(&Matmul::of((n, v, d), a, b, Operand::rows(&logits, v)))?;
         let kernel = OnGpu::new(&logits, &Targets::Classes(&classes[first..first + n], 0.0), (n, v))?;
         kernel.launch(&logits, None, None)?;
         losses.part(first..first + n)?.copy_from(&kernel.losses)?;
@@ -100,7 +100,7 @@ fn on_gpu(
             OnGpu { counted: 1, ..kernel }.launch(&logits, None, Some(&one))?;
             let dh = kept.part(first * d..(first + n) * d)?;
             let (a, b) = (Operand::rows(&logits, v), Operand::rows(weight, d));
-            gpu.product(&Product::of((n, d, v), a, b, Operand::rows(&dh, d)))?;
+            gpu.matmul(&Matmul::of((n, d, v), a, b, Operand::rows(&dh, d)))?;
         }
     }
     let sum = if r == 0 { gpu.zeros(OP, Storage::F32, 1)? } else { column_sum(OP, &losses, r, 1)? };

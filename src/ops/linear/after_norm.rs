@@ -3,9 +3,9 @@
 //!   y = (n gamma + beta) weight^T + bias = n (weight gamma)^T + (bias + weight beta)
 //!   With G = dy^T n and s = sum_R(dy):
 //!   dweight = G gamma + s beta^T;   dbias = s;   dgamma = sum_N(weight G);   dbeta = weight^T s
-//! One product backward instead of two: nothing needs the gradient of n.
+//! One matmul backward instead of two: nothing needs the gradient of n.
 
-use crate::device::gpu::{Operand, Product};
+use crate::device::gpu::{Matmul, Operand};
 use crate::device::{cpu, gemm::View, gemm::gemm};
 use crate::ops::check::{check_dtype, check_shape};
 use crate::ops::gpu::{arrays, column_sum, gradient, gradients_beside, int, same_storage, sum_columns};
@@ -82,12 +82,12 @@ fn on_gpu(
     let y = gpu.array(OP, storage, r * out)?;
     let offset = offset.cast(OP, storage)?;
     let (a, b, c) = (Operand::rows(&n, k), Operand::rows(&folded, k).transposed(), Operand::rows(&y, out));
-    gpu.product(&Product::of((r, out, k), a, b, c).with_bias(Some(&offset)))?;
+    gpu.matmul(&Matmul::of((r, out, k), a, b, c).with_bias(Some(&offset)))?;
     record_tensor(OP, &tensors, Tensor::of_array(y, &[r, out])?, move |dy, grads| {
         let dy = gradient(OP, dy)?.cast(OP, storage)?;
         let g = gpu.array(OP, Storage::F32, out * k)?;
         let (a, b, c) = (Operand::rows(&dy, out).transposed(), Operand::rows(&n, k), Operand::rows(&g, k));
-        gpu.product(&Product::of((out, k, r), a, b, c))?;
+        gpu.matmul(&Matmul::of((out, k, r), a, b, c))?;
         let s = column_sum(OP, &dy, r, out)?;
         let shares = out.div_ceil(64).clamp(1, gpu.blocks());
         let partial = gpu.array(OP, Storage::F32, shares * 2 * k)?;

@@ -5,7 +5,7 @@
 //! forward and one for dx. Attention takes its columns where they are.
 
 use super::{check_linear, weight_gradient};
-use crate::device::gpu::{Operand, Product};
+use crate::device::gpu::{Matmul, Operand};
 use crate::device::{cpu, gemm::View, gemm::gemm};
 use crate::ops::gpu::{arrays, gradient, gradients_beside, same_storage, sum_columns};
 use crate::tensor::{Array, Grads, Real, Tensor, record_tensor};
@@ -53,7 +53,7 @@ pub(super) fn beside(x: &Tensor, layers: [[&Tensor; 2]; 3]) -> Result<Tensor> {
     for run in &runs {
         let (a, b) = (Operand::rows(&x2, k), Operand::rows(&run.weight, k).transposed());
         let c = Operand::columns(&y, 3 * n, run.column);
-        x2.gpu().product(&Product::of((r, run.width, k), a, b, c).with_bias(Some(&run.bias)))?;
+        x2.gpu().matmul(&Matmul::of((r, run.width, k), a, b, c).with_bias(Some(&run.bias)))?;
     }
     record_tensor(OP, &inputs, Tensor::of_array(y, &[r, 3 * n])?, move |dy, grads| {
         let dy = gradient(OP, dy)?.cast(OP, x2.storage())?;
@@ -73,7 +73,7 @@ fn backward(
         for (i, run) in runs.iter().enumerate() {
             let (a, b) = (Operand::columns(dy, 3 * n, run.column), Operand::rows(&run.weight, k));
             let (c, add) = (Operand::rows(dx, k), !fresh || i > 0);
-            gpu.product(&Product::of((r, k, run.width), a, b, c).added(add))?;
+            gpu.matmul(&Matmul::of((r, k, run.width), a, b, c).added(add))?;
         }
         Ok(())
     })?;

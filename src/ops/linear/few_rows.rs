@@ -211,7 +211,7 @@ fn write_dots<T: Real, const M: usize>(out: &mut [T], x: &[T], w: &[T], bias: T)
     }
 }
 
-/// The products of M rows with one, each summed in 32 lanes and then lane by lane in a fixed tree.
+/// The dot products of M rows with one, each summed in 32 lanes and then lane by lane in a fixed tree.
 #[inline(always)]
 fn dots<T: Real, const M: usize>(x: [&[T]; M], w: &[T]) -> [T; M] {
     const LANES: usize = 32;

@@ -1,6 +1,6 @@
 //! A dense layer with a frozen weight in half precision.     x [R,K], a constant   weight [N,K] f16   bias [N]   y [R,N]
 //!   y = x weight^T + bias, computed in x's dtype: the weight is converted by tiles of output columns, turned as the
-//! product wants it, so that it need not be copied once more.
+//! matmul wants it, so that it need not be copied once more.
 
 use crate::device::{cpu, gemm::View, gemm::gemm};
 use crate::ops::check::{check_dtype, check_shape};
@@ -9,7 +9,7 @@ use crate::{Error, Result, on};
 use rayon::prelude::*;
 
 const OP: &str = "linear_half";
-/// Output columns of a tile, which one thread computes: as wide as the widest kernel of a product.
+/// Output columns of a tile, which one thread computes: as wide as the widest kernel of a matmul.
 const TILE: usize = 64;
 /// Terms of the sums that are converted at once: a tile of them stays in a cache.
 const DEPTH: usize = 1536;

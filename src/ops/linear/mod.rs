@@ -11,7 +11,7 @@
 
 use super::check::{check_dtype, check_shape};
 use super::gpu::{arrays, column_sum_into, gradient, same_storage};
-use crate::device::gpu::{Operand, Product};
+use crate::device::gpu::{Matmul, Operand};
 use crate::device::{cpu, gemm::View, gemm::gemm};
 use crate::tensor::{
     Array, Grads, HalfMatrix, Real, Storage, Tensor, constant, constant_tensor, record, record_tensor,
@@ -280,7 +280,7 @@ fn dense_gradients(
 ) -> Result<()> {
     grads.accumulate_array(0, |dx, fresh| {
         let (a, b, c) = (Operand::rows(dy, width), Operand::rows(w, k), Operand::rows(dx, k));
-        dx.gpu().product(&Product::of((r, k, width), a, b, c).added(!fresh))
+        dx.gpu().matmul(&Matmul::of((r, k, width), a, b, c).added(!fresh))
     })?;
     x.map_or(Ok(()), |x| weight_gradient(grads, 1, Operand::rows(dy, width), x, (r, n, k)))
 }
@@ -297,7 +297,7 @@ fn multiply(
         same_storage(OP, "bias", b, x.storage())?;
     }
     let (a, b, c) = (Operand::rows(x, k), Operand::rows(w, k).transposed(), Operand::rows(y, n));
-    x.gpu().product(&Product::of((r, n, k), a, b, c).with_bias(bias).with_gelu(gelu))
+    x.gpu().matmul(&Matmul::of((r, n, k), a, b, c).with_bias(bias).with_gelu(gelu))
 }
 
 fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, n, k): (usize, usize, usize)) -> Vec<T> {
@@ -342,6 +342,6 @@ fn weight_gradient(
             return dw.zero();
         }
         let (a, b, c) = (dy.transposed(), Operand::rows(x, k), Operand::rows(dw, k));
-        x.gpu().product(&Product::of((n, k, r), a, b, c).added(!fresh))
+        x.gpu().matmul(&Matmul::of((n, k, r), a, b, c).added(!fresh))
     })
 }

@@ -230,7 +230,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         |c| name_of(&STORED, &c.cache_dtype), |c, v| { c.cache_dtype = choice(v, &STORED)?; Ok(()) }),
     setting("cache_on_gpu", "", "read the whole cache once and keep it in the GPU's memory",
         |c| json!(c.cache_on_gpu), |c, v| { c.cache_on_gpu = flag(v)?; Ok(()) }),
-    setting("vit_gelu", "", "GELU of a frozen image encoder on a GPU: exact (as LAVIS), or tanh (at the end of the product, off by up to 5e-4)",
+    setting("vit_gelu", "", "GELU of a frozen image encoder on a GPU: exact (as LAVIS), or tanh (at the end of the matmul, off by up to 5e-4)",
         |c| name_of(&GELUS, &c.vit_gelu), |c, v| { c.vit_gelu = choice(v, &GELUS)?; Ok(()) })
         .flag("vit-gelu", FlagKind::Text, "VIT_GELU", "GELU of a frozen image encoder on a GPU: exact (LAVIS's; default), or tanh: at the end of the matmul, with no kernel of its own, off by up to 5e-4 per activation"),
     setting("crop_scale", "", "share of a picture's area that a random crop keeps: [smallest, largest]",

@@ -186,7 +186,7 @@ pub(super) fn makes_object(name: &str) -> bool {
 pub(super) enum Dialect {
     /// `('storage', type, key, location, elements)`
     Zip,
-    /// The same and a view, which must be None.
+    /// `('storage', type, key, location, elements, view)`, whose view must be None.
     Legacy,
     /// Not at all.
     Plain,

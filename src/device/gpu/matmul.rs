@@ -1,4 +1,4 @@
-//! Matrix products, row-major:     c [m,n] = (c +) a [m,k] b [k,n] (+ bias [n]),  or GELU of it
+//! Matmuls, row-major:     c [m,n] = (c +) a [m,k] b [k,n] (+ bias [n]),  or GELU of it
 
 use super::{Array, Storage};
 use crate::{Error, Result};
@@ -54,7 +54,7 @@ impl<'a> Operand<'a> {
 
 /// A matmul of matrices in arrays; sums are in f32 whatever the storages are, those of a and b are the same.
 #[derive(Clone, Copy, Debug)]
-pub struct Product<'a> {
+pub struct Matmul<'a> {
     /// m, n, k
     pub(in crate::device) sizes: (usize, usize, usize),
     pub(in crate::device) a: Operand<'a>,
@@ -66,7 +66,7 @@ pub struct Product<'a> {
     pub(in crate::device) gelu: bool,
 }
 
-/// Sizes and storages of a product: what it has in common with others of its kind.
+/// Sizes and storages of a matmul: what it has in common with others of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Kind {
     sizes: (usize, usize, usize),
@@ -86,29 +86,29 @@ impl Kind {
     }
 }
 
-impl<'a> Product<'a> {
+impl<'a> Matmul<'a> {
     /// c = a b, of m x n x k: no bias, nothing added, no GELU.
-    pub fn of(sizes: (usize, usize, usize), a: Operand<'a>, b: Operand<'a>, c: Operand<'a>) -> Product<'a> {
-        Product { sizes, a, b, c, bias: None, bias_len: 0, add: false, gelu: false }
+    pub fn of(sizes: (usize, usize, usize), a: Operand<'a>, b: Operand<'a>, c: Operand<'a>) -> Matmul<'a> {
+        Matmul { sizes, a, b, c, bias: None, bias_len: 0, add: false, gelu: false }
     }
 
     /// With a bias added to every row, if there is one; it is stored as c is.
     #[must_use]
-    pub fn with_bias(self, bias: Option<&'a Array>) -> Product<'a> {
-        Product { bias: bias.map(Array::pointer), bias_len: bias.map_or(0, Array::len), ..self }
+    pub fn with_bias(self, bias: Option<&'a Array>) -> Matmul<'a> {
+        Matmul { bias: bias.map(Array::pointer), bias_len: bias.map_or(0, Array::len), ..self }
     }
 
     /// Whether it is added to c, or replaces it.
     #[must_use]
-    pub fn added(self, add: bool) -> Product<'a> {
-        Product { add, ..self }
+    pub fn added(self, add: bool) -> Matmul<'a> {
+        Matmul { add, ..self }
     }
 
     /// Whether c becomes GELU, in its tanh form, of the sums (see [`crate::device::cpu::gelu_tanh`]), rounded to c's storage
     /// behind it. Not of one that is added.
     #[must_use]
-    pub fn with_gelu(self, gelu: bool) -> Product<'a> {
-        Product { gelu, ..self }
+    pub fn with_gelu(self, gelu: bool) -> Matmul<'a> {
+        Matmul { gelu, ..self }
     }
 
     /// An error unless the arrays have all elements that it reads or writes.
@@ -117,14 +117,14 @@ impl<'a> Product<'a> {
         for (name, x, r, c) in [("a", &self.a, m, k), ("b", &self.b, k, n), ("c", &self.c, m, n)] {
             if !x.holds(r, c) {
                 let want = format!("[{r}, {c}] in rows of {}", x.row);
-                return Err(Error::argument("product", name, want, format!("{} elements", x.len)));
+                return Err(Error::argument("matmul", name, want, format!("{} elements", x.len)));
             }
         }
         if self.bias.is_some() && self.bias_len < n {
-            return Err(Error::argument("product", "bias", n, self.bias_len));
+            return Err(Error::argument("matmul", "bias", n, self.bias_len));
         }
         if self.gelu && self.add {
-            return Err(Error::argument("product", "gelu", "a product that replaces c", self.name()));
+            return Err(Error::argument("matmul", "gelu", "a matmul that replaces c", self.name()));
         }
         Ok(())
     }

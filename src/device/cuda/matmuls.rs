@@ -1,11 +1,11 @@
-//! Matrix products by cuBLASLt. It thinks in columns: row-major c = a b is, column by column, c^T = b^T a^T with the same
+//! Matmuls by cuBLASLt. It thinks in columns: row-major c = a b is, column by column, c^T = b^T a^T with the same
 //! memory, so `b` goes first, sizes change places, and `transposed` keeps its meaning.
 //!
 //! Sums are in f32 (no TF32: f32 is the oracle), also those of parts. For every shape the library's heuristic is asked once
-//! for an algorithm; where it has none that adds the bias, the bias is written first and the product added to it. GELU is
+//! for an algorithm; where it has none that adds the bias, the bias is written first and the matmul added to it. GELU is
 //! the library's own or an error.
 
-use super::super::gpu::{Operand, Product, Storage};
+use super::super::gpu::{Matmul, Operand, Storage};
 use crate::{Error, Kind, Result};
 use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys as blas;
@@ -44,7 +44,7 @@ struct Plan {
     algorithm: blas::cublasLtMatmulAlgo_t,
 }
 
-pub(super) struct Products {
+pub(super) struct Matmuls {
     handle: blas::cublasLtHandle_t,
     stream: sys::CUstream,
     workspace: sys::CUdeviceptr,
@@ -52,8 +52,8 @@ pub(super) struct Products {
     plans: HashMap<Key, Option<Plan>>,
 }
 
-fn failed(p: &Product, e: CublasError) -> Error {
-    Error::new(Kind::Device, "product").about(p.name()).got(format!("cuBLAS error {:?}", e.0))
+fn failed(p: &Matmul, e: CublasError) -> Error {
+    Error::new(Kind::Device, "matmul").about(p.name()).got(format!("cuBLAS error {:?}", e.0))
 }
 
 fn data_type(storage: Storage) -> blas::cudaDataType {
@@ -70,7 +70,7 @@ fn alignment(at: *mut c_void) -> u32 {
     1 << (at as usize).trailing_zeros().min(8)
 }
 
-fn key(p: &Product) -> Key {
+fn key(p: &Matmul) -> Key {
     let of = |x: &Operand| (x.storage, x.row, x.transposed);
     Key {
         sizes: p.sizes,
@@ -84,22 +84,22 @@ fn key(p: &Product) -> Key {
     }
 }
 
-impl Products {
-    pub fn new(stream: sys::CUstream) -> Result<Products> {
+impl Matmuls {
+    pub fn new(stream: sys::CUstream) -> Result<Matmuls> {
         let none = |e: String| Error::new(Kind::Device, "open cuBLASLt").got(e);
         let handle = lt::create_handle().map_err(|e| none(format!("{:?}", e.0)))?;
         // SAFETY: fails where there is no memory.
         let workspace = unsafe { cu::malloc_sync(WORKSPACE) }.map_err(|e| none(format!("{e:?}")))?;
-        Ok(Products { handle, stream, workspace, plans: HashMap::new() })
+        Ok(Matmuls { handle, stream, workspace, plans: HashMap::new() })
     }
 
-    pub fn run(&mut self, p: &Product) -> Result<()> {
+    pub fn run(&mut self, p: &Matmul) -> Result<()> {
         let unsupported = || failed(p, CublasError(blas::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
         if self.multiply(p).map_err(|e| failed(p, e))? {
             return Ok(());
         }
         if p.gelu {
-            return Err(Error::new(Kind::Device, "product")
+            return Err(Error::new(Kind::Device, "matmul")
                 .about(p.name())
                 .expected("an algorithm of cuBLASLt that ends with GELU")
                 .got("none")
@@ -107,13 +107,13 @@ impl Products {
         }
         let Some(bias) = p.bias.filter(|_| !p.add && p.c.row == p.sizes.1) else { return Err(unsupported()) };
         self.repeat(bias, p)
-            .map_err(|e| Error::new(Kind::Device, "product").about(p.name()).got(format!("{e:?}")))?;
-        let added = Product { bias: None, add: true, ..*p };
+            .map_err(|e| Error::new(Kind::Device, "matmul").about(p.name()).got(format!("{e:?}")))?;
+        let added = Matmul { bias: None, add: true, ..*p };
         if self.multiply(&added).map_err(|e| failed(p, e))? { Ok(()) } else { Err(unsupported()) }
     }
 
     /// Writes the bias to every row of c: to one, then what is written to as many again.
-    fn repeat(&self, bias: *mut c_void, p: &Product) -> Result<(), DriverError> {
+    fn repeat(&self, bias: *mut c_void, p: &Matmul) -> Result<(), DriverError> {
         let (m, n, _) = p.sizes;
         let (row, c) = (n * p.c.storage.bytes(), p.c.at as sys::CUdeviceptr);
         let copy = |to: usize, from, rows: usize| {
@@ -131,7 +131,7 @@ impl Products {
     }
 
     /// Whether the library has an algorithm for it.
-    fn multiply(&mut self, p: &Product) -> Result<bool, CublasError> {
+    fn multiply(&mut self, p: &Matmul) -> Result<bool, CublasError> {
         let key = key(p);
         if !self.plans.contains_key(&key) {
             if self.plans.len() == MOST_PLANS {
@@ -143,7 +143,7 @@ impl Products {
         let Some(Some(plan)) = self.plans.get(&key) else { return Ok(false) };
         let (one, beta) = (1f32, if p.add { 1f32 } else { 0f32 });
         let [b, a, c] = plan.layouts;
-        // SAFETY: the plan's handles are alive, the operands as large as the layouts say (`Product`'s contract).
+        // SAFETY: the plan's handles are alive, the operands as large as the layouts say (`Matmul`'s contract).
         let done = unsafe {
             set_bias(plan.description, p).and_then(|()| {
                 lt::matmul(
@@ -169,7 +169,7 @@ impl Products {
         done.map(|()| true)
     }
 
-    fn plan(&self, p: &Product, key: &Key) -> Result<Option<Plan>, CublasError> {
+    fn plan(&self, p: &Matmul, key: &Key) -> Result<Option<Plan>, CublasError> {
         let (m, n, k) = p.sizes;
         // [rows, columns] as they stand in memory, seen column by column.
         let layout = |x: &Operand, rows: usize, columns: usize| {
@@ -254,7 +254,7 @@ unsafe fn set<T>(
 
 /// # Safety
 /// `description` is alive, and the bias as long as a row of c.
-unsafe fn set_bias(description: blas::cublasLtMatmulDesc_t, p: &Product) -> Result<(), CublasError> {
+unsafe fn set_bias(description: blas::cublasLtMatmulDesc_t, p: &Matmul) -> Result<(), CublasError> {
     let what = blas::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
     match &p.bias {
         // SAFETY: as the caller says.
