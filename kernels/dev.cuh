@@ -332,6 +332,26 @@ template <int N> DEV void drop(const Dropout &d, uint64_t e, float (&v)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) v[i] = w[i] >= d.threshold ? v[i] * d.scale : 0.f;
 }
+// The same; bit i of the result says whether element i is kept.
+template <int N> DEV uint32_t drop_and_tell(const Dropout &d, uint64_t e, float (&v)[N]) {
+    if (d.threshold == 0) return (1u << N) - 1u;
+    float factor[N];
+    uint32_t kept = 0;
+#pragma unroll
+    for (int i = 0; i < N; i++) factor[i] = 1.f;
+    drop(d, e, factor);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        kept |= uint32_t(factor[i] != 0.f) << i;
+        v[i] = factor[i] != 0.f ? v[i] * d.scale : 0.f;
+    }
+    return kept;
+}
+// The same from those bits.
+template <int N> DEV void drop_again(uint32_t kept, float scale, float (&v)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = kept >> i & 1u ? v[i] * scale : 0.f;
+}
 DEV void drop8(const Dropout &d, uint64_t e, float (&v)[8]) { drop(d, e, v); }
 
 // ---- dynamic shared memory, cut into typed arrays (on the host each has gaps around it) --------------------

@@ -4,10 +4,13 @@
 //           dw = sum_N(dy * n);  db = sum_N(dy)
 // shapes    x,y,dx,dy [N,C] T   z,residual,dz,dsum [N,C] R   bias,w,b [C] f32   mean,rstd [N] f32   dwb [2,C] f32: dw, db; add 1: +=
 //           for its own use, null if dwb is: partial [P + ceil(P/17),2,C] f32, counters [ceil(P/17) + 1] u32
-// launch    G = ceil(C/768) warps have a row. block 32 * (8/G * G), grid P, any 1 <= P <= N/(8/G) rounded up: two for every
+// launch    bwd and bwd_whole alike: G = ceil(C/768) warps have a row. block 32 * (8/G * G), grid P, any 1 <= P <= N/(8/G) rounded up: two for every
 //           multiprocessor. dynamic shared 8 * 768 * S * (bytes of a T and of an R), S = 3 if both are of 16 bits, else 2
+// dropout   forward keeps its decisions: kept [N C / U] u8, a bit for each of U = 16 / (bytes of an R) neighbours; bwd_whole reads
+//           them and draws nothing, bwd draws them again.   kept null: nothing is dropped
 // requires  N >= 1, 1 <= C <= 2048; no divisibility or alignment (tail inside).  Null means absent: x, bias, residual, z,
-//           dsum, dx, dwb.   counters are 0 before and after
+//           dsum, dx, dwb, kept.   counters are 0 before and after.   kept and bwd_whole: C <= 768, a multiple of 8; bwd_whole:
+//           dy, z, w, dsum, dz and dx aligned to 16 bytes
 // numerics  sums in f32, two-pass variance, statistics of z as it is stored. The second pass also finds what the rough mean is off
 //           and moves it there: a constant row has a mean that is exact and a variance of 0, which eps alone would blow up. dw and db are summed by warps, blocks, 17 blocks
 //           and then all, each in a fixed order (the last block of them adds up) => deterministic
@@ -27,13 +30,14 @@ template <class A, class B> constexpr int SHARED = WARPS * STAGES<A, B> * STAGE_
 // Which part of which rows a warp has. A lane has U neighbours in every 32 U columns.
 struct Part {
     int lane, warp, of_row, slot, slots, first, columns;  // `slots` rows a block; columns first .. first + columns
-    DEV_METHOD explicit Part(int C) {
+    DEV_METHOD explicit Part(int C, bool one = false) {
         lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) / 32;
         of_row = (C + COLUMNS - 1) / COLUMNS;
         slots = int(blockDim.x) / 32 / of_row;
         slot = warp / of_row;
         first = warp % of_row * COLUMNS;
         columns = min(COLUMNS, C - first);
+        if (one) of_row = 1, first = 0, slot = warp, slots = WARPS, columns = C;  // of warps that have a row each
     }
     // Sums of a whole row; sums_s is free again after another barrier.
     template <int K> DEV_METHOD void total(float (&v)[K], float (&sums_s)[K][WARPS]) const {
@@ -111,7 +115,7 @@ template <class A, class B> struct Rows {
 
 template <class T, class R>
 DEV void forward(const T *x, const float *bias, const R *residual, const float *w, const float *b, R *z, T *y, float *mean,
-                 float *rstd, int N, int C, float eps, const Dropout &dropout) {
+                 float *rstd, uint8_t *kept, int N, int C, float eps, const Dropout &dropout) {
     constexpr int U = 16 / int(sizeof(R)), UNITS = COLUMNS / 32 / U;
     DEV_DYNAMIC_SHARED(shared);
     DEV_SHARED(float, sum_s, [1][WARPS]);
@@ -145,7 +149,10 @@ DEV void forward(const T *x, const float *bias, const R *residual, const float *
 #pragma unroll
                 for (int i = 0; i < U; i++) v[j][i] += more[i];
             }
-            if (x) dev::drop(dropout, at + size_t(c), v[j]);
+            if (x) {
+                const uint32_t bits = dev::drop_and_tell(dropout, at + size_t(c), v[j]);
+                if (kept && inside && c < part.columns) kept[(at + size_t(c)) / U] = uint8_t(bits);
+            }
 #pragma unroll
             for (int i = 0; i < U; i++) v[j][i] += r[i];
             if (z) {  // normalise what is stored: backward reads it
@@ -226,17 +233,19 @@ DEV void sum_blocks(float *partial, float *out, uint32_t *counters, int width, b
     if (groups == 1) sum_rows(rows, 1, width, out, add);
 }
 
-// dw and db of a warp's rows are summed in registers.
-template <class T, class R>
+// dw and db of a warp's rows are summed in registers. ONE: rows are moved in whole pieces, and a warp has a row.
+// Its decisions are in `kept`; else they are drawn.
+template <bool ONE, class T, class R>
 DEV void backward(const T *dy, const R *z, const float *mean, const float *rstd, const float *w, const R *dsum, R *dz, T *dx,
-                  float *dwb, float *partial, uint32_t *counters, int N, int C, bool add, const Dropout &dropout) {
+                  float *dwb, float *partial, uint32_t *counters, int N, int C, bool add, const Dropout &dropout,
+                  const uint8_t *kept) {
     constexpr int U = 16 / int(sizeof(R)), UNITS = COLUMNS / 32 / U;
     DEV_DYNAMIC_SHARED(shared);
     DEV_SHARED(float, sums_s, [2][2][WARPS]);
-    const Part part(C);
+    const Part part(C, ONE);
     dev::Carve carve{shared, 0};
     unsigned char *all_s = dev::take<unsigned char>(carve, SHARED<T, R>);
-    Rows<T, R> rows{part, dy, z, N, C, whole_rows(C, dy, z, w, dsum, dz, dx),
+    Rows<T, R> rows{part, dy, z, N, C, ONE ? true : whole_rows(C, dy, z, w, dsum, dz, dx),
                     all_s + part.warp * (SHARED<T, R> / WARPS)};
     float dw[UNITS][U] = {}, db[UNITS][U] = {};
     const int step = int(gridDim.x) * part.slots, start = int(blockIdx.x) * part.slots + part.slot;
@@ -292,7 +301,11 @@ DEV void backward(const T *dy, const R *z, const float *mean, const float *rstd,
             }
             write(dz + at + c, count, rows.whole, d);
             if (dx) {
-                dev::drop(dropout, at + size_t(c), d);
+                if constexpr (ONE) {
+                    if (kept && count > 0) dev::drop_again(kept[(at + size_t(c)) / U], dropout.scale, d);
+                } else {
+                    dev::drop(dropout, at + size_t(c), d);
+                }
                 write(dx + at + c, count, rows.whole, d);
             }
         }
@@ -321,16 +334,22 @@ DEV void backward(const T *dy, const R *z, const float *mean, const float *rstd,
 
 #define LAYER_NORM(NAME, T, R)                                                                                              \
     DEV_KERNEL_BESIDE(layer_norm_fwd_##NAME, 256, 2, (SHARED<T, R>), const T *x, const float *bias, const R *residual,               \
-               const float *w, const float *b, R *z, T *y, float *mean, float *rstd, int N, int C, float eps,               \
-               uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold, float scale) {                              \
-        forward(x, bias, residual, w, b, z, y, mean, rstd, N, C, eps, Dropout{seed, site, step, threshold, scale});         \
+               const float *w, const float *b, R *z, T *y, float *mean, float *rstd, uint8_t *kept, int N, int C,           \
+               float eps, uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold, float scale) {                   \
+        forward(x, bias, residual, w, b, z, y, mean, rstd, kept, N, C, eps, Dropout{seed, site, step, threshold, scale});   \
     }                                                                                                                       \
     DEV_KERNEL_BESIDE(layer_norm_bwd_##NAME, 256, 2, (SHARED<T, R>), const T *dy, const R *z, const float *mean,                     \
                const float *rstd, const float *w, const R *dsum, R *dz, T *dx, float *dwb, float *partial,                  \
                uint32_t *counters, int N, int C, int add, uint64_t seed, uint32_t site, uint32_t step, uint32_t threshold,  \
                float scale) {                                                                                               \
-        backward(dy, z, mean, rstd, w, dsum, dz, dx, dwb, partial, counters, N, C, add != 0,                                \
-                 Dropout{seed, site, step, threshold, scale});                                                              \
+        backward<false>(dy, z, mean, rstd, w, dsum, dz, dx, dwb, partial, counters, N, C, add != 0,                         \
+                        Dropout{seed, site, step, threshold, scale}, nullptr);                                              \
+    }                                                                                                                       \
+    DEV_KERNEL_BESIDE(layer_norm_bwd_whole_##NAME, 256, 2, (SHARED<T, R>), const T *dy, const R *z, const float *mean,      \
+               const float *rstd, const float *w, const R *dsum, R *dz, T *dx, float *dwb, float *partial,                  \
+               uint32_t *counters, int N, int C, int add, const uint8_t *kept, float scale) {                               \
+        backward<true>(dy, z, mean, rstd, w, dsum, dz, dx, dwb, partial, counters, N, C, add != 0,                          \
+                       Dropout{0, 0, 0, 0, scale}, kept);                                                                   \
     }
 LAYER_NORM(f32, float, float)
 LAYER_NORM(f16, dev::f16, dev::f16)

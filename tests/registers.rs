@@ -40,6 +40,10 @@ const SPILLS: &[(&str, u32)] = &[
     // Heads of 129 to 160 columns, which one family of language models has: 4 of 255 registers, stored once per thread.
     ("attention_bwd_q_f16_d160", 16),
     ("attention_bwd_q_bf16_d160", 16),
+    // A residual stream in f32 of at most 768 columns: f32 alone, the mode of proofs, trains with one. 4 of 128 registers.
+    ("layer_norm_bwd_whole_f32", 16),
+    ("layer_norm_bwd_whole_f16_f32", 16),
+    ("layer_norm_bwd_whole_bf16_f32", 16),
 ];
 
 #[test]

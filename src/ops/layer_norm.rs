@@ -200,6 +200,11 @@ fn share((r, c): (usize, usize), [t, z]: [Storage; 2], blocks: usize) -> (u32, u
     (threads, (8 * 768 * stages * bytes) as u32, r.div_ceil(rows).min(2 * blocks))
 }
 
+/// Whether a warp has a row of so many columns, in whole pieces of 16 bytes.
+fn is_whole(c: usize) -> bool {
+    c <= 768 && c.is_multiple_of(8)
+}
+
 /// The kernel's forward: what it keeps for its backward.
 struct OnGpu {
     y: Array,
@@ -208,6 +213,8 @@ struct OnGpu {
     kernel: String,
     sizes: (usize, usize),
     drop: Option<Dropout>,
+    /// The dropout's decisions, a bit each, where the backward reads them.
+    kept: Option<Array>,
     branch: bool,
 }
 
@@ -239,14 +246,30 @@ impl OnGpu {
         let stats = [gpu.array(OP, Storage::F32, r)?, gpu.array(OP, Storage::F32, r)?];
         let z = if x.is_some() { gpu.array(OP, residual.storage(), r * c)? } else { residual.clone() };
         let written = x.is_some().then_some(&z);
-        let [mean, rstd] = &stats;
+        let bytes = r * c * residual.storage().bytes() / 16;
+        let kept = drop.filter(|_| x.is_some() && is_whole(c)).map(|_| gpu.array(OP, Storage::U8, bytes));
+        let (kept, [mean, rstd]) = (kept.transpose()?, &stats);
         let (n, columns) = (int(r), int(c));
-        let args = crate::args![x, None, &residual, w, b, written, &y, mean, rstd, n, columns, eps as f32];
+        let args = crate::args![
+            x,
+            None,
+            &residual,
+            w,
+            b,
+            written,
+            &y,
+            mean,
+            rstd,
+            kept.as_ref(),
+            n,
+            columns,
+            eps as f32
+        ];
         let args = [args, &drop_args(drop)[..]].concat();
         let (threads, shared, blocks) = share((r, c), [storage, residual.storage()], gpu.blocks());
         // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
         unsafe { gpu.launch(&format!("layer_norm_fwd_{kernel}"), (blocks, 1), (threads, 1), shared, &args) }?;
-        Ok(OnGpu { y, z, stats, kernel, sizes: (r, c), drop, branch: x.is_some() })
+        Ok(OnGpu { y, z, stats, kernel, sizes: (r, c), drop, kept, branch: x.is_some() })
     }
 
     /// The gradients of the rows; those of weight and bias go to these inputs.
@@ -302,11 +325,17 @@ impl OnGpu {
             columns,
             i32::from(add)
         ];
-        let args = [args, &drop_args(self.drop)[..]].concat();
+        let drop = drop_args(self.drop);
+        let moved = [Some(dy), Some(&self.z), Some(w), Some(&found.residual), found.branch.as_ref()];
+        let whole = is_whole(c) && moved.into_iter().flatten().all(|a| a.pointer().addr().is_multiple_of(16));
+        let (form, drop) = match whole {
+            true => ("whole_", [crate::args![self.kept.as_ref()], &drop[4..]].concat()),
+            false => ("", drop.to_vec()),
+        };
+        let args = [args, &drop].concat();
+        let kernel = format!("layer_norm_bwd_{form}{}", self.kernel);
         // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
-        unsafe {
-            gpu.launch(&format!("layer_norm_bwd_{}", self.kernel), (blocks, 1), (threads, 1), shared, &args)
-        }
+        unsafe { gpu.launch(&kernel, (blocks, 1), (threads, 1), shared, &args) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What `qformer caption` writes to, and what lies beside it: other commands, links, pipes, names, files that are no pictures.
 
 use super::captions;
-use super::commands::{Place, json, names};
+use super::commands::{Place, names};
 
 /// Runs a caption command and returns it while it runs.
 fn start(place: &Place, args: &[&str]) -> std::process::Child {

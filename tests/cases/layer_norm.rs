@@ -142,7 +142,19 @@ fn the_end_of_a_sublayer_equals_its_definition_and_differences() {
 /// two goes.
 #[test]
 fn widths_of_the_models_on_kernels() {
-    let sizes = [(3, 768), (2, 1408), (1, 7), (5, 13), (30, 776), (3, 769), (1, 2048), (180, 24), (2400, 3)];
+    let sizes = [
+        (3, 768),
+        (2, 1408),
+        (1, 7),
+        (5, 13),
+        (30, 776),
+        (3, 769),
+        (1, 2048),
+        (180, 24),
+        (2400, 3),
+        (5, 16),
+        (33, 768),
+    ];
     on_kernels_by_turns(
         &[Storage::BF16, Storage::F16, Storage::F32, Storage::BF16],
         (0..).zip(sizes).map(|(n, (r, c))| {
