@@ -1,5 +1,5 @@
-//! Adding pictures to an index: what threads do for each ([`read`]), and what the index's owner makes of it: it looks at the new
-//! ones of a batch together ([`look_at_new`]), and takes them in ([`Added::take`]).
+//! Adds pictures to an index. Threads read each picture ([`read`]); the thread that owns the index computes the features of the new
+//! ones of a batch together ([`look_at_new`]) and stores them ([`Added::take`]).
 //! Pictures that are there unchanged are not read; those that were moved or copied keep their features.
 
 use super::index::{Adopted, Index, Picture};

@@ -23,9 +23,9 @@ use std::path::{Path, PathBuf};
 const AT_ONCE: usize = 64;
 
 impl Index {
-    /// Adds pictures to the index in a folder, which is made if it is not there, and opens it to be searched. `model` was
-    /// opened from the folder `from`. Pictures that are in the index unchanged are not read again; `skipped` is told of those
-    /// that cannot be used.
+    /// Adds pictures to the index in `folder` and opens it for searching; the folder is created where there is none. `model` was
+    /// opened from the folder `from`. Pictures that the index has, and that are unchanged, are not read again. `skipped` gets each
+    /// picture that cannot be used.
     pub fn build(
         folder: &Path,
         (model, from): (&Pretrained, &Path),
