@@ -147,16 +147,17 @@ fn launch(
     let numbers = [r, n, k, parts.len(), usize::from(gelu)];
     args[9..].iter_mut().zip(numbers).for_each(|(arg, number)| *arg = int(number).into());
     let grid = (n.div_ceil(8), parts.len() * r.div_ceil(TILE));
+    let storage = x.storage();
     let (kernel, rows, shared) = match before {
-        None => ("linear_exact", crate::args![x].to_vec(), 0),
+        None => (format!("linear_exact_{}", storage.name()), crate::args![x].to_vec(), 0),
         Some(Before { branch, stream, affine: [weight, bias], eps, .. }) => {
             let rows = crate::args![branch, stream.as_ref(), weight, bias, x, *eps].to_vec();
-            let shared = TILE * (NORMED + 8) * x.storage().bytes();
-            ("linear_exact_norm", rows, u32::try_from(shared).unwrap_or(u32::MAX))
+            let shared = u32::try_from(TILE * (NORMED + 8) * storage.bytes()).unwrap_or(u32::MAX);
+            (format!("linear_exact_norm_{}", storage.name()), rows, shared)
         }
     };
     let threads = if k > 1536 { 384 } else { 256 };
-    let (kernel, args) = (format!("{kernel}_{}", x.storage().name()), [&rows[..], &args].concat());
+    let args = [&rows[..], &args].concat();
     let flops = 2 * r * n * k * parts.len();
     // SAFETY: every array is as long as the kernel's header asks for, which the sizes checked above see to.
     unsafe { x.gpu().multiply(&kernel, grid, ((threads, 1), shared), flops, &args) }

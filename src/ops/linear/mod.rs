@@ -86,7 +86,8 @@ impl Gelu {
 /// How a dense layer is computed; the default is a matmul, and nothing behind it.
 #[derive(Default)]
 pub struct Options<'a> {
-    /// GELU of the layer: [`Gelu::Exact`] where it is batch-invariant, [`Gelu::Tanh`] where it is not. Inputs are constants.
+    /// GELU of the layer. [`Gelu::Exact`] has gradients, unless the layer is batch-invariant. [`Gelu::Tanh`] is for constants, and for
+    /// layers that are not batch-invariant.
     pub gelu: Option<Gelu>,
     /// Each row is summed in an order that does not depend on how many rows there are, so that it has the same bits in any
     /// batch. For few rows. Inputs are constants.
@@ -160,7 +161,21 @@ pub struct Normed<'a> {
 /// [`residual_norm`](super::residual_norm), and then of [`linear`]. Where a GPU has at most 16 rows of at most 768 columns, both are
 /// one kernel. `options` must be batch-invariant, and inputs constants.
 ///
-/// Errors are those of the two.
+/// ```
+/// use qformer::ops::{Normed, Options, Weight, linear_of_norm};
+/// use qformer::tensor::Tensor;
+/// # fn main() -> qformer::Result<()> {
+/// let branch = Tensor::new(vec![1f64, 3.0], &[1, 2])?; // mean 2, variance 1
+/// let [one, zero] = [Tensor::new(vec![1f64, 1.0], &[2])?, Tensor::new(vec![0f64, 0.0], &[2])?];
+/// let norm = Normed { branch: &branch, stream: None, weight: &one, bias: &zero, eps: 0.0, storage: None };
+/// let weight = Tensor::new(vec![2f64, 5.0], &[1, 2])?;
+/// let (x, y) = linear_of_norm(norm, Weight::Dense(&weight, None), Options::batch_invariant())?;
+/// assert_eq!((x.to_f64()?, y.to_f64()?), (vec![-1.0, 1.0], vec![3.0]));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Errors are those of the two. Source: `torch.nn.functional.layer_norm` and `torch.nn.functional.linear`.
 pub fn linear_of_norm(norm: Normed, weight: Weight, options: Options) -> Result<(Tensor, Tensor)> {
     let (_, k) = norm.branch.rows();
     check_shape("layer_norm", "weight", norm.weight, &[k])?;
