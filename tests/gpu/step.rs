@@ -21,7 +21,8 @@ fn recorded_cases() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lavis");
     let mut count = 0;
     let small = ["vit", "stage1", "stage1_ids", "generate", "features", "retrieval", "train"];
-    let others = ["stage1-dropout", "stage1-eps", "vit-eps", "train-adamw"].map(String::from);
+    let others =
+        ["stage1-dropout", "stage1-dropout-whole", "stage1-eps", "vit-eps", "train-adamw"].map(String::from);
     for name in small.iter().map(|kind| format!("{kind}-small")).chain(others) {
         for dtype in ["f32", "f16", "bf16"] {
             let report = parity::run(&folder.join(format!("{name}.safetensors")), &place(dtype)).unwrap();
