@@ -8,6 +8,7 @@
 // aliasing  nothing overlaps
 #include "column_sum.cuh"
 
+namespace {
 template <class T> DEV void sum_rows(const T *x, float *out, float *partial, uint32_t *counters, int N, int C, int stride,
                                  bool accumulate) {
     const column_sum::Share at(N, C);
@@ -15,6 +16,7 @@ template <class T> DEV void sum_rows(const T *x, float *out, float *partial, uin
     column_sum::add_rows(x, C, stride, at.c, at.first, at.last, sum);
     column_sum::finish(sum, out, partial, counters, C, accumulate);
 }
+}  // namespace
 
 #define COLUMN_SUM(NAME, T)                                                                                                \
     DEV_KERNEL(column_sum_##NAME, 256, 0, const T *x, float *out, float *partial, uint32_t *counters, int N, int C,        \

@@ -332,7 +332,7 @@ template <int N> DEV void drop(const Dropout &d, uint64_t e, float (&v)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) v[i] = w[i] >= d.threshold ? v[i] * d.scale : 0.f;
 }
-// The same; bit i of the result says whether element i is kept.
+// drop, and whether element i is kept as bit i of the result.
 template <int N> DEV uint32_t drop_and_tell(const Dropout &d, uint64_t e, float (&v)[N]) {
     if (d.threshold == 0) return (1u << N) - 1u;
     float factor[N];
@@ -347,7 +347,7 @@ template <int N> DEV uint32_t drop_and_tell(const Dropout &d, uint64_t e, float 
     }
     return kept;
 }
-// The same from those bits.
+// drop from those bits.
 template <int N> DEV void drop_again(uint32_t kept, float scale, float (&v)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) v[i] = kept >> i & 1u ? v[i] * scale : 0.f;

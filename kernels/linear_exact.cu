@@ -91,6 +91,13 @@ template <class T> struct Layer {
     bool gelu;
     int tile;
     DEV_METHOD int rows() const { return min(ROWS, R - tile * ROWS); }
+    // This block's of P parts.
+    DEV_METHOD Layer(const T *w0, const T *w1, const T *w2, const T *b0, const T *b1, const T *b2, T *y0, T *y1, T *y2, int R, int N,
+                     int K, int P, int gelu)
+        : R(R), N(N), K(K), gelu(gelu != 0), tile(int(blockIdx.y) / P) {
+        const int p = int(blockIdx.y) % P;
+        w = p == 0 ? w0 : p == 1 ? w1 : w2, bias = p == 0 ? b0 : p == 1 ? b1 : b2, y = p == 0 ? y0 : p == 1 ? y1 : y2;
+    }
 };
 
 // x: the rows of the tile, `pitch` apart
@@ -165,11 +172,8 @@ template <class T> DEV void normalise(const Normed<T> &n, T *x_s, int pitch, int
 #define LINEAR_EXACT(NAME, T)                                                                                              \
     DEV_KERNEL(linear_exact_##NAME, 384, 0, const T *x, const T *w0, const T *w1, const T *w2, const T *b0, const T *b1,   \
                const T *b2, T *y0, T *y1, T *y2, int R, int N, int K, int P, int gelu) {                                   \
-        const int p = int(blockIdx.y) % P, tile = int(blockIdx.y) / P;                                                     \
-        const T *w = p == 0 ? w0 : p == 1 ? w1 : w2, *b = p == 0 ? b0 : p == 1 ? b1 : b2;                                  \
-        T *y = p == 0 ? y0 : p == 1 ? y1 : y2;                                                                             \
-        const Layer<T> layer{w, b, y, R, N, K, gelu != 0, tile};                                                           \
-        const T *rows = x + size_t(tile * ROWS) * size_t(K);                                                               \
+        const Layer<T> layer(w0, w1, w2, b0, b1, b2, y0, y1, y2, R, N, K, P, gelu);                                        \
+        const T *rows = x + size_t(layer.tile * ROWS) * size_t(K);                                                         \
         if (blockDim.x > 256) forward<12>(rows, K, layer);                                                                 \
         else forward<8>(rows, K, layer);                                                                                   \
     }                                                                                                                      \
@@ -177,15 +181,13 @@ template <class T> DEV void normalise(const Normed<T> &n, T *x_s, int pitch, int
                const T *residual, const float *gamma, const float *beta, T *x, float eps, const T *w0, const T *w1,        \
                const T *w2, const T *b0, const T *b1, const T *b2, T *y0, T *y1, T *y2, int R, int N, int K, int P,        \
                int gelu) {                                                                                                 \
-        const int p = int(blockIdx.y) % P, tile = int(blockIdx.y) / P;                                                     \
-        const T *w = p == 0 ? w0 : p == 1 ? w1 : w2, *b = p == 0 ? b0 : p == 1 ? b1 : b2;                                  \
-        T *y = p == 0 ? y0 : p == 1 ? y1 : y2;                                                                             \
-        const Layer<T> layer{w, b, y, R, N, K, gelu != 0, tile};                                                           \
+        const Layer<T> layer(w0, w1, w2, b0, b1, b2, y0, y1, y2, R, N, K, P, gelu);                                        \
         DEV_DYNAMIC_SHARED(shared);                                                                                        \
         dev::Carve carve{shared, 0};                                                                                       \
         const int pitch = (K + 7) / 8 * 8 + 8;                                                                             \
         T *x_s = dev::take<T>(carve, ROWS * pitch);                                                                        \
-        normalise(Normed<T>{z, residual, gamma, beta, x, eps}, x_s, pitch, tile, layer.rows(), K, blockIdx.x == 0 && p == 0); \
+        const bool writes = blockIdx.x == 0 && int(blockIdx.y) % P == 0;                                                   \
+        normalise(Normed<T>{z, residual, gamma, beta, x, eps}, x_s, pitch, layer.tile, layer.rows(), K, writes);           \
         __syncthreads();                                                                                                   \
         forward<8>(static_cast<const T *>(x_s), pitch, layer);                                                             \
     }
