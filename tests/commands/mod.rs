@@ -3,9 +3,9 @@
 
 use qformer::model::llm::LlmConfig;
 use qformer::model::{Config, Model};
-use qformer::nn::Params;
+use qformer::nn::{Params, Spec};
 use qformer::pretrained::Pretrained;
-use qformer::tensor::DType;
+use qformer::tensor::{DType, Tensor};
 use qformer::text::llm::LlmTokenizer;
 use qformer::text::{Settings, Tokenizer};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,16 @@ const WORDS: [&str; 24] = [
 
 pub struct Place {
     pub dir: tempfile::TempDir,
+}
+
+/// Random numbers for a language model of this `config.json`: names, shapes, and what `bits` makes of the numbers.
+pub fn language_model(config: &str, bits: fn(f32) -> [u8; 2]) -> Vec<(String, Vec<usize>, Vec<u8>)> {
+    let (_, specs) =
+        Model::with_llm(Config::tiny(), LlmConfig::from_json(config).unwrap(), 0, false).unwrap();
+    let params = Params::random(specs, DType::F32, 5).unwrap();
+    let own = |spec: &Spec| spec.name.strip_prefix("llm_model.").map(String::from);
+    let numbers = |t: &Tensor| t.to_f32().unwrap().iter().flat_map(|x| bits(8.0 * x)).collect();
+    params.iter().filter_map(|(_, s, t)| Some((own(s)?, s.shape.clone(), numbers(t)))).collect()
 }
 
 impl Place {
@@ -69,21 +79,7 @@ impl Place {
             "num_key_value_heads":2,"intermediate_size":40,"max_position_embeddings":64,"rms_norm_eps":1e-5}}"#
         );
         self.write(&format!("{name}/config.json"), &config);
-        let (_, specs) =
-            Model::with_llm(Config::tiny(), LlmConfig::from_json(&config).unwrap(), 0, false).unwrap();
-        let params = Params::random(specs, DType::F32, 5).unwrap();
-        let all: Vec<(String, Vec<usize>, Vec<u8>)> = (params.iter())
-            .filter(|(_, s, _)| s.name.starts_with("llm_model."))
-            .map(|(_, s, t)| {
-                let bf16 = t
-                    .to_f32()
-                    .unwrap()
-                    .iter()
-                    .flat_map(|x| half::bf16::from_f32(8.0 * x).to_le_bytes())
-                    .collect();
-                (s.name["llm_model.".len()..].to_string(), s.shape.clone(), bf16)
-            })
-            .collect();
+        let all = language_model(&config, |x| half::bf16::from_f32(x).to_le_bytes());
         // Two shards and their index, as large models have them.
         let middle = all.len() / 2;
         let mut index = serde_json::Map::new();

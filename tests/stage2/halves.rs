@@ -2,11 +2,10 @@
 //! those that come by way of f32.
 
 use super::Place;
-use qformer::model::llm::LlmConfig;
 use qformer::model::{Config, Model};
 use qformer::nn::{Params, Precision, Value};
 use qformer::pretrained::llm::LlmFolder;
-use qformer::tensor::{DType, Device, Storage};
+use qformer::tensor::{Device, Storage};
 
 /// A folder of a GPT-NeoX whose q, k and v lie head by head, in f16 and in one file.
 fn gpt_neox(place: &Place, name: &str) {
@@ -17,17 +16,7 @@ fn gpt_neox(place: &Place, name: &str) {
         "intermediate_size":40,"max_position_embeddings":64,"rotary_pct":0.5}}"#
     );
     place.write(&format!("{name}/config.json"), &config);
-    let (_, specs) =
-        Model::with_llm(Config::tiny(), LlmConfig::from_json(&config).unwrap(), 0, false).unwrap();
-    let params = Params::random(specs, DType::F32, 5).unwrap();
-    let all: Vec<(String, Vec<usize>, Vec<u8>)> = (params.iter())
-        .filter(|(_, s, _)| s.name.starts_with("llm_model."))
-        .map(|(_, s, t)| {
-            let f16 =
-                t.to_f32().unwrap().iter().flat_map(|x| half::f16::from_f32(8.0 * x).to_le_bytes()).collect();
-            (s.name["llm_model.".len()..].to_string(), s.shape.clone(), f16)
-        })
-        .collect();
+    let all = super::commands::language_model(&config, |x| half::f16::from_f32(x).to_le_bytes());
     let views = all.iter().map(|(n, s, b)| {
         (n.clone(), safetensors::tensor::TensorView::new(safetensors::Dtype::F16, s.clone(), b).unwrap())
     });
