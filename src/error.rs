@@ -111,7 +111,7 @@ impl Error {
         self
     }
 
-    /// The same, as trouble with the file or folder that says so.
+    /// This error as trouble with the file or folder that says so: its kind, and the path in front of the key.
     #[must_use]
     pub fn in_file(mut self, path: impl AsRef<std::path::Path>) -> Self {
         let path = path.as_ref().display();

@@ -101,14 +101,11 @@ pub(super) fn column_sum_into(
     (r, c): (usize, usize),
     from: usize,
 ) -> Result<()> {
-    if !grads.wants(i) {
-        return Ok(());
-    }
     gradients_beside(op, x.gpu(), grads, (&[i], c), |to, add| sum_columns(op, x, (r, c), from, to, add))
 }
 
 /// Gradients that are made side by side, `len` elements for each of these inputs, in f32: `make(to, add)` writes all of them,
-/// or adds them to those of an earlier use, which lie side by side, too.
+/// or adds them to those of an earlier use, which lie side by side, too. Nothing is made where nobody asks for one.
 pub(super) fn gradients_beside(
     op: &'static str,
     gpu: &Gpu,
@@ -116,6 +113,9 @@ pub(super) fn gradients_beside(
     (inputs, len): (&[usize], usize),
     make: impl FnOnce(&Array, bool) -> Result<()>,
 ) -> Result<()> {
+    if !inputs.iter().any(|i| grads.wants(*i)) {
+        return Ok(());
+    }
     if let Some(all) = grads.joined(inputs).filter(|all| all.storage() == Storage::F32) {
         return make(&all, true);
     }

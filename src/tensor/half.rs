@@ -23,7 +23,7 @@ impl HalfMatrix {
         HalfMatrix::stored(Storage::F16, bytes, rows, columns)
     }
 
-    /// The same of f16 or bf16.
+    /// Little-endian bytes of f16 or bf16, as `storage` says, at an even address.
     pub fn stored(
         storage: Storage,
         bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,

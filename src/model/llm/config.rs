@@ -89,7 +89,7 @@ impl Keys<'_> {
     }
 
     /// None where the key is missing or null.
-    pub fn get(&self, key: &str) -> Option<&'_ Value> {
+    pub fn get(&self, key: &str) -> Option<&Value> {
         self.0.get(key).filter(|v| !v.is_null())
     }
 

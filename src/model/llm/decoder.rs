@@ -214,7 +214,7 @@ impl LlmConfig {
         })
     }
 
-    /// The same of a matrix as it lies in memory; None where it stays as it is.
+    /// The rows of a parameter as the decoder wants them, from its numbers row by row; None where they stay as they are.
     pub fn rows_arranged<T: Copy>(&self, name: &str, all: &[T]) -> Result<Option<Vec<T>>> {
         let [qkv] = self.family.names().qkv else { return Ok(None) };
         if !name.contains(qkv) {

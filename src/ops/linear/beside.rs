@@ -81,9 +81,6 @@ fn backward(
         let part = Operand::columns(dy, 3 * n, i * n);
         weight_gradient(grads, 1 + 2 * i, part, x, (r, n, k))?;
     }
-    if ![2, 4, 6].iter().any(|i| grads.wants(*i)) {
-        return Ok(());
-    }
     gradients_beside(OP, gpu, grads, (&[2, 4, 6], n), |to, add| sum_columns(OP, dy, (r, 3 * n), 0, to, add))
 }
 

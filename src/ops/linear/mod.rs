@@ -184,7 +184,8 @@ pub fn linear_of_norm(norm: Normed, weight: Weight, options: Options) -> Result<
         check_shape("layer_norm", "residual", stream, norm.branch.shape().sizes())?;
     }
     let one_kernel = options.batch_invariant && matches!(weight, Weight::Dense(..) | Weight::Beside(_));
-    if let Some(before) = if one_kernel { few_rows::Before::of(&norm)? } else { None } {
+    let before = if one_kernel { few_rows::Before::of(&norm)? } else { None };
+    if let Some(before) = before {
         let x = before.x.clone();
         let y = layer(&x, weight, options, Some(&before))?;
         return Ok((x, y));
